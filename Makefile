@@ -1,0 +1,45 @@
+# make demo   a simulated scan becomes an image while it runs (about two minutes)
+# make test   lint, types, layers and tests (at most ten minutes on two cores)
+
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-interop test-long lint bench setup clean
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+.venv/interop: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev,interop]'
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/ptycho-stream demo
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest -m 'not interop and not long'
+
+test-interop: .venv/interop
+	$(BIN)/python -m pytest -m interop
+
+test-long: .venv/interop
+	$(BIN)/python -m pytest -m long
+
+bench: .venv/interop
+	$(BIN)/python benchmarks/ingest.py
+	$(BIN)/python benchmarks/live.py
+
+clean:
+	rm -rf .venv build out *.egg-info

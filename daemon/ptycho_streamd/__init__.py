@@ -1,0 +1,1 @@
+"""The ptycho-stream daemon: everything with a socket, a process or a clock."""

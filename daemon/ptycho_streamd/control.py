@@ -1,0 +1,116 @@
+"""The control socket: a ROUTER on which every request is answered, also a damaged one.
+
+The supervisor owns one, polls it, and replies when it has the answer, at once or later; what a
+command does is its business.  Requests arrive here already checked against the command table.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import zmq
+
+from ptycho_stream.errors import ControlError, EndpointError, WireError
+from ptycho_stream.wire import control as wire
+
+MAX_REQUESTS_PER_POLL = 64
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request to be answered with :meth:`ControlServer.reply` or :meth:`ControlServer.fail`.
+
+    ``arguments`` hold every argument of the command, defaults filled in.
+    """
+
+    peer: bytes
+    id: wire.RequestId
+    command: str
+    arguments: dict[str, Any]
+
+
+class ControlServer:
+    """Takes control requests.
+
+    Args:
+        context: of this process.
+        endpoint: to bind, ``control.endpoint`` of the settings.
+
+    Raises:
+        EndpointError: the endpoint cannot be bound.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
+        self.requests_refused = 0
+        self._socket = context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_REQUEST_BYTES)
+        self._socket.setsockopt(zmq.LINGER, 500)
+        try:
+            self._socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            self._socket.close()
+            raise EndpointError(
+                f"cannot bind control.endpoint = {endpoint}: {error.strerror}; another daemon may "
+                "be running: stop it, or set another control.endpoint"
+            ) from error
+
+    @property
+    def socket(self) -> zmq.Socket[bytes]:
+        """To register with a poller for ``POLLIN``."""
+        return self._socket
+
+    def poll(self) -> list[Request]:
+        """Requests that wait; never blocks.  Refused ones are answered here."""
+        requests: list[Request] = []
+        for _ in range(MAX_REQUESTS_PER_POLL):
+            try:
+                peer, *parts = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            # A REQ socket puts an empty part before its message, a DEALER does not.
+            if len(parts) == 2 and not parts[0]:
+                parts = parts[1:]
+            request = self._checked(peer, parts)
+            if request is not None:
+                requests.append(request)
+        return requests
+
+    def reply(self, request: Request, result: Any) -> None:
+        """Answer with ``result``, made of JSON values, numpy scalars and paths."""
+        try:
+            data = wire.encode_result(request.id, result)
+        except (TypeError, NotImplementedError, OverflowError) as error:
+            _log.exception("the result of %s cannot be sent", request.command)
+            self.fail(request, "failed", f"the result of {request.command} cannot be sent: {error}")
+            return
+        self._send(request.peer, data)
+
+    def fail(self, request: Request, code: str, message: str) -> None:
+        """Answer that the request was refused or has failed."""
+        self._send(request.peer, wire.encode_error(request.id, code, message))
+
+    def close(self) -> None:
+        """Give the socket back."""
+        self._socket.close()
+
+    def _checked(self, peer: bytes, parts: list[bytes]) -> Request | None:
+        data = parts[0] if parts else b""
+        try:
+            if len(parts) != 1:
+                raise ControlError("bad_request", f"a request has one part, not {len(parts)}")
+            request = wire.decode_request(data)
+        except (WireError, ControlError) as error:
+            code = error.code if isinstance(error, ControlError) else "bad_request"
+            self.requests_refused += 1
+            _log.warning("control request refused (%s): %s", code, error)
+            self._send(peer, wire.encode_error(wire.salvage_id(data), code, str(error)))
+            return None
+        return Request(peer, request.id, request.command, request.arguments)
+
+    def _send(self, peer: bytes, data: bytes) -> None:
+        # A ROUTER drops what is meant for a client that has gone; nobody waits for it any more.
+        self._socket.send_multipart([peer, data], zmq.NOBLOCK)

@@ -1,0 +1,373 @@
+"""The publisher of results: image updates over XPUB, and snapshots over the resync ROUTER.
+
+The reconstruct process owns one and drives it from its loop: :meth:`Publisher.publish` when there
+is something new, :meth:`Publisher.serve` whenever its sockets are readable and at least each
+second.  Nothing here ever blocks: what a slow subscriber cannot take is dropped for it alone, and
+it gets what it missed from the resync socket.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import zmq
+from numpy.typing import NDArray
+
+from ptycho_stream.errors import EndpointError, WireError
+from ptycho_stream.results import ImageState, Tile, TileKey
+from ptycho_stream.settings import ResultSettings
+from ptycho_stream.wire import results as wire
+
+BEACON_INTERVAL_S = 1.0
+# A peer that asks more often than this is told to wait; with MAX_UPDATE_BYTES it bounds what one
+# peer can take to about 80 MB/s.
+MIN_RESYNC_INTERVAL_S = 0.05
+MAX_REQUESTS_PER_SERVE = 16
+MAX_PEERS = 1024
+MAX_REQUEST_BYTES = 32 << 20
+# Final images of scans before the newest stay within reach of clients that come a little late.
+KEPT_FINAL_IMAGES = 4
+KEPT_FINAL_BYTES = 256 << 20
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PublishReport:
+    """What one call of :meth:`Publisher.publish` sent; ``messages`` is 0 if nothing was new."""
+
+    seq: int
+    messages: int
+    tiles: int
+    frames: int
+    bytes: int
+    sent_monotonic_ns: int
+
+
+@dataclass(slots=True)
+class _Sent:
+    """What subscribers of the present image were sent."""
+
+    image: ImageState
+    versions: dict[TileKey, int]
+    frames: int
+    probe_version: int
+
+    def continues_in(self, image: ImageState) -> bool:
+        """Whether ``image`` is a later moment of the same image."""
+        same = _identity(image) == _identity(self.image)
+        return same and image.frame_numbers.size >= self.frames
+
+
+class Publisher:
+    """Sends images to any number of subscribers and answers those that missed something.
+
+    Args:
+        context: of this process.
+        results: endpoints and the budget of bytes that may wait for a slow subscriber.
+        epoch: names this run of the daemon; a suffix of its own makes it unique to this publisher,
+            because sequence numbers and tile versions start again with it.
+
+    Raises:
+        EndpointError: an endpoint cannot be bound.
+    """
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], results: ResultSettings, epoch: str
+    ):
+        self.epoch = f"{epoch}.{secrets.token_hex(4)}"
+        self.seq = 0
+        self.subscribers = 0
+        self.resyncs = 0
+        self._last: _Sent | None = None
+        self._finals: OrderedDict[str, _Sent] = OrderedDict()
+        self._answered_s: OrderedDict[bytes, float] = OrderedDict()
+        self._beacon_due_s = 0.0
+        self._xpub = context.socket(zmq.XPUB)
+        self._router = context.socket(zmq.ROUTER)
+        try:
+            # XPUB_VERBOSER: without it a second subscriber of a topic, and its leaving, go unseen.
+            self._xpub.setsockopt(zmq.XPUB_VERBOSER, 1)
+            messages = max(1, results.queue_bytes // wire.MAX_UPDATE_BYTES)
+            self._xpub.setsockopt(zmq.SNDHWM, messages)
+            self._router.setsockopt(zmq.SNDHWM, 2)
+            self._router.setsockopt(zmq.RCVHWM, MAX_REQUESTS_PER_SERVE)
+            self._router.setsockopt(zmq.MAXMSGSIZE, MAX_REQUEST_BYTES)
+            # A final image must still leave when the process stops right after sending it.
+            self._xpub.setsockopt(zmq.LINGER, 500)
+            self._router.setsockopt(zmq.LINGER, 0)
+            _bind(self._xpub, results.endpoint, "results.endpoint")
+            _bind(self._router, results.resync_endpoint, "results.resync_endpoint")
+        except EndpointError:
+            self.close()
+            raise
+
+    @property
+    def sockets(self) -> tuple[zmq.Socket[bytes], ...]:
+        """To register with a poller for ``POLLIN``; :meth:`serve` handles what comes."""
+        return self._xpub, self._router
+
+    def publish(self, image: ImageState) -> PublishReport:
+        """Send what is new in ``image`` since the last call; cheap if nothing is.
+
+        ``image`` and its arrays are kept and sent without a copy: they must not change any more.
+        """
+        before = self._last
+        if before is not None and image is before.image:
+            return self._nothing_sent()
+        continued = before if before is not None and before.continues_in(image) else None
+        if continued is None:
+            self._begin(before, image)
+            sent, tiles, probe = _Sent(image, {}, 0, 1), dict(image.tiles), True
+        else:
+            probe = not _same_array(image.probe, continued.image.probe)
+            versions = continued.versions
+            sent = _Sent(image, versions, continued.frames, continued.probe_version + probe)
+            tiles = {
+                k: tile for k, tile in image.tiles.items() if tile.version > versions.get(k, 0)
+            }
+        self._last = sent
+        frames = image.frame_numbers.size - sent.frames
+        if continued is not None and not (tiles or frames or probe):
+            if _same_words(image, continued.image):
+                return self._nothing_sent()
+        messages = size = 0
+        for update in _updates(sent, tiles, sent.frames, probe):
+            self.seq += 1
+            update = replace(update, epoch=self.epoch, seq=self.seq)
+            size += self._send(wire.IMAGE_TOPIC + image.scan_id.encode(), wire.encode_image(update))
+            messages += 1
+        sent.frames += frames
+        sent.versions.update((key, tile.version) for key, tile in tiles.items())
+        if before is None or _stage(before.image) != _stage(image):
+            self._notice(image)
+        return PublishReport(self.seq, messages, len(tiles), frames, size, time.monotonic_ns())
+
+    def _nothing_sent(self) -> PublishReport:
+        return PublishReport(self.seq, 0, 0, 0, 0, time.monotonic_ns())
+
+    def _begin(self, before: _Sent | None, image: ImageState) -> None:
+        """Prepare for an image that does not continue the one before."""
+        if before is None:
+            return
+        if _identity(before.image) == _identity(image):
+            # The same image with fewer frames was built anew: what clients have is void, and only
+            # a new epoch tells them so.
+            self.epoch = f"{self.epoch.rsplit('.', 1)[0]}.{secrets.token_hex(4)}"
+        elif before.image.final:
+            self._keep_final(before)
+
+    def serve(self) -> int:
+        """Answer waiting requests and send the beacon if it is due; never waits.
+
+        Returns:
+            The number of messages taken from the sockets.
+        """
+        taken = self._take_subscriptions()
+        for _ in range(MAX_REQUESTS_PER_SERVE):
+            try:
+                peer, *parts = self._router.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            self._reply(peer, self._answer(peer, parts))
+            taken += 1
+        if time.monotonic() >= self._beacon_due_s:
+            self._beacon()
+        return taken
+
+    def close(self) -> None:
+        """Give the sockets back."""
+        self._xpub.close()
+        self._router.close()
+
+    def _take_subscriptions(self) -> int:
+        taken = 0
+        while True:
+            try:
+                notice = self._xpub.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return taken
+            taken += 1
+            # Anything but a subscription (1) or its end (0) is a stranger's message.
+            if notice[1:] in (wire.BEACON_TOPIC, b"") and notice[:1] in (b"\0", b"\1"):
+                self.subscribers += 1 if notice[0] else -1
+                # The newcomer need not wait a second to learn what there is.
+                self._beacon_due_s = min(self._beacon_due_s, time.monotonic() + 0.02)
+
+    def _beacon(self) -> None:
+        last = self._last.image if self._last else None
+        self._beacon_due_s = time.monotonic() + BEACON_INTERVAL_S
+        beacon = wire.Beacon(
+            epoch=self.epoch,
+            seq=self.seq,
+            scan_id=last.scan_id if last else "",
+            generation=last.generation if last else 0,
+            state=last.state if last else "",
+            sent_ns=time.time_ns(),
+        )
+        self._send(wire.BEACON_TOPIC, wire.encode(beacon))
+
+    def _notice(self, image: ImageState) -> None:
+        notice = wire.ScanNotice(
+            epoch=self.epoch,
+            scan_id=image.scan_id,
+            state=image.state,
+            final=image.final,
+            sent_ns=time.time_ns(),
+            counts=dict(image.counts),
+        )
+        self._send(wire.SCAN_TOPIC + image.scan_id.encode(), wire.encode(notice))
+
+    def _answer(self, peer: bytes, parts: list[bytes]) -> wire.Parts:
+        try:
+            request = wire.decode_resync(parts)
+        except WireError as error:
+            _log.warning("resync request refused: %s", error)
+            return self._refuse(None, "bad_request", str(error))
+        now = time.monotonic()
+        wait_s = self._answered_s.get(peer, 0.0) + MIN_RESYNC_INTERVAL_S - now
+        if wait_s > 0:
+            return self._refuse(request.id, "busy", "asked again too soon", wait_s)
+        self._answered_s[peer] = now
+        self._answered_s.move_to_end(peer)
+        while len(self._answered_s) > MAX_PEERS:
+            self._answered_s.popitem(last=False)
+        held = self._held(request.wanted_scan_id)
+        if held is None:
+            if self._last is None:
+                return self._refuse(request.id, "empty", "there is no image yet")
+            wanted = request.wanted_scan_id
+            return self._refuse(request.id, "unknown_scan", f"no image of scan {wanted} is held")
+        self.resyncs += 1
+        return wire.encode_image(replace(self._newer(held, request), reply_to=request.id))
+
+    def _newer(self, held: _Sent, request: wire.ResyncRequest) -> wire.ImageUpdate:
+        """The first message of what ``request`` lacks; its ``more`` makes the client ask again."""
+        image = held.image
+        same = (request.epoch, request.scan_id, request.generation) == (
+            self.epoch,
+            image.scan_id,
+            image.generation,
+        )
+        has = {(ty, tx): version for ty, tx, version in request.tiles} if same else {}
+        tiles = {k: tile for k, tile in image.tiles.items() if tile.version > has.get(k, 0)}
+        probe = not same or request.probe_version != held.probe_version
+        first_frame = min(request.frames, held.frames) if same else 0
+        update = next(_updates(held, tiles, max(first_frame, 0), probe))
+        return replace(update, epoch=self.epoch, seq=self.seq)
+
+    def _held(self, scan_id: str | None) -> _Sent | None:
+        last = self._last
+        if scan_id is None or (last is not None and last.image.scan_id == scan_id):
+            return last
+        return self._finals.get(scan_id)
+
+    def _refuse(
+        self, reply_to: int | None, reason: str, message: str, retry_s: float = 0.0
+    ) -> wire.Parts:
+        refusal = wire.Refusal(
+            reply_to=reply_to,
+            epoch=self.epoch,
+            reason=reason,
+            message=message,
+            newest_scan_id=self._last.image.scan_id if self._last else "",
+            retry_s=retry_s,
+        )
+        return wire.encode(refusal)
+
+    def _keep_final(self, sent: _Sent) -> None:
+        self._finals[sent.image.scan_id] = sent
+        while len(self._finals) > 1 and (
+            len(self._finals) > KEPT_FINAL_IMAGES
+            or sum(_size_bytes(kept.image) for kept in self._finals.values()) > KEPT_FINAL_BYTES
+        ):
+            self._finals.popitem(last=False)
+
+    def _send(self, topic: bytes, parts: wire.Parts) -> int:
+        try:
+            self._xpub.send_multipart([topic, *parts], zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            # XPUB drops by itself for a subscriber that is full; this is a queue that refuses.
+            _log.warning("the results socket refused an update; subscribers will ask for it")
+        return sum(len(part) for part in parts)
+
+    def _reply(self, peer: bytes, parts: wire.Parts) -> None:
+        # A ROUTER drops what a vanished or full peer cannot take; that client asks again.
+        self._router.send_multipart([peer, *parts], zmq.NOBLOCK, copy=False)
+
+
+def _updates(
+    sent: _Sent, tiles: dict[TileKey, Tile], first_frame: int, with_probe: bool
+) -> Iterator[wire.ImageUpdate]:
+    """Cut what is to be sent into messages of at most ``MAX_UPDATE_BYTES``, at least one."""
+    image = sent.image
+    keys = list(tiles)
+    frame = first_frame
+    total = image.frame_numbers.size
+    probe = image.probe if with_probe else image.probe[:0, :0, :0]
+    while True:
+        stop = min(total, frame + wire.MAX_FRAMES_PER_UPDATE)
+        room = wire.MAX_UPDATE_BYTES - 24 * (stop - frame) - probe.nbytes
+        per_tile = tiles[keys[0]].size_bytes if keys else 1
+        count = max(1, room // per_tile)
+        now, keys = keys[:count], keys[count:]
+        more = bool(keys) or stop < total
+        yield wire.ImageUpdate(
+            epoch="",
+            seq=0,
+            content=replace(
+                image,
+                tiles={key: tiles[key] for key in now},
+                frame_numbers=image.frame_numbers[frame:stop],
+                position_yx_m=image.position_yx_m[frame:stop],
+                probe=probe,
+            ),
+            frames_from=frame,
+            frames_total=total,
+            probe_version=sent.probe_version,
+            more=more,
+            sent_ns=time.time_ns(),
+        )
+        if not more:
+            return
+        frame = stop
+        probe = image.probe[:0, :0, :0]
+
+
+def _identity(image: ImageState) -> tuple[str, int, int]:
+    return image.scan_id, image.generation, image.tile_px
+
+
+def _stage(image: ImageState) -> tuple[str, str, bool]:
+    return image.scan_id, image.state, image.final
+
+
+def _same_array(a: NDArray[np.complex64], b: NDArray[np.complex64]) -> bool:
+    return a is b or np.array_equal(a, b)
+
+
+def _same_words(image: ImageState, before: ImageState) -> bool:
+    return all(
+        getattr(image, name) == getattr(before, name)
+        for name in ("state", "final", "model", "layer", "counts", "trust", "metadata")
+    )
+
+
+def _size_bytes(image: ImageState) -> int:
+    return sum(tile.size_bytes for tile in image.tiles.values())
+
+
+def _bind(socket: zmq.Socket[bytes], endpoint: str, setting: str) -> None:
+    try:
+        socket.bind(endpoint)
+    except zmq.ZMQError as error:
+        raise EndpointError(
+            f"cannot bind {setting} = {endpoint}: {error.strerror}; stop the program that holds "
+            f"it, or set another {setting}"
+        ) from error

@@ -1,0 +1,85 @@
+"""The Prometheus metrics of the reconstruct stage, and the rates that its status shows."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+LATENCY_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 1, 2, 5, 10, 30)
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+RATE_WINDOW_S = 3.0
+
+
+class ReconstructMetrics:
+    """All metrics of the stage, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.frames_reconstructed = Counter(
+            "ptycho_stream_frames_reconstructed",
+            "Frames predicted and stitched into the image that subscribers see",
+            registry=self.registry,
+        )
+        self.frames_damaged = Counter(
+            "ptycho_stream_frames_damaged",
+            "Stored frames left out of the image because their checksum did not match",
+            registry=self.registry,
+        )
+        self.scans_failed = Counter(
+            "ptycho_stream_scans_failed",
+            "Scans that could not be reconstructed; their frames are kept",
+            registry=self.registry,
+        )
+        self.recipe_failures = Counter(
+            "ptycho_stream_recipes_failed",
+            "Attempts to load the network and the probe that failed",
+            registry=self.registry,
+        )
+        self.saves_failed = Counter(
+            "ptycho_stream_image_saves_failed",
+            "States of an image that could not be written to disk",
+            registry=self.registry,
+        )
+        self.exports_failed = Counter(
+            "ptycho_stream_exports_failed",
+            "Files that could not be written at a scan's end",
+            registry=self.registry,
+        )
+        self.latency = Histogram(
+            "ptycho_stream_frame_latency_seconds",
+            "From the receipt of a frame and its position, whichever came last, to publication",
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.batch_frames = Histogram(
+            "ptycho_stream_batch_frames",
+            "Frames in a batch of the network",
+            buckets=BATCH_BUCKETS,
+            registry=self.registry,
+        )
+        self.backlog = Gauge(
+            "ptycho_stream_backlog_frames",
+            "Frames with positions that wait to be reconstructed",
+            registry=self.registry,
+        )
+        self.save_seconds = Gauge(
+            "ptycho_stream_image_save_seconds",
+            "Time that the last save of an image's state took",
+            registry=self.registry,
+        )
+        self._batches: deque[tuple[float, int]] = deque()
+
+    def count_batch(self, frames: int) -> None:
+        """A batch of ``frames`` is in the image."""
+        self.frames_reconstructed.inc(frames)
+        self.batch_frames.observe(frames)
+        self._batches.append((time.monotonic(), frames))
+
+    def frames_per_s(self) -> float:
+        """Frames reconstructed a second, over the last three."""
+        since_s = time.monotonic() - RATE_WINDOW_S
+        while self._batches and self._batches[0][0] < since_s:
+            self._batches.popleft()
+        return sum(frames for _, frames in self._batches) / RATE_WINDOW_S

@@ -1,0 +1,311 @@
+"""``ptycho-streamd``: the daemon's first process, which starts, watches and speaks for the others.
+
+It owns the control socket, the HTTP address and the link to systemd, and touches no frame; it
+imports no torch, so that it is up at once and stays small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import zmq
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
+
+from ptycho_stream import __version__
+from ptycho_stream.errors import ControlError, MalformedMessage, PtychoStreamError, SettingsError
+from ptycho_stream.models.registry import Registry
+from ptycho_stream.scans.catalogue import Catalogue
+from ptycho_stream.settings import Settings, load_settings
+from ptycho_streamd.bus import Answer, Beat, Bus, Fatal, Refusal, Reload
+from ptycho_streamd.child import Child
+from ptycho_streamd.control import ControlServer
+from ptycho_streamd.data_lock import DataLock
+from ptycho_streamd.http_server import HttpServer
+from ptycho_streamd.metrics import MergedMetrics
+from ptycho_streamd.notify import Notifier
+from ptycho_streamd.reload import merge_reloaded
+from ptycho_streamd.requests import Requests, store_commands
+from ptycho_streamd.stage import configure_logging
+
+STAGES = ("ingest", "reconstruct")
+STAGE_ENVIRONMENT = {"ingest": {"OMP_NUM_THREADS": "1"}}
+"""bitshuffle's OpenMP threads cost 30 times the work on one small frame."""
+TURN_MS = 100
+
+log = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """The daemon.  Construction takes the locks and ports; :meth:`run` returns the exit status.
+
+    Args:
+        config: the TOML file, read again at SIGHUP.
+        settings: what it held at the start.
+        stages: the processes to start, by module name.
+
+    Raises:
+        PtychoStreamError: the data directory or a port is taken; nothing is left behind.
+    """
+
+    def __init__(self, config: Path, settings: Settings, stages: tuple[str, ...] = STAGES) -> None:
+        self._config = config.resolve()
+        self._settings = settings
+        self._started_ns = time.time_ns()
+        self._stop_signal = 0
+        self._hangup = False
+        self._ready = False
+        self._registry = CollectorRegistry()
+        self._merged = MergedMetrics()
+        self._registry.register(self._merged)
+        self._own_metrics()
+        self._notifier = Notifier()
+        self._lock = DataLock(settings.data.directory)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._bus = Bus(self._context)
+        self._control: ControlServer | None = None
+        self._http: HttpServer | None = None
+        try:
+            self._control = ControlServer(self._context, settings.control.endpoint)
+            self._http = HttpServer(settings.http, self._registry, self.health)
+        except PtychoStreamError:
+            self._close()
+            raise
+        self._children = {
+            name: Child(
+                name,
+                self._config,
+                self._bus,
+                environment=STAGE_ENVIRONMENT.get(name, {}),
+                inherited_fd=self._lock.fd,
+            )
+            for name in stages
+        }
+        self._requests = Requests(
+            self._control,
+            self._bus,
+            self._children,
+            {
+                "status": self._status,
+                "models": self._models,
+                "reload": self._reload_command,
+                **store_commands(Catalogue(settings.data.directory)),
+            },
+        )
+
+    def run(self) -> int:
+        """Run until SIGTERM or SIGINT, or until a stage cannot start; returns the exit status."""
+        signal.signal(signal.SIGTERM, self._on_stop)
+        signal.signal(signal.SIGINT, self._on_stop)
+        signal.signal(signal.SIGHUP, self._on_hangup)
+        poller = zmq.Poller()
+        assert self._control is not None
+        poller.register(self._bus.socket, zmq.POLLIN)
+        poller.register(self._control.socket, zmq.POLLIN)
+        try:
+            for child in self._children.values():
+                child.start()
+            while not self._stop_signal:
+                poller.poll(TURN_MS)
+                self._turn()
+                if fault := self._startup_fault():
+                    log.error("the daemon cannot start: %s", fault)
+                    return 1
+            log.info("stopping at signal %d", self._stop_signal)
+            return 0
+        finally:
+            self._stop_children()
+            self._close()
+
+    def health(self) -> tuple[bool, dict[str, Any]]:
+        """Whether every stage runs and was heard of lately, and the figures behind it."""
+        limit_s = self._settings.supervisor.heartbeat_timeout_s
+        stages: dict[str, dict[str, Any]] = {}
+        well = True
+        for name, child in self._children.items():
+            age_s = child.last_beat_age_s
+            alive = age_s is not None and age_s < limit_s
+            well = well and alive
+            stages[name] = {
+                "alive": alive,
+                "pid": child.pid,
+                "restarts": child.restarts,
+                "last_beat_age_s": age_s,
+                "error": child.last_words,
+                "status": child.status,
+            }
+        return well, {"well": well, "stages": stages}
+
+    def _turn(self) -> None:
+        self._listen()
+        for name, child in self._children.items():
+            if child.check(self._settings.supervisor) == "ended":
+                self._merged.stage_ended(name)
+                self._requests.stage_ended(name)
+                self._restarts.labels(name).inc()
+            self._up.labels(name).set(child.beating)
+        self._requests.serve()
+        if self._hangup:
+            self._hangup = False
+            try:
+                self._reload()
+            except SettingsError as error:
+                log.error("the settings stay as they were: %s", error)
+        if not self._ready and all(child.beating for child in self._children.values()):
+            self._ready = True
+            self._notifier.ready()
+            log.info("ready: control at %s", self._settings.control.endpoint)
+        self._notifier.status(self._summary())
+        self._notifier.watchdog()
+
+    def _listen(self) -> None:
+        try:
+            messages = self._bus.receive()
+        except MalformedMessage as error:
+            log.error("%s", error)
+            return
+        for message in messages:
+            child = self._children.get(message.stage)
+            if child is None:
+                log.warning("a message of an unknown stage %s", message.stage)
+                continue
+            match message:
+                case Beat():
+                    # The last words of a stage that was reaped meanwhile still hold its counters.
+                    if child.heard(message):
+                        self._merged.update(child.name, message.pid, message.metrics)
+                case Answer() | Refusal():
+                    self._requests.answered(message)
+                case Fatal():
+                    child.failed(message)
+
+    def _startup_fault(self) -> str:
+        if self._ready:
+            return ""
+        faults = [child.last_words for child in self._children.values() if child.last_words]
+        return faults[0] if faults else ""
+
+    def _stop_children(self) -> None:
+        self._notifier.stopping()
+        deadline_s = time.monotonic() + self._settings.supervisor.stop_timeout_s
+        for child in self._children.values():
+            child.ask_to_stop()
+        for child in self._children.values():
+            child.wait_until(deadline_s)
+
+    def _close(self) -> None:
+        if self._http:
+            self._http.close()
+        if self._control:
+            self._control.close()
+        self._bus.close()
+        self._context.term()
+        self._notifier.close()
+        self._lock.close()
+
+    def _status(self, _arguments: dict[str, Any]) -> dict[str, Any]:
+        well, health = self.health()
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "started_ns": self._started_ns,
+            "uptime_s": (time.time_ns() - self._started_ns) / 1e9,
+            "state": "starting" if not self._ready else "ready" if well else "degraded",
+            "data_directory": str(self._settings.data.directory),
+            "http": f"http://{self._settings.http.host}:{self._http.port if self._http else 0}",
+            "results": self._settings.results.endpoint,
+            "resync": self._settings.results.resync_endpoint,
+            "stages": health["stages"],
+        }
+
+    def _models(self, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
+        return Registry(self._settings.model.registry).describe()
+
+    def _reload_command(self, _arguments: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self._reload()
+        except SettingsError as error:
+            raise ControlError("bad_settings", str(error)) from error
+
+    def _reload(self) -> dict[str, Any]:
+        self._notifier.reloading()
+        try:
+            outcome = merge_reloaded(self._settings, load_settings(self._config))
+        finally:
+            self._notifier.ready()
+        self._settings = outcome.settings
+        logging.getLogger().setLevel(self._settings.log_level.upper())
+        for child in self._children.values():
+            if child.pid is not None:
+                self._bus.send(child.name, child.pid, Reload())
+        log.info("settings read again; changed: %s", ", ".join(outcome.applied) or "nothing")
+        for key in outcome.needs_restart:
+            log.warning("%s has changed in the file: it needs a restart of the daemon", key)
+        return {"applied": list(outcome.applied), "needs_restart": list(outcome.needs_restart)}
+
+    def _summary(self) -> str:
+        if not self._ready:
+            waiting = [name for name, child in self._children.items() if not child.beating]
+            return f"starting: waiting for {', '.join(waiting)}"
+        down = [name for name, child in self._children.items() if not child.beating]
+        if down:
+            return f"{', '.join(down)} is being restarted"
+        return str(self._children["ingest"].status.get("summary", "ready"))
+
+    def _own_metrics(self) -> None:
+        self._restarts = Counter(
+            "ptycho_stream_stage_restarts",
+            "Stages that ended unasked and were started again",
+            ["stage"],
+            registry=self._registry,
+        )
+        self._up = Gauge(
+            "ptycho_stream_stage_up_state",
+            "1 while the stage runs and sends heartbeats",
+            ["stage"],
+            registry=self._registry,
+        )
+        ProcessCollector(namespace="ptycho_stream_supervisor", registry=self._registry)
+
+    def _on_stop(self, number: int, _frame: object) -> None:
+        self._stop_signal = number
+
+    def _on_hangup(self, _number: int, _frame: object) -> None:
+        self._hangup = True
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The program ``ptycho-streamd``; returns its exit status (0, 1; argparse exits with 2)."""
+    parser = argparse.ArgumentParser(
+        prog="ptycho-streamd",
+        description="Shows a ptychographic scan while it runs. Stops at SIGTERM or Ctrl-C, reads "
+        "its settings again at SIGHUP.",
+        epilog="example: ptycho-streamd --config /etc/ptycho-stream/beamline.toml",
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="settings, TOML")
+    parser.add_argument(
+        "--check", action="store_true", help="check the settings, start nothing: status 0 or 1"
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    options = parser.parse_args(arguments)
+    configure_logging("info", "ptycho-streamd")
+    try:
+        settings = load_settings(options.config)
+        if options.check:
+            sys.stdout.write(f"{options.config}: no problem found\n")
+            return 0
+        logging.getLogger().setLevel(settings.log_level.upper())
+        return Supervisor(options.config, settings).run()
+    except PtychoStreamError as error:
+        log.error("%s", error)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

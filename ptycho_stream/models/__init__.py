@@ -1,0 +1,1 @@
+"""Models: what a model says about itself, the registry that keeps them, the ones we ship."""

@@ -1,0 +1,211 @@
+"""The default network: unrolled data-consistency steps with the known probe, and small CNNs.
+
+Each stage projects the estimate on the measured modulus a few times and lets a three-level
+residual CNN correct it. The probe is an input and the physics is inside, so one set of weights
+serves any probe, photon count and frame size. Used by training and by the predictor.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ptycho_stream.errors import ModelError
+from ptycho_stream.physics.forward import modulus_correction
+
+SIZE_MULTIPLE_PX = 32
+"""Frame sizes must be multiples of this: three levels of halving, and a coarsest field of 4 px."""
+
+_INTENSITY_FLOOR = 1e-5
+"""Added under the root of the modelled intensity, in units of the probe's peak intensity."""
+
+_OBJECT_CHANNELS = 5
+"""Re and Im of the estimate, Re and Im of the last update, probe intensity."""
+
+
+@dataclass(frozen=True)
+class UnrolledSettings:
+    """Shape of the network; written to the model's manifest as JSON.
+
+    Attributes:
+        stages: pairs of (projection steps, CNN), each with weights of its own.
+        steps: modulus projections in a stage.
+        channels: CNN features at half, quarter and eighth resolution.
+        memory: features handed from one stage's CNN to the next.
+    """
+
+    stages: int = 5
+    steps: int = 3
+    channels: tuple[int, int, int] = (24, 40, 48)
+    memory: int = 12
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, as kept in a manifest."""
+        return asdict(self) | {"channels": list(self.channels)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            ModelError: a name is unknown or a value is not a positive integer.
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(values.keys() - known):
+            raise ModelError(f"unrolled settings have unknown names {unknown}; known: {sorted(known)}")
+        given = dict(values)
+        if "channels" in given:
+            given["channels"] = tuple(given["channels"])
+            if len(given["channels"]) != 3:
+                raise ModelError(f"unrolled setting channels needs 3 values, got {values['channels']}")
+        for name, value in given.items():
+            for number in value if isinstance(value, tuple) else (value,):
+                if not isinstance(number, int) or number < 1:
+                    raise ModelError(f"unrolled setting {name} must be positive, got {value!r}")
+        return cls(**given)
+
+
+class _Block(nn.Module):
+    """Residual 3x3 convolution: x + conv(silu(conv(x))) would cost twice; one is enough here."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + functional.silu(self.conv(x))
+
+
+class _Corrector(nn.Module):
+    """Three-level residual CNN from half to eighth resolution and back.
+
+    Input (B, 20 + memory, N/2, N/2): the full-resolution channels folded 2x2, then the memory.
+    Output (B, 8 + memory, N/2, N/2), zero at initialisation, so an untrained network is plain
+    alternating projection.
+    """
+
+    def __init__(self, channels: tuple[int, int, int], memory: int) -> None:
+        super().__init__()
+        fine, middle, coarse = channels
+        self.enter = nn.Conv2d(4 * _OBJECT_CHANNELS + memory, fine, 3, padding=1)
+        self.fine_in = _Block(fine)
+        self.down1 = nn.Conv2d(fine, middle, 2, stride=2)
+        self.middle_in = _Block(middle)
+        self.down2 = nn.Conv2d(middle, coarse, 2, stride=2)
+        self.coarse = nn.Sequential(_Block(coarse), _Block(coarse))
+        self.up2 = nn.ConvTranspose2d(coarse, middle, 2, stride=2)
+        self.middle_out = _Block(middle)
+        self.up1 = nn.ConvTranspose2d(middle, fine, 2, stride=2)
+        self.fine_out = _Block(fine)
+        self.leave = nn.Conv2d(fine, 8 + memory, 3, padding=1)
+        nn.init.zeros_(self.leave.weight)
+        if self.leave.bias is not None:
+            nn.init.zeros_(self.leave.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = self.fine_in(functional.silu(self.enter(x)))
+        middle = self.middle_in(functional.silu(self.down1(fine)))
+        coarse = self.coarse(functional.silu(self.down2(middle)))
+        middle = self.middle_out(middle + self.up2(coarse))
+        fine = self.fine_out(fine + self.up1(middle))
+        return self.leave(fine)
+
+
+def _fold(x: Tensor) -> Tensor:
+    """(B, N, N, C) to (B, 4 C, N/2, N/2) in channels-last memory, as oneDNN and cuDNN like it."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    x = x.permute(0, 1, 3, 2, 4, 5).reshape(batch, height // 2, width // 2, 4 * channels)
+    return x.permute(0, 3, 1, 2)
+
+
+def _unfold_complex(x: Tensor) -> Tensor:
+    """(B, 8, N/2, N/2) to complex (B, N, N)."""
+    batch, _, height, width = x.shape
+    x = x.permute(0, 2, 3, 1).reshape(batch, height, width, 2, 2, 2)
+    x = x.permute(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, 2)
+    return torch.view_as_complex(x.float().contiguous())
+
+
+class UnrolledNetwork(nn.Module):
+    """One diffraction frame and its probe to the object patch under it.
+
+    Scale free: amplitude and probe are divided by the probe's peak, so photons, ADU or any common
+    factor give the same object. The global phase of a patch is what the start estimate, object = 1,
+    makes of it; stitching solves it.
+    """
+
+    def __init__(self, settings: UnrolledSettings | None = None) -> None:
+        super().__init__()
+        self.settings = settings or UnrolledSettings()
+        s = self.settings
+        self.correctors = nn.ModuleList(_Corrector(s.channels, s.memory) for _ in range(s.stages))
+        self.step_size = nn.Parameter(torch.ones(s.stages, s.steps))
+        # Logit of the share of max|P|^2 in the update's denominator; 0 is the half of rPIE-like
+        # updates (Maiden, Johnson & Li 2017, doi:10.1364/OPTICA.4.000736).
+        self.damping = nn.Parameter(torch.zeros(s.stages))
+
+    def forward(self, amplitude: Tensor, probe: Tensor, valid: Tensor) -> Tensor:
+        """Reconstruct a batch of frames.
+
+        Args:
+            amplitude: float32 (B, N, N), square root of the counts, zero frequency at [0, 0].
+            probe: complex64 (B|1, modes, N, N), ortho normalisation, sqrt of photons.
+            valid: bool (B|1, N, N), False where the detector pixel says nothing.
+
+        Returns:
+            complex64 (B, N, N), the object patch.
+
+        Raises:
+            ModelError: N is not a multiple of 32, or the shapes disagree.
+        """
+        return self.stages(amplitude, probe, valid)[-1]
+
+    def stages(self, amplitude: Tensor, probe: Tensor, valid: Tensor) -> list[Tensor]:
+        """The estimate after every stage, for losses on all of them; arguments as in forward."""
+        _check_shapes(amplitude, probe, valid)
+        power = torch.view_as_real(probe).square().sum((1, -1))
+        peak = power.amax((-2, -1), keepdim=True).clamp_min(1e-30)
+        probe = probe / peak.sqrt().unsqueeze(1)
+        amplitude = amplitude / peak.sqrt()
+        power = power / peak
+        conj = probe.conj().resolve_conj()
+        batch, size, _ = amplitude.shape
+        obj = torch.ones(amplitude.shape, dtype=probe.dtype, device=amplitude.device)
+        half = size // 2
+        memory = amplitude.new_zeros((batch, self.settings.memory, half, half))
+        memory = memory.to(memory_format=torch.channels_last)
+        channel = power.unsqueeze(-1).expand(batch, -1, -1, -1)
+        damping = torch.sigmoid(self.damping)
+        estimates: list[Tensor] = []
+        for number, corrector in enumerate(self.correctors):
+            gain = 1 / ((1 - damping[number]) * power + damping[number])
+            update = obj
+            for step in range(self.settings.steps):
+                change = modulus_correction(probe, conj, obj, amplitude, valid, _INTENSITY_FLOOR)
+                update = change * (gain * self.step_size[number, step])
+                obj = obj + update
+            seen = torch.cat((torch.view_as_real(obj), torch.view_as_real(update), channel), -1)
+            out = corrector(torch.cat((_fold(seen), memory), 1))
+            memory = out[:, 8:]
+            obj = obj + _unfold_complex(out[:, :8])
+            estimates.append(obj)
+        return estimates
+
+
+def _check_shapes(amplitude: Tensor, probe: Tensor, valid: Tensor) -> None:
+    size = amplitude.shape[-1]
+    if amplitude.ndim != 3 or amplitude.shape[-2] != size or size % SIZE_MULTIPLE_PX:
+        raise ModelError(
+            f"the unrolled network takes (B, N, N) frames with N a multiple of {SIZE_MULTIPLE_PX}, "
+            f"got {tuple(amplitude.shape)}; crop or pad the frames in the scan's view"
+        )
+    if probe.ndim != 4 or probe.shape[-2:] != amplitude.shape[-2:]:
+        raise ModelError(
+            f"the probe has shape {tuple(probe.shape)}, the frames need (modes, {size}, {size}); "
+            "load a probe sampled for this frame size"
+        )
+    if valid.ndim != 3 or valid.shape[-2:] != amplitude.shape[-2:]:
+        raise ModelError(f"the valid mask has shape {tuple(valid.shape)}, the frames need {size}^2")

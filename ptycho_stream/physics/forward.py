@@ -1,0 +1,92 @@
+"""The far-field forward model, its modulus projection and the Poisson likelihood.
+
+Normalisation: I = sum over modes of |FFT_ortho(P O)|^2 in photons, zero frequency at index [0, 0].
+Used by the unrolled network, refinement, trust and the simulators.
+"""
+
+import torch
+from torch import Tensor
+
+_AXES = (-2, -1)
+
+
+def far_field(probe: Tensor, obj: Tensor) -> Tensor:
+    """Propagate the exit waves of every mode to the detector.
+
+    Args:
+        probe: complex (B|1, modes, N, N), in sqrt(photons).
+        obj: complex (B, N, N) transmission of the patch.
+
+    Returns:
+        Complex (B, modes, N, N), zero frequency at [0, 0], in sqrt(photons).
+    """
+    return torch.fft.fft2(probe * obj.unsqueeze(1), dim=_AXES, norm="ortho")
+
+
+def mode_sum(waves: Tensor) -> Tensor:
+    """Add the incoherent modes: complex (B, modes, N, N) to real intensity (B, N, N)."""
+    if waves.shape[1] == 1:
+        return torch.view_as_real(waves.squeeze(1)).square().sum(-1)
+    return torch.view_as_real(waves).square().sum((1, -1))
+
+
+def intensity(probe: Tensor, obj: Tensor) -> Tensor:
+    """Expected photons a pixel, real (B, N, N), zero frequency at [0, 0].
+
+    Args:
+        probe: complex (B|1, modes, N, N), in sqrt(photons).
+        obj: complex (B, N, N) transmission of the patch.
+    """
+    return mode_sum(far_field(probe, obj))
+
+
+def modulus_correction(
+    probe: Tensor,
+    probe_conj: Tensor,
+    obj: Tensor,
+    amplitude: Tensor,
+    valid: Tensor,
+    floor: float,
+) -> Tensor:
+    """Back-propagate what the measured modulus says is wrong with an object estimate.
+
+    The projection scales all modes of a pixel by one real factor (Thibault & Menzel 2013,
+    doi:10.1038/nature11806): psi' - psi = FFT^-1[FFT(psi) (A / sqrt(I) - 1)]. Invalid pixels keep
+    the estimate. The return value is sum over modes of P* (psi' - psi), to be divided by a
+    regularised probe intensity.
+
+    Args:
+        probe: complex (B|1, modes, N, N).
+        probe_conj: its conjugate, made once by the caller because this runs many times a frame.
+        obj: complex (B, N, N).
+        amplitude: real (B, N, N), square root of the counts, zero frequency at [0, 0].
+        valid: bool (B|1, N, N), False where the detector has no answer.
+        floor: added to the intensity under the root, in the units of ``probe`` squared; bounds the
+            gradient where the estimate is dark.
+
+    Returns:
+        Complex (B, N, N).
+    """
+    waves = far_field(probe, obj)
+    ratio = amplitude * torch.rsqrt(mode_sum(waves) + floor) - 1
+    ratio = torch.where(valid, ratio, ratio.new_zeros(()))
+    change = torch.fft.ifft2(waves * ratio.unsqueeze(1), dim=_AXES, norm="ortho")
+    return (probe_conj * change).sum(1)
+
+
+def poisson_nll(expected: Tensor, counts: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Poisson negative log-likelihood, sum of (lambda - k ln lambda + ln Gamma(k + 1)).
+
+    Args:
+        expected: real (..., N, N), photons predicted by the model; floored at 1e-12.
+        counts: real (..., N, N), photons measured.
+        valid: bool, broadcastable; pixels that are False do not count.
+
+    Returns:
+        A scalar in the dtype of ``expected``.
+    """
+    rate = expected.clamp_min(1e-12)
+    terms = rate - counts * rate.log() + torch.lgamma(counts + 1)
+    if valid is not None:
+        terms = torch.where(valid, terms, terms.new_zeros(()))
+    return terms.sum()

@@ -1,0 +1,150 @@
+"""The illumination: incoherent modes, their normalisation, reading them and moving them.
+
+Used by the predictor, refinement, the simulators and everything that compares a model with
+frames. The window's centre is index (N - 1) / 2 on both axes.
+"""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ptycho_stream.errors import ProbeError
+
+_NPZ_KEYS = ("probe", "probeGuess")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Incoherent probe modes.
+
+    Attributes:
+        modes: complex64 (modes, N, N), sqrt(photons) in the ortho convention: the squared modulus,
+            summed over modes and pixels, is the photons of the unattenuated beam.
+    """
+
+    modes: NDArray[np.complex64]
+
+    def __post_init__(self) -> None:
+        modes = self.modes
+        if modes.ndim != 3 or modes.shape[1] != modes.shape[2] or 0 in modes.shape:
+            raise ProbeError(f"a probe is (modes, N, N) and square, got {modes.shape}")
+        if not np.iscomplexobj(modes):
+            raise ProbeError(f"a probe is complex, got {modes.dtype}; give modulus and phase")
+        if not np.isfinite(modes).all():
+            raise ProbeError("the probe holds NaN or infinity; write it again from its source")
+        if not np.abs(modes).any():
+            raise ProbeError("the probe is zero everywhere; write it again from its source")
+
+    @property
+    def size_px(self) -> int:
+        """Window size N."""
+        return self.modes.shape[-1]
+
+    @property
+    def photons(self) -> float:
+        """Sum of |P|^2 over modes and pixels."""
+        return float(self.power_yx.sum(dtype=np.float64))
+
+    @property
+    def power_yx(self) -> NDArray[np.float32]:
+        """Sum of |P|^2 over the modes, float32 (N, N), photons a pixel."""
+        return (self.modes.real**2 + self.modes.imag**2).sum(0, dtype=np.float32)
+
+    def normalised(self, photons: float) -> Self:
+        """The same modes, scaled so that the beam carries ``photons``.
+
+        Raises:
+            ProbeError: ``photons`` is not a positive number.
+        """
+        if not (np.isfinite(photons) and photons > 0):
+            raise ProbeError(f"a beam cannot carry {photons} photons; give a positive number")
+        factor = np.float32(np.sqrt(photons / self.photons))
+        return type(self)((self.modes * factor).astype(np.complex64))
+
+    def leading(self, count: int) -> Self:
+        """The first ``count`` modes only, not rescaled.
+
+        Raises:
+            ProbeError: there are fewer modes than that, or ``count`` is not positive.
+        """
+        if not 1 <= count <= len(self.modes):
+            raise ProbeError(f"the probe has {len(self.modes)} modes, {count} were asked for")
+        return type(self)(self.modes[:count])
+
+
+def load_probe(path: Path | str) -> Probe:
+    """Read a probe from an NPZ (``probe`` or ``probeGuess``) or a ptychodus product (HDF5).
+
+    Leading axes of length 1 are dropped; of several orthogonal probe relaxation (OPR) modes of a
+    product the first, which is the mean probe, is taken.
+
+    Raises:
+        ProbeError: the file is missing, not of these kinds, or the probe in it is unusable.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ProbeError(f"no probe file at {path}; correct the path in the settings")
+    try:
+        array = _read_hdf5(path) if h5py.is_hdf5(path) else _read_npz(path)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ProbeError(
+            f"{path} holds no probe that can be read ({error}); expected an NPZ with one of "
+            f"{list(_NPZ_KEYS)} or a ptychodus product with the dataset 'probe'"
+        ) from error
+    while array.ndim > 3 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim == 2:
+        array = array[None]
+    try:
+        return Probe(np.ascontiguousarray(array, _complex_like(array)))
+    except ProbeError as error:
+        raise ProbeError(f"{path}: {error}") from error
+
+
+def _complex_like(array: NDArray[np.generic]) -> np.dtype[np.generic]:
+    return np.dtype(np.complex64) if np.iscomplexobj(array) else array.dtype
+
+
+def _read_npz(path: Path) -> NDArray[np.generic]:
+    with np.load(path, allow_pickle=False) as held:
+        for key in _NPZ_KEYS:
+            if key in held.files:
+                return held[key]
+        raise KeyError(f"its keys are {held.files}")
+
+
+def _read_hdf5(path: Path) -> NDArray[np.generic]:
+    with h5py.File(path, "r") as file:
+        dataset = file["probe"]
+        if not isinstance(dataset, h5py.Dataset):
+            raise KeyError("'probe' is a group, not a dataset")
+        return dataset[:1] if dataset.ndim == 4 else dataset[()]
+
+
+def spectrum_of(probe: Probe, device: torch.device | str = "cpu") -> Tensor:
+    """Fourier transform of the modes, complex64 (modes, N, N), as ``shifted_modes`` takes it."""
+    return torch.fft.fft2(torch.from_numpy(probe.modes).to(device), norm="ortho")
+
+
+def shifted_modes(spectrum: Tensor, shift_yx_px: Tensor) -> Tensor:
+    """Move all modes by a fraction of a pixel, one shift a frame.
+
+    Args:
+        spectrum: complex64 (modes, N, N) from ``spectrum_of``.
+        shift_yx_px: float32 (B, 2); positive moves the probe towards larger indices.
+
+    Returns:
+        complex64 (B, modes, N, N).
+    """
+    frequency = torch.fft.fftfreq(spectrum.shape[-1], device=spectrum.device)
+    angle = -2 * torch.pi * shift_yx_px[:, :, None] * frequency
+    ramp = torch.polar(torch.ones_like(angle), angle)
+    moved = spectrum * (ramp[:, 0, :, None] * ramp[:, 1, None, :]).unsqueeze(1)
+    return torch.fft.ifft2(moved, norm="ortho")

@@ -1,0 +1,1 @@
+"""Prediction, stitching and the growing image of a scan."""

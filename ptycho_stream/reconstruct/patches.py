@@ -1,0 +1,91 @@
+"""From stored pairs to patches on the canvas' grid, with one recipe and one view.
+
+The scan image holds one maker for each generation that it can still extend.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_stream.errors import GeometryError
+from ptycho_stream.geometry import View, patch_corners
+from ptycho_stream.reconstruct.predict import Predictor
+from ptycho_stream.reconstruct.recipe import Recipe
+from ptycho_stream.scans.reader import ScanReader
+
+PHOTON_FRAMES = 8
+"""The first pairs whose frames' sums give the photons of the unattenuated beam."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """Predicted patches of a batch.
+
+    ``object_yx`` complex64 (B, N, N), ``weight_yx`` float32 (B, N, N) the probe's intensity in
+    units of its peak, ``corner_yx_px`` int64 (B, 2) the canvas pixel of patch[0, 0].
+    """
+
+    object_yx: NDArray[np.complex64]
+    weight_yx: NDArray[np.float32]
+    corner_yx_px: NDArray[np.int64]
+
+
+class PatchMaker:
+    """Predicts the patches of a scan's pairs.
+
+    Args:
+        reader: of the scan.
+        recipe: network, probe, device.
+        photons: of the unattenuated beam, a frame; the probe is scaled to it.
+    """
+
+    def __init__(self, reader: ScanReader, recipe: Recipe, photons: float) -> None:
+        size_px = reader.header.size_px
+        if recipe.probe.size_px != size_px:
+            raise GeometryError(
+                f"scan {reader.header.scan_id} was taken for patches of {size_px} pixels, the "
+                f"probe has {recipe.probe.size_px}: use a probe of {size_px} pixels"
+            )
+        self._reader = reader
+        self._view = reader.header.views[-1]
+        self._valid = valid_pixels(reader, self._view)
+        self._predictor = Predictor(
+            recipe.network, recipe.probe.normalised(photons), recipe.device, recipe.batch_frames
+        )
+
+    @property
+    def probe(self) -> NDArray[np.complex64]:
+        """Probe modes (modes, N, N), scaled to the scan's photons."""
+        return self._predictor.probe.modes
+
+    def make(self, pairs: NDArray[Any], pixel_yx_m: tuple[float, float]) -> Patches:
+        """Patches of ``pairs`` (B,), records of the scan's log of pairs."""
+        position_yx_m = np.stack([pairs["y_m"], pairs["x_m"]], axis=1)
+        corner, shift = patch_corners(position_yx_m, pixel_yx_m, self._view.size_px)
+        counts = self._view.apply(self._reader.frames(pairs["slot"]))
+        patches, weights = self._predictor.predict(counts, shift, self._valid)
+        return Patches(patches, weights, corner)
+
+
+def valid_pixels(reader: ScanReader, view: View) -> NDArray[np.bool_]:
+    """Pixels (N, N) of the view that measure: not masked by the stream, nor bad in frame 0."""
+    frame = reader.frame(0)
+    bad = frame >= reader.header.bad_value_from
+    if reader.bad_pixels is not None:
+        bad = bad | reader.bad_pixels
+    return view.valid((frame.shape[0], frame.shape[1]), bad)
+
+
+def measured_photons(reader: ScanReader) -> float:
+    """Photons of the unattenuated beam, from the first pairs' frames.
+
+    A high percentile of their sums: what passes where the sample is thin.
+    """
+    view = reader.header.views[-1]
+    slots = reader.pairs(0, min(PHOTON_FRAMES, reader.pair_count))["slot"]
+    counts = np.where(valid_pixels(reader, view), view.apply(reader.frames(slots)), 0)
+    return max(float(np.percentile(counts.sum((-2, -1), dtype=np.float64), 90)), 1.0)

@@ -1,0 +1,284 @@
+"""The image of one scan: reads pairs from the store, predicts patches, stitches them.
+
+The reconstruct stage drives one for each open scan; a program may drive one over a stored scan
+without any daemon.  Where it stands is saved in one file beside the scan's frames.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_stream.errors import CorruptRecord, GeometryError, StoreError
+from ptycho_stream.reconstruct.canvas import TileIndex, half_of
+from ptycho_stream.reconstruct.generation import Generation, GenerationIdentity
+from ptycho_stream.reconstruct.patches import PatchMaker, measured_photons
+from ptycho_stream.reconstruct.recipe import Recipe
+from ptycho_stream.results import ImageState, Tile
+from ptycho_stream.scans.reader import ScanReader
+
+STATE_FILE = "reconstruct.npz"
+
+_log = logging.getLogger(__name__)
+_NUMBERS = "added_number"
+_CURRENT, _FOLLOWING = "current.", "following."
+
+
+class ScanImage:
+    """A scan's image as it grows.
+
+    ``current`` is what subscribers see.  After a change of recipe or view ``following`` is a new
+    generation, filled from the store while no new pair waits for ``current``; it takes over when it
+    covers as many pairs.
+
+    Args:
+        reader: of the scan; its header must hold a pixel size.
+        recipe: network, probe and device.
+        tile_px: side of the canvas' tiles.
+    """
+
+    def __init__(self, reader: ScanReader, recipe: Recipe, tile_px: int) -> None:
+        if reader.header.pixel_yx_m is None:
+            raise GeometryError(
+                f"scan {reader.header.scan_id} has no pixel size, because its stream told no "
+                "photon energy, distance or detector pixel: set them under [geometry]; its frames "
+                "are kept"
+            )
+        self.reader = reader
+        self._tile_px = tile_px
+        self._tiles: dict[TileIndex, Tile] = {}
+        self._makers: dict[int, PatchMaker] = {}
+        self._recipe = recipe
+        self.current, self.following = _load_state(reader)
+
+    def use(self, recipe: Recipe) -> None:
+        """Go on with ``recipe``; the next step opens a generation for it."""
+        self._recipe = recipe
+
+    @property
+    def has_work(self) -> bool:
+        """Whether :meth:`step` would do something."""
+        pairs = self.reader.pair_count
+        if not pairs:
+            return False
+        newest = self._newest
+        return newest is None or newest.ledger.count < pairs or not self._is_present(newest)
+
+    @property
+    def backlog(self) -> int:
+        """How many pairs no subscriber has seen."""
+        return self.reader.pair_count - (self.current.ledger.count if self.current else 0)
+
+    def oldest_pending_monotonic_ns(self) -> int | None:
+        """When the oldest pair that no subscriber has seen became complete; None without one."""
+        index = 0
+        if self.current is not None:
+            waiting = self.current.ledger.pending(self.reader.pair_count, 1)
+            if not len(waiting):
+                return None
+            index = int(waiting[0])
+        pairs = self.reader.pairs(index, index + 1)
+        return int(pairs["paired_monotonic_ns"][0]) if len(pairs) else None
+
+    def step(self, on_damaged: Callable[[CorruptRecord], None]) -> NDArray[np.int64]:
+        """Reconstruct one batch; the scan must have a pair.
+
+        Args:
+            on_damaged: told of each stored frame that fails its checksum; it is left out.
+
+        Returns:
+            ``paired_monotonic_ns`` (n,) of the pairs that subscribers will see for the first time.
+        """
+        newest = self._newest
+        if newest is None or newest.number not in self._makers or not self._is_present(newest):
+            self._open_generation()
+        assert self.current is not None
+        if self.current.number in self._makers and self.backlog:
+            return self._extend(self.current, on_damaged)
+        if self.following is None:
+            return np.empty(0, np.int64)
+        shown = self._extend(self.following, on_damaged)
+        if self.following.ledger.count < self.current.ledger.count:
+            return np.empty(0, np.int64)
+        self._makers.pop(self.current.number, None)
+        self.current, self.following, self._tiles = self.following, None, {}
+        return shown
+
+    @property
+    def _newest(self) -> Generation | None:
+        return self.following or self.current
+
+    def _open_generation(self) -> None:
+        """Make the newest generation one of the present recipe and view."""
+        photons = self._photons()
+        maker = PatchMaker(self.reader, self._recipe, photons)
+        identity = self._identity(photons)
+        if self.current is None:
+            self.current = Generation(1, identity, maker.probe)
+        if self.current.identity == identity:
+            self.following = None
+        elif self.following is None or self.following.identity != identity:
+            number = (self.following or self.current).number + 1
+            self.following = Generation(number, identity, maker.probe)
+        self._makers[(self.following or self.current).number] = maker
+
+    def _photons(self) -> float:
+        """Fixed per scan: from the settings, or measured once and kept with the image."""
+        if self._recipe.photons is not None:
+            return self._recipe.photons
+        if self.current is not None:
+            return self.current.identity.photons
+        return measured_photons(self.reader)
+
+    def _identity(self, photons: float) -> GenerationIdentity:
+        header, recipe = self.reader.header, self._recipe
+        assert header.pixel_yx_m is not None
+        return GenerationIdentity(
+            model=recipe.model,
+            model_sha256=recipe.model_sha256,
+            probe_digest=recipe.probe_digest,
+            view_version=header.views[-1].version,
+            photons=photons,
+            pixel_yx_m=header.pixel_yx_m,
+            tile_px=self._tile_px,
+        )
+
+    def _is_present(self, generation: Generation) -> bool:
+        """Whether ``generation`` is made with the present recipe and view."""
+        photons = self._recipe.photons or generation.identity.photons
+        return generation.identity == self._identity(photons)
+
+    def _extend(
+        self, target: Generation, on_damaged: Callable[[CorruptRecord], None]
+    ) -> NDArray[np.int64]:
+        indices = target.ledger.pending(self.reader.pair_count, self._recipe.batch_frames)
+        if not len(indices):
+            return indices
+        pairs = self.reader.pairs(int(indices[0]), int(indices[-1]) + 1)[indices - indices[0]]
+        usable = pairs["flags"] == 0
+        for row in np.flatnonzero(usable):
+            try:
+                self.reader.check(int(pairs["slot"][row]))
+            except CorruptRecord as error:
+                on_damaged(error)
+                usable[row] = False
+        target.ledger.skip(indices[~usable])
+        pairs = pairs[usable]
+        if len(pairs):
+            made = self._makers[target.number].make(pairs, target.identity.pixel_yx_m)
+            target.canvas.add(
+                made.object_yx, made.weight_yx, made.corner_yx_px, half_of(pairs["number"])
+            )
+            target.ledger.add(indices[usable])
+        return pairs["paired_monotonic_ns"].astype(np.int64)
+
+    def image(self, final: bool) -> ImageState | None:
+        """What subscribers are to see now; None before the first patch."""
+        generation = self.current
+        if generation is None:
+            return None
+        for index, tile in generation.canvas.tiles.items():
+            known = self._tiles.get(index)
+            if known is None or known.version != tile.version:
+                object_yx, weight_yx = generation.canvas.object_tile(index)
+                self._tiles[index] = Tile(tile.version, object_yx, weight_yx)
+        header = self.reader.header
+        added = self._added_pairs(generation)
+        return ImageState(
+            scan_id=header.scan_id,
+            state=header.state,
+            generation=generation.number,
+            layer="predicted",
+            tile_px=self._tile_px,
+            pixel_yx_m=generation.identity.pixel_yx_m,
+            tiles=dict(self._tiles),
+            frame_numbers=added["number"].astype(np.int64),
+            position_yx_m=np.stack([added["y_m"], added["x_m"]], axis=1),
+            probe=generation.probe,
+            model=generation.identity.model,
+            counts=self.counts(),
+            metadata=dict(header.metadata),
+            final=final,
+            trust={},
+        )
+
+    def _added_pairs(self, generation: Generation) -> NDArray[Any]:
+        return self.reader.pairs(0, self.reader.pair_count)[generation.ledger.added]
+
+    def counts(self) -> dict[str, int]:
+        """Frames committed, paired, reconstructed and left out, and the ingest's own accounting."""
+        header, generation = self.reader.header, self.current
+        expected = {} if header.expected_frames is None else {"expected": header.expected_frames}
+        return {
+            **header.counts,
+            **expected,
+            "committed": self.reader.committed,
+            "paired": self.reader.pair_count,
+            "reconstructed": 0 if generation is None else len(generation.ledger.added),
+            "skipped": 0 if generation is None else len(generation.ledger.skipped),
+        }
+
+    def save(self) -> None:
+        """Write both generations into one file, whole or not at all.
+
+        Raises:
+            StoreError: the disk refused.
+        """
+        arrays: dict[str, NDArray[Any]] = {}
+        for prefix, generation in ((_CURRENT, self.current), (_FOLLOWING, self.following)):
+            if generation is not None:
+                state = generation.state() | {_NUMBERS: self._added_pairs(generation)["number"]}
+                arrays |= {prefix + key: value for key, value in state.items()}
+        path = self.reader.directory / STATE_FILE
+        partial = path.with_suffix(".partial")
+        try:
+            with partial.open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise StoreError(
+                f"cannot save the image's state to {path}: {error.strerror}; free space there. The "
+                "frames are safe; after a restart the image is made again from them"
+            ) from error
+
+
+def _load_state(reader: ScanReader) -> tuple[Generation | None, Generation | None]:
+    """Both generations saved with a scan; None where there is none, or no usable one.
+
+    The state is derived data: a damaged one, or one whose pairs a power cut took from the store,
+    costs the time to make it again, nothing else.
+    """
+    path = reader.directory / STATE_FILE
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            arrays = {key: held[key] for key in held.files}
+        return _generation(reader, arrays, _CURRENT), _generation(reader, arrays, _FOLLOWING)
+    except FileNotFoundError:
+        return None, None
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        _log.warning("the saved image %s is unusable (%s) and is made again", path, error)
+        path.rename(path.with_suffix(".damaged"))
+        return None, None
+
+
+def _generation(
+    reader: ScanReader, arrays: dict[str, NDArray[Any]], prefix: str
+) -> Generation | None:
+    state = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+    if not state:
+        return None
+    added = state["added"]
+    if len(added) and int(added.max()) >= reader.pair_count:
+        raise ValueError("it holds more pairs than the store")
+    if not np.array_equal(reader.pairs(0, reader.pair_count)["number"][added], state[_NUMBERS]):
+        raise ValueError("its pairs are not those of the store")
+    return Generation.from_state(state)

@@ -1,0 +1,267 @@
+"""The result of a scan: versioned tiles of an image, and the picture that is stitched from them.
+
+The reconstruct stage makes an :class:`ImageState` for the publisher and for exports; clients get an
+:class:`Image`, which joins the tiles and writes the NPZ file.  Plain values: no sockets, no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_stream.errors import FileFormatError
+
+TileKey = tuple[int, int]
+
+
+def _no_frames() -> NDArray[np.int64]:
+    return np.zeros(0, np.int64)
+
+
+def _no_positions() -> NDArray[np.float64]:
+    return np.zeros((0, 2), np.float64)
+
+
+def _no_probe() -> NDArray[np.complex64]:
+    return np.zeros((0, 0, 0), np.complex64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tile:
+    """One square of the canvas, an immutable snapshot.
+
+    Attributes:
+        version: grows with every change of this tile within a generation; above 0.
+        object_yx: complex64 (T, T), NaN where nothing was seen.
+        weight_yx: float32 (T, T), 0 where nothing was seen.
+    """
+
+    version: int
+    object_yx: NDArray[np.complex64]
+    weight_yx: NDArray[np.float32]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of both arrays."""
+        return self.object_yx.nbytes + self.weight_yx.nbytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageState:
+    """All that is known of a scan's image at one moment; its arrays are never written again.
+
+    Attributes:
+        scan_id: identity of the scan in the store.
+        state: of the scan (``running``, ``draining``, ``complete`` ...).
+        generation: of model, probe, view and pixel size; tiles of two generations never mix.
+        pixel_yx_m: size of an object pixel, metres; the centre of canvas pixel (0, 0) is the
+            stage's origin.
+        tile_px: T; tile (ty, tx) covers canvas pixels [ty*T, (ty+1)*T) x [tx*T, (tx+1)*T).
+        tiles: by (ty, tx), which may be negative.
+        frame_numbers: int64 (n,) of the frames in the image; only ever appended to.
+        position_yx_m: float64 (n, 2), world positions of the probe's centre for those frames.
+        probe: complex64 (modes, N, N).
+        model: name of the network's weights.
+        layer: which of the image's layers this is.
+        counts: committed, paired, reconstructed, expected, missing ...
+        metadata: of the scan, JSON values.
+        final: nothing will be added to this image.
+        trust: figures of how far the image can be relied on, by name.
+    """
+
+    scan_id: str
+    state: str
+    generation: int
+    pixel_yx_m: tuple[float, float]
+    tile_px: int
+    tiles: Mapping[TileKey, Tile]
+    frame_numbers: NDArray[np.int64] = field(default_factory=_no_frames)
+    position_yx_m: NDArray[np.float64] = field(default_factory=_no_positions)
+    probe: NDArray[np.complex64] = field(default_factory=_no_probe)
+    model: str = ""
+    layer: str = "predicted"
+    counts: Mapping[str, int] = field(default_factory=dict[str, int])
+    metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    final: bool = False
+    trust: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True)
+class Image:
+    """The picture of a scan as of one update.
+
+    Attributes:
+        content: what it was made of.
+        received_ns: UTC nanoseconds of the last update in it; 0 if it did not come over a socket.
+        latency_s: the time that update took from being sent, by the UTC clocks; 0 likewise.
+        settled: no update that the sender made before this one is missing.
+    """
+
+    content: ImageState
+    received_ns: int = 0
+    latency_s: float = 0.0
+    settled: bool = True
+
+    @property
+    def scan_id(self) -> str:
+        """Identity of the scan."""
+        return self.content.scan_id
+
+    @property
+    def state(self) -> str:
+        """Of the scan: ``running``, ``draining``, ``complete`` ..."""
+        return self.content.state
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing will be added to this image any more."""
+        return self.content.final and self.settled
+
+    @property
+    def complete(self) -> bool:
+        """Whether this is the final image of a scan that ran to its end."""
+        return self.final and self.state == "complete"
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Sample, proposal, operator ..."""
+        return self.content.metadata
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Frames committed, paired, reconstructed, expected, missing ..."""
+        return self.content.counts
+
+    @property
+    def probe(self) -> NDArray[np.complex64]:
+        """Probe modes, complex64 (modes, N, N)."""
+        return self.content.probe
+
+    @property
+    def frame_numbers(self) -> NDArray[np.int64]:
+        """Int64 (n,), the frames in the image in the order of their coming."""
+        return self.content.frame_numbers
+
+    @property
+    def positions_yx_m(self) -> NDArray[np.float64]:
+        """Float64 (n, 2), world positions of the probe's centre for ``frame_numbers``."""
+        return self.content.position_yx_m
+
+    @property
+    def pixel_yx_m(self) -> tuple[float, float]:
+        """Size of a pixel, metres."""
+        return self.content.pixel_yx_m
+
+    @cached_property
+    def _stitched(self) -> tuple[NDArray[np.complex64], NDArray[np.float32], tuple[int, int]]:
+        return stitch(self.content.tiles, self.content.tile_px)
+
+    @property
+    def object_yx(self) -> NDArray[np.complex64]:
+        """Complex64 (H, W): the smallest rectangle that holds all that was seen, NaN elsewhere."""
+        return self._stitched[0]
+
+    @property
+    def weight_yx(self) -> NDArray[np.float32]:
+        """Float32 (H, W): illumination that each pixel of ``object_yx`` got."""
+        return self._stitched[1]
+
+    @property
+    def origin_yx_m(self) -> tuple[float, float]:
+        """World position of the centre of ``object_yx[0, 0]``, metres."""
+        corner, pixel = self._stitched[2], self.content.pixel_yx_m
+        return corner[0] * pixel[0], corner[1] * pixel[1]
+
+    def save(self, path: Path | str) -> None:
+        """Write the image as NPZ; the file is there whole or not at all.
+
+        Keys: ``object``, ``weight``, ``origin_yx_m``, ``pixel_yx_m``, ``probe``,
+        ``positions_yx_m``, ``frame_numbers``, ``scan_id`` and ``metadata``, which is JSON text with
+        the scan's own metadata and under ``ptycho_stream`` the image's state, counts and model.
+
+        Raises:
+            FileFormatError: the path cannot be written.
+        """
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        arrays: dict[str, Any] = {
+            "object": self.object_yx,
+            "weight": self.weight_yx,
+            "origin_yx_m": np.asarray(self.origin_yx_m, np.float64),
+            "pixel_yx_m": np.asarray(self.pixel_yx_m, np.float64),
+            "probe": self.probe,
+            "positions_yx_m": self.positions_yx_m,
+            "frame_numbers": self.frame_numbers,
+            "scan_id": np.asarray(self.scan_id),
+            "metadata": np.asarray(json.dumps(self._described(), default=str)),
+        }
+        try:
+            with partial.open("wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)
+            partial.replace(target)
+        except OSError as error:
+            raise FileFormatError(
+                f"cannot write {target}: {error.strerror}; choose an existing folder with room"
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _described(self) -> dict[str, Any]:
+        content = self.content
+        return {
+            **content.metadata,
+            "ptycho_stream": {
+                "state": content.state,
+                "final": self.final,
+                "generation": content.generation,
+                "layer": content.layer,
+                "model": content.model,
+                "counts": dict(content.counts),
+                "trust": dict(content.trust),
+            },
+        }
+
+    def __repr__(self) -> str:
+        height, width = self.object_yx.shape
+        return (
+            f"<Image of scan {self.scan_id} ({self.state}): {height} x {width} pixels, "
+            f"{self.frame_numbers.size} frames, generation {self.content.generation}>"
+        )
+
+
+def stitch(
+    tiles: Mapping[TileKey, Tile], tile_px: int
+) -> tuple[NDArray[np.complex64], NDArray[np.float32], tuple[int, int]]:
+    """Join tiles into the smallest rectangle that holds every pixel with a weight.
+
+    Returns:
+        ``object_yx`` complex64 (H, W) with NaN where nothing was seen, ``weight_yx`` float32
+        (H, W), and the canvas pixel (y, x) of ``object_yx[0, 0]``; (0, 0) arrays if all is unseen.
+    """
+    if not tiles:
+        return np.zeros((0, 0), np.complex64), np.zeros((0, 0), np.float32), (0, 0)
+    rows, columns = [key[0] for key in tiles], [key[1] for key in tiles]
+    top, left = min(rows), min(columns)
+    shape = ((max(rows) - top + 1) * tile_px, (max(columns) - left + 1) * tile_px)
+    obj = np.full(shape, complex(np.nan, np.nan), np.complex64)
+    weight = np.zeros(shape, np.float32)
+    for (ty, tx), tile in tiles.items():
+        y, x = (ty - top) * tile_px, (tx - left) * tile_px
+        obj[y : y + tile_px, x : x + tile_px] = tile.object_yx
+        weight[y : y + tile_px, x : x + tile_px] = tile.weight_yx
+    seen = weight > 0
+    seen_rows, seen_columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+    if not seen_rows.size:
+        return np.zeros((0, 0), np.complex64), np.zeros((0, 0), np.float32), (0, 0)
+    y0, y1 = int(seen_rows[0]), int(seen_rows[-1]) + 1
+    x0, x1 = int(seen_columns[0]), int(seen_columns[-1]) + 1
+    corner = (top * tile_px + y0, left * tile_px + x0)
+    return obj[y0:y1, x0:x1], weight[y0:y1, x0:x1], corner

@@ -1,0 +1,187 @@
+"""The header of a scan: what is known of it besides its frames, kept as ``scan.json``.
+
+Written by the scan's writer on rare changes (state, view, end), each time replaced as a whole; read
+by the catalogue and by every reader.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, cast, get_args
+
+import numpy as np
+
+from ptycho_stream.errors import ScanNotFound, StoreError
+from ptycho_stream.geometry import View
+from ptycho_stream.messages import DetectorGeometry
+from ptycho_stream.scans.disk import replace_file
+from ptycho_stream.scans.ulid import is_scan_id
+
+FORMAT_VERSION: Final = 1
+HEADER_NAME: Final = "scan.json"
+
+ScanState = Literal[
+    "armed", "running", "draining", "complete", "interrupted", "aborted", "unmatched"
+]
+SEALED_STATES: Final = frozenset({"complete", "interrupted", "aborted", "unmatched"})
+
+# A batch file is mapped whole and touched ahead: for large frames it holds fewer of them.
+_MAX_FILE_BYTES: Final = 128 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class ScanHeader:
+    """What is known of a scan.
+
+    Attributes:
+        scan_id: ours, a ULID; also the name of the scan's folder.
+        source: which detector stream it came from.
+        series: the detector's own name of it, not unique over time.
+        frame_shape_yx: of a stored frame, after the crop.
+        dtype: numpy name of the stored counts with byte order, the detector's (``<u2``).
+        detector_shape_yx: before the crop; None: not cropped.
+        crop_corner_yx_px: detector pixel of a stored frame's [0, 0].
+        geometry: as resolved from the stream and the settings.
+        size_px: N, the size of a reconstructed patch.
+        pixel_yx_m: object pixel; None where the geometry is unknown.
+        views: how frames are looked at, oldest first; the last is in use.
+        metadata: sample, proposal, operator, ... (JSON values).
+        joined_late: the daemon was started in mid-series.
+        counts: the final accounting (missing, duplicate, ...), written when the scan is sealed.
+        reason: why it ended as it did; empty when it is complete.
+        frames_per_file: frames in a batch file; set by the writer.
+    """
+
+    scan_id: str
+    source: str
+    series: str
+    state: ScanState
+    created_ns: int
+    frame_shape_yx: tuple[int, int]
+    dtype: str
+    size_px: int
+    ended_ns: int | None = None
+    expected_frames: int | None = None
+    detector_shape_yx: tuple[int, int] | None = None
+    crop_corner_yx_px: tuple[int, int] = (0, 0)
+    geometry: DetectorGeometry = field(default_factory=DetectorGeometry)
+    pixel_yx_m: tuple[float, float] | None = None
+    views: tuple[View, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    joined_late: bool = False
+    counts: Mapping[str, int] = field(default_factory=dict[str, int])
+    reason: str = ""
+    frames_per_file: int = 1024
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        """Refuse values that no scan can have.
+
+        Raises:
+            StoreError: identity, state, shape, dtype or version makes no sense.
+        """
+        problem = self._problem()
+        if problem:
+            raise StoreError(f"scan {self.scan_id!r} has a wrong header: {problem}")
+
+    def _problem(self) -> str:
+        if not is_scan_id(self.scan_id):
+            return "scan_id is not a ULID: make one with new_scan_id()"
+        if self.state not in get_args(ScanState):
+            return f"there is no state {self.state!r}"
+        if len(self.frame_shape_yx) != 2 or min(self.frame_shape_yx) < 1:
+            return f"frame_shape_yx {self.frame_shape_yx} is not two sizes above 0"
+        try:
+            kind = np.dtype(self.dtype).kind
+        except TypeError:
+            kind = ""
+        if kind not in ("u", "i", "f"):
+            return f"dtype {self.dtype!r} is no integer or float"
+        if self.frames_per_file < 1:
+            return f"frames_per_file is {self.frames_per_file}"
+        if self.format_version != FORMAT_VERSION:
+            return (
+                f"it has format {self.format_version} and this program reads {FORMAT_VERSION}: "
+                "use the version of ptycho-stream that wrote it"
+            )
+        return ""
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the scan is closed for writing."""
+        return self.state in SEALED_STATES
+
+    @property
+    def frame_bytes(self) -> int:
+        """Size of a stored frame."""
+        return self.frame_shape_yx[0] * self.frame_shape_yx[1] * np.dtype(self.dtype).itemsize
+
+    @property
+    def view(self) -> View:
+        """How frames are looked at now."""
+        return self.views[-1] if self.views else View(size_px=self.size_px)
+
+    def to_json(self) -> bytes:
+        """This header as JSON text."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> ScanHeader:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            StoreError: it is not JSON, or not a scan header.
+        """
+        try:
+            raw = cast("dict[str, Any]", json.loads(text))
+            raw["geometry"] = DetectorGeometry(**_tuples(raw["geometry"]))
+            raw["views"] = tuple(View(**_tuples(view)) for view in raw["views"])
+            for name in ("frame_shape_yx", "detector_shape_yx", "crop_corner_yx_px", "pixel_yx_m"):
+                raw[name] = None if raw[name] is None else tuple(raw[name])
+            return cls(**raw)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise StoreError(f"not a scan header: {error!r}") from error
+
+
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}  # pyright: ignore[reportUnknownVariableType]
+
+
+def frames_per_file(frame_bytes: int, wanted: int) -> int:
+    """Frames in a batch file: ``wanted``, or fewer where they would make it unwieldy."""
+    return max(1, min(wanted, _MAX_FILE_BYTES // frame_bytes))
+
+
+def read_header(directory: Path) -> ScanHeader:
+    """The header of the scan in ``directory``.
+
+    Raises:
+        ScanNotFound: there is none.
+        StoreError: it cannot be read.
+    """
+    path = directory / HEADER_NAME
+    try:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ScanNotFound(
+            f"there is no scan {directory.name} in {directory.parent}: "
+            "`ptycho-stream ctl scans` lists those that are there"
+        ) from None
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        return ScanHeader.from_json(text)
+    except StoreError as error:
+        raise StoreError(f"{path}: {error}") from error
+
+
+def write_header(directory: Path, header: ScanHeader) -> None:
+    """Replace the header of the scan in ``directory`` in one step.
+
+    Raises:
+        DiskFull: there is no room; the old header is as it was.
+    """
+    replace_file(directory / HEADER_NAME, header.to_json())

@@ -1,0 +1,278 @@
+"""The TOML configuration file as pydantic models: every key, its default, unit and meaning.
+
+Read by the daemon, by ``ptycho-stream config check`` and by all commands that take ``--config``.
+Unknown keys are errors.  Relative paths count from the configuration file's folder.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from ptycho_stream.errors import SettingsError
+from ptycho_stream.geometry import Orientation
+
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]", "::1")
+
+
+def _endpoint(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme == "ipc" and len(value) > len("ipc://"):
+        return value
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if parts.scheme != "tcp" or not parts.hostname or port is None:
+        raise ValueError("is not a ZeroMQ endpoint: write tcp://HOST:PORT or ipc:///PATH")
+    return value
+
+
+def _local_endpoint(value: str) -> str:
+    parts = urlsplit(_endpoint(value))
+    if parts.scheme == "tcp" and parts.hostname not in LOOPBACK_HOSTS:
+        raise ValueError(
+            "would be open to the network without keys: bind tcp://127.0.0.1:PORT or ipc:///PATH"
+        )
+    return value
+
+
+Endpoint = Annotated[str, AfterValidator(_endpoint)]
+LocalEndpoint = Annotated[str, AfterValidator(_local_endpoint)]
+
+
+class Section(BaseModel):
+    """A table of the file: frozen, and strict about its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class DataSettings(Section):
+    """Where scans are stored, and how much of the disk they may take."""
+
+    directory: Path = Path("data")
+    retention_bytes: int = Field(200_000_000_000, ge=0, description="oldest sealed scans go first")
+    min_free_bytes: int = Field(
+        2_000_000_000, ge=0, description="below this no new scan is accepted"
+    )
+    sync_interval_ms: int = Field(100, ge=1, description="how often frames are synced to disk")
+    frames_per_file: int = Field(1024, ge=1)
+
+
+class DetectorSettings(Section):
+    """The frame stream."""
+
+    dialect: Literal["dectris-v1", "native"] = "dectris-v1"
+    endpoint: Endpoint = "tcp://127.0.0.1:9999"
+    attach: Literal["connect", "bind"] = "connect"
+    socket: Literal["pull", "sub"] = "pull"
+    crop_yx_px: tuple[int, int] | None = Field(
+        None, description="height and width stored, about the beam centre; the whole frame if unset"
+    )
+    max_shape_yx_px: tuple[int, int] = Field((8192, 8192), description="larger frames are refused")
+    bad_value_from: int | None = Field(
+        None, description="counts from this value on mean a bad pixel; unset: the dtype's top two"
+    )
+
+    @model_validator(mode="after")
+    def _bound_sockets_stay_local(self) -> DetectorSettings:
+        if self.attach == "bind":
+            _local_endpoint(self.endpoint)
+        return self
+
+
+class PositionSettings(Section):
+    """Where scan positions come from and how long frames wait for them."""
+
+    source: Literal["native", "inline", "file"] = "native"
+    endpoint: Endpoint | None = Field(None, description="of a native position stream")
+    attach: Literal["connect", "bind"] = "connect"
+    socket: Literal["pull", "sub"] = "sub"
+    path: Path | None = Field(None, description="NPZ or CSV, for source = 'file'")
+    wait_s: float = Field(10.0, gt=0, description="after a series' end, for positions to come")
+    match_window_s: float = Field(
+        60.0, gt=0, description="an epoch without a series id belongs to a scan armed this close"
+    )
+
+    @model_validator(mode="after")
+    def _source_is_complete(self) -> PositionSettings:
+        if self.source == "native" and self.endpoint is None:
+            raise ValueError("source = 'native' needs an endpoint (tcp://HOST:PORT)")
+        if self.source == "file" and self.path is None:
+            raise ValueError("source = 'file' needs a path (NPZ or CSV)")
+        if self.attach == "bind" and self.endpoint is not None:
+            _local_endpoint(self.endpoint)
+        return self
+
+
+class GeometrySettings(Section):
+    """The experiment, where the stream's header does not tell it or tells it wrongly."""
+
+    photon_energy_eV: float | None = Field(None, gt=0)
+    detector_distance_m: float | None = Field(None, gt=0)
+    detector_pixel_yx_m: tuple[float, float] | None = None
+    override_stream: bool = Field(False, description="prefer these to the stream's header")
+
+
+class ViewSettings(Section):
+    """How stored frames are looked at; a change makes a new generation of the image."""
+
+    orientation: Orientation = "identity"
+    center_yx_px: tuple[float, float] | None = Field(
+        None, description="zero frequency in stored pixels; unset: the header's, else the middle"
+    )
+    dc: Literal["center", "corner"] = "center"
+
+
+class ProbeSettings(Section):
+    """The illumination."""
+
+    path: Path = Field(description="NPZ with `probe` (modes, N, N), or a ptychodus product")
+    modes: int | None = Field(None, ge=1, description="use the first ones only; unset: all")
+    photons: float | None = Field(
+        None, gt=0, description="of the unattenuated beam, a frame; unset: from the first frames"
+    )
+
+
+class ModelSettings(Section):
+    """The network."""
+
+    name: str = "default"
+    registry: Path | None = Field(None, description="folder of models; unset: shipped ones only")
+
+
+class ReconstructSettings(Section):
+    """The reconstruct stage."""
+
+    size_px: int = Field(128, multiple_of=32, ge=32, le=1024)
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    threads: int = Field(1, ge=1, description="of the network on a CPU")
+    batch_frames: int = Field(16, ge=1)
+    batch_deadline_ms: float = Field(50.0, ge=0, description="a partial batch waits no longer")
+    tile_px: int = Field(128, ge=32)
+    save_interval_s: float = Field(5.0, gt=0, description="of the image's state on disk")
+    max_extent_m: float = Field(0.01, gt=0, description="positions further out are flagged")
+    max_step_m: float = Field(0.001, gt=0, description="positions that jump further are flagged")
+
+
+class ResultSettings(Section):
+    """What subscribers get."""
+
+    endpoint: LocalEndpoint = "tcp://127.0.0.1:9600"
+    resync_endpoint: LocalEndpoint = "tcp://127.0.0.1:9601"
+    publish_interval_ms: float = Field(100.0, gt=0)
+    queue_bytes: int = Field(64_000_000, gt=0, description="kept for a slow subscriber")
+
+
+class ControlSettings(Section):
+    """Where the daemon takes requests."""
+
+    endpoint: LocalEndpoint = "tcp://127.0.0.1:9602"
+
+
+class HttpSettings(Section):
+    """`/metrics` and `/healthz`."""
+
+    host: Literal["127.0.0.1", "localhost", "::1"] = "127.0.0.1"
+    port: int = Field(9603, ge=0, le=65535, description="0: any free port, said in the log")
+
+
+class ExportSettings(Section):
+    """Files written when a scan ends."""
+
+    directory: Path = Path("exports")
+    formats: tuple[Literal["npz", "png"], ...] = ()
+
+
+class SupervisorSettings(Section):
+    """How stages are watched and restarted."""
+
+    heartbeat_timeout_s: float = Field(15.0, gt=1, description="a silent stage is restarted")
+    stop_timeout_s: float = Field(
+        4.0, gt=0, description="to drain and seal, before a stage is killed"
+    )
+    max_backoff_s: float = Field(30.0, gt=0, description="between restarts of a failing stage")
+
+
+class Settings(Section):
+    """All of a configuration file."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    metadata: dict[str, str | int | float | bool] = Field(
+        default_factory=dict, description="sample, proposal, operator ...: goes into every result"
+    )
+    data: DataSettings = DataSettings()
+    detector: DetectorSettings = DetectorSettings()
+    positions: PositionSettings = PositionSettings(source="inline")
+    geometry: GeometrySettings = GeometrySettings()
+    view: ViewSettings = ViewSettings()
+    probe: ProbeSettings
+    model: ModelSettings = ModelSettings()
+    reconstruct: ReconstructSettings = ReconstructSettings()
+    results: ResultSettings = ResultSettings()
+    control: ControlSettings = ControlSettings()
+    http: HttpSettings = HttpSettings()
+    export: ExportSettings = ExportSettings()
+    supervisor: SupervisorSettings = SupervisorSettings()
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _absolute_paths(cls, value: Any, info: ValidationInfo) -> Any:
+        folder: Path | None = (info.context or {}).get("folder")
+        if folder is None or not isinstance(value, Section):
+            return value
+        changes = {
+            name: folder / held
+            for name in type(value).model_fields
+            if isinstance(held := getattr(value, name), Path) and not held.is_absolute()
+        }
+        return value.model_copy(update=changes) if changes else value
+
+
+def load_settings(path: Path) -> Settings:
+    """Read and check a configuration file.
+
+    Raises:
+        SettingsError: the file is missing, is not TOML, or a key is unknown or wrong; the text
+            has a line for every key.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(
+            f"there is no configuration file {path}: give an existing one with --config"
+        ) from None
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not TOML: {error}") from error
+    try:
+        return Settings.model_validate(raw, context={"folder": path.resolve().parent})
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise SettingsError(f"{path} has {len(lines)} problem(s):\n" + "\n".join(lines)) from error
+
+
+def _explain(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"]) or "(top level)"
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"  {key}: unknown key; remove it or correct its spelling"
+        case "missing":
+            return f"  {key}: missing; it has no default and must be set"
+        case _:
+            text = problem["msg"].removeprefix("Value error, ")
+            return f"  {key}: {text} (got {problem['input']!r})"

@@ -1,0 +1,226 @@
+"""Synthetic training batches: frames of random samples under random, imperfectly known probes.
+
+Every batch is a pure function of (seed, number), so a run resumes where it stopped and repeats
+bit for bit. Used by pre-training and by its tests.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import lightning
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ptycho_stream.physics.forward import intensity
+from ptycho_stream.physics.probe import Probe
+from ptycho_stream.simulate.probes import random_probe
+from ptycho_stream.simulate.samples import random_sample
+
+Complex = NDArray[np.complex64]
+Mask = NDArray[np.bool_]
+
+VALIDATION_SEED = 2**31
+"""Added to the training seed, so that no validation batch is ever trained on."""
+
+
+@dataclass(frozen=True)
+class SyntheticSettings:
+    """What the training frames are like.
+
+    Attributes:
+        sizes_px: frame sizes; one is drawn for each batch.
+        frames: frames of the largest size in a batch; smaller sizes get more, for equal work.
+        max_modes: most modes that the network is given.
+        photons: lowest, most likely and highest of the beam's photons (triangular in the log).
+    """
+
+    sizes_px: tuple[int, ...] = (64, 128)
+    frames: int = 16
+    max_modes: int = 3
+    photons: tuple[float, float, float] = (1e3, 5e5, 1e7)
+
+
+class TrainingBatch(NamedTuple):
+    """One batch, all of one size and number of modes; a tuple, as Lightning moves it to a device.
+
+    Attributes:
+        amplitude: float32 (B, N, N), square root of the counts, zero frequency at [0, 0].
+        probe: complex64 (B, modes, N, N), as the network is told.
+        valid: bool (B, N, N).
+        obj: complex64 (B, N, N), the truth.
+        weight: float32 (B, N, N), root of the true probe intensity, 1 at its peak.
+    """
+
+    amplitude: Tensor
+    probe: Tensor
+    valid: Tensor
+    obj: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Frames of one sample under one probe, before detection."""
+
+    true_probe: Complex
+    told_probe: Complex
+    objects: Complex
+    valid: Mask
+    background: float
+
+
+def synthetic_batch(seed: int, number: int, settings: SyntheticSettings) -> TrainingBatch:
+    """Make batch ``number`` of the endless series that ``seed`` names."""
+    rng = np.random.default_rng((seed, number))
+    size = int(rng.choice(settings.sizes_px))
+    modes = 1 if rng.random() < 0.72 else int(rng.integers(1, settings.max_modes + 1))
+    ratio = max(settings.sizes_px) / size
+    frames = round(settings.frames * ratio * ratio)
+    per_group = 4
+    groups = [_group(rng, size, modes, settings) for _ in range(max(frames // per_group, 1))]
+    obj = torch.from_numpy(np.concatenate([g.objects for g in groups]))
+    valid = torch.from_numpy(np.repeat([g.valid for g in groups], per_group, 0))
+    expected = [
+        intensity(torch.from_numpy(g.true_probe)[None], torch.from_numpy(g.objects)) + g.background
+        for g in groups
+    ]
+    counts = rng.poisson(torch.cat(expected).double().numpy()).astype(np.float32)
+    amplitude = torch.where(valid, torch.from_numpy(counts).sqrt(), torch.zeros(()))
+    power = np.stack([(np.abs(g.true_probe) ** 2).sum(0) for g in groups]).astype(np.float32)
+    weight = np.sqrt(power / power.max((1, 2), keepdims=True))
+    told = np.stack([g.told_probe for g in groups])
+    return TrainingBatch(
+        amplitude=amplitude,
+        probe=torch.from_numpy(np.repeat(told, per_group, 0)),
+        valid=valid,
+        obj=obj,
+        weight=torch.from_numpy(np.repeat(weight, per_group, 0)),
+    )
+
+
+def _group(
+    rng: np.random.Generator, size: int, modes: int, settings: SyntheticSettings, frames: int = 4
+) -> _Group:
+    low, mode, high = np.log10(settings.photons)
+    photons = 10 ** rng.triangular(low, mode, high)
+    hidden = int(rng.integers(1, 3)) if rng.random() < 0.35 else 0
+    probe = random_probe(rng, size, modes=modes + hidden, photons=photons)
+    told = probe.leading(modes)
+    if hidden and rng.random() < 0.5:
+        told = told.normalised(photons)
+    sample = random_sample(rng, (2 * size, 2 * size))
+    corners = rng.integers(0, size + 1, (frames, 2))
+    objects = np.stack([sample[y : y + size, x : x + size] for y, x in corners])
+    return _Group(
+        true_probe=probe.modes,
+        told_probe=_misjudged(rng, told).modes,
+        objects=objects,
+        valid=_valid_pixels(rng, size),
+        background=float(10 ** rng.uniform(-3, -0.5)) if rng.random() < 0.1 else 0.0,
+    )
+
+
+def _misjudged(rng: np.random.Generator, probe: Probe) -> Probe:
+    """The probe as an earlier reconstruction would have it: noisy, and not quite of this power."""
+    modes = probe.modes
+    if rng.random() < 0.3:
+        noise = rng.standard_normal((2, *modes.shape), np.float32)
+        level = rng.uniform(0.002, 0.03) * np.sqrt(float(np.max(probe.power_yx)))
+        modes = modes + (noise[0] + 1j * noise[1]).astype(np.complex64) * np.float32(level)
+    if rng.random() < 0.3:
+        modes = modes * np.float32(1 + 0.02 * rng.standard_normal())
+    return Probe(modes)
+
+
+def _valid_pixels(rng: np.random.Generator, size: int) -> Mask:
+    """Module gaps, dead pixels and a beam stop, each in some of the groups; corner order."""
+    valid = np.ones((size, size), bool)
+    if rng.random() < 0.7:
+        return valid
+    for axis in range(2):
+        if rng.random() < 0.4:
+            width, start = int(rng.integers(1, 8)), int(rng.integers(0, size))
+            np.moveaxis(valid, axis, 0)[start : start + width] = False
+    if rng.random() < 0.5:
+        valid &= rng.random((size, size)) > rng.uniform(0, 0.02)
+    if rng.random() < 0.25:
+        f = np.fft.fftfreq(size) * size
+        valid &= np.hypot(f[:, None], f[None, :]) > rng.uniform(0.5, 0.05 * size)
+    return valid
+
+
+class _Series(Dataset[TrainingBatch]):
+    """Batches ``first`` to ``first + count`` of a seed's series, for a DataLoader's workers."""
+
+    def __init__(self, seed: int, first: int, count: int, settings: SyntheticSettings) -> None:
+        self._seed, self._first, self._count = seed, first, count
+        self._settings = settings
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: int) -> TrainingBatch:
+        if not 0 <= number < self._count:
+            raise IndexError(number)
+        return synthetic_batch(self._seed, self._first + number, self._settings)
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+class SyntheticData(lightning.LightningDataModule):
+    """Training and validation batches made while training runs, by worker processes.
+
+    Args:
+        seed: names the series.
+        batches: length of the training series; ``first`` of them are skipped on resuming.
+        first: batches already trained on.
+        validation: number of validation batches.
+        workers: processes that make batches; 0 makes them in the training process.
+        settings: what the frames are like.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        batches: int,
+        *,
+        first: int = 0,
+        validation: int = 8,
+        workers: int = 1,
+        settings: SyntheticSettings | None = None,
+    ) -> None:
+        super().__init__()
+        self._seed, self._batches, self._first = seed, batches, first
+        self._validation, self._workers = validation, workers
+        self._settings = settings or SyntheticSettings()
+
+    def train_dataloader(self) -> DataLoader[TrainingBatch]:
+        count = max(self._batches - self._first, 1)
+        series = _Series(self._seed, self._first, count, self._settings)
+        return self._loader(series, self._workers)
+
+    def val_dataloader(self) -> DataLoader[TrainingBatch]:
+        settings = self._settings
+        made = [
+            synthetic_batch(self._seed + VALIDATION_SEED, n, settings)
+            for n in range(self._validation)
+        ]
+        return DataLoader(made, batch_size=None)  # pyright: ignore[reportArgumentType]
+
+    @staticmethod
+    def _loader(series: _Series, workers: int) -> DataLoader[TrainingBatch]:
+        # spawn, not fork: torch's threads do not survive a fork.
+        return DataLoader(
+            series,
+            batch_size=None,
+            num_workers=workers,
+            worker_init_fn=_one_thread,
+            persistent_workers=workers > 0,
+            prefetch_factor=4 if workers else None,
+            multiprocessing_context="spawn" if workers else None,
+        )

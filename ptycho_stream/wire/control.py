@@ -1,0 +1,199 @@
+"""The control protocol as bytes: one msgpack request, one msgpack reply.
+
+Sans-IO; ``docs/protocol.md`` ("Control") lists the commands.  The daemon's control server decodes
+requests and checks their arguments here, clients encode them and read the replies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ptycho_stream.errors import ControlError, LimitExceeded, MalformedMessage
+from ptycho_stream.messages import BytesLike
+
+VERSION = 1
+MAX_REQUEST_BYTES = 1 << 20
+MAX_REPLY_BYTES = 64 << 20
+
+RequestId = int | str
+
+
+class _Arguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Arguments of a command; every one has a default."""
+
+
+class NoArguments(_Arguments):
+    """Of ``status``, ``models``, ``reload`` and ``endpoints``."""
+
+
+class ScansArguments(_Arguments):
+    """Of ``scans``: the newest ``limit`` ones."""
+
+    limit: int = 100
+
+
+class ScanArguments(_Arguments):
+    """Of ``scan``, ``stop`` and ``abort``: None means the newest."""
+
+    scan_id: str | None = None
+
+
+class StartArguments(_Arguments):
+    """Of ``start``: arms a scan before its detector sends a header."""
+
+    metadata: dict[str, Any] = {}
+    expected_frames: int | None = None
+    series: str | None = None
+
+
+class ExportArguments(_Arguments):
+    """Of ``export``: None means the newest scan, and the daemon's export folder."""
+
+    scan_id: str | None = None
+    path: str | None = None
+    formats: list[str] = ["npz"]
+
+
+COMMANDS: Mapping[str, type[_Arguments]] = {
+    "status": NoArguments,
+    "scans": ScansArguments,
+    "scan": ScanArguments,
+    "models": NoArguments,
+    "start": StartArguments,
+    "stop": ScanArguments,
+    "abort": ScanArguments,
+    "export": ExportArguments,
+    "reload": NoArguments,
+    "endpoints": NoArguments,
+}
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One request; ``id`` is the client's, and comes back with the reply."""
+
+    id: RequestId
+    command: str
+    arguments: dict[str, Any] = {}
+    v: int = VERSION
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """Why a request failed: a code for programs and a sentence for people."""
+
+    code: str
+    message: str
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer; ``id`` is None if the request was too damaged to have one."""
+
+    v: int
+    id: RequestId | None
+    ok: bool
+    result: Any = None
+    error: Fault | None = None
+
+
+def _plain(value: Any) -> object:
+    """What a daemon may put into a result beside JSON values."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, PurePath):
+        return str(value)
+    raise NotImplementedError(f"{type(value).__name__} is no control value")
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
+_request_decoder = msgspec.msgpack.Decoder(Request)
+_reply_decoder = msgspec.msgpack.Decoder(Reply)
+
+
+def encode_request(request_id: RequestId, command: str, arguments: Mapping[str, Any]) -> bytes:
+    """Bytes of a request; ``arguments`` are JSON values."""
+    return _encoder.encode(Request(id=request_id, command=command, arguments=dict(arguments)))
+
+
+def decode_request(data: BytesLike) -> Request:
+    """Read a request and fill in the defaults of its arguments.
+
+    Raises:
+        LimitExceeded: it is too long.
+        MalformedMessage: it is not a request of this version.
+        ControlError: ``unknown_command`` or ``bad_arguments``.
+    """
+    if len(data) > MAX_REQUEST_BYTES:
+        raise LimitExceeded(f"a request of {len(data)} bytes; at most {MAX_REQUEST_BYTES}")
+    try:
+        request = _request_decoder.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise MalformedMessage(f"not a control request: {error}") from error
+    if request.v != VERSION:
+        raise MalformedMessage(
+            f"control protocol version {request.v}; this daemon speaks {VERSION}"
+        )
+    kind = COMMANDS.get(request.command)
+    if kind is None:
+        known = ", ".join(COMMANDS)
+        raise ControlError("unknown_command", f"no command {request.command!r}; there are: {known}")
+    try:
+        arguments = msgspec.convert(request.arguments, kind)
+    except msgspec.ValidationError as error:
+        raise ControlError("bad_arguments", f"{request.command}: {error}") from error
+    return msgspec.structs.replace(request, arguments=msgspec.to_builtins(arguments))
+
+
+def salvage_id(data: BytesLike) -> RequestId | None:
+    """The ``id`` of a request that is otherwise unreadable, so that its sender learns of it."""
+    try:
+        raw: Any = msgspec.msgpack.decode(data)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    found: object = raw.get("id") if isinstance(raw, dict) else None
+    return found if isinstance(found, int | str) else None
+
+
+def encode_result(request_id: RequestId, result: Any) -> bytes:
+    """Bytes of a reply that succeeded; ``result`` is made of JSON values."""
+    return _encoder.encode(Reply(v=VERSION, id=request_id, ok=True, result=result))
+
+
+def encode_error(request_id: RequestId | None, code: str, message: str) -> bytes:
+    """Bytes of a reply that failed."""
+    return _encoder.encode(
+        Reply(v=VERSION, id=request_id, ok=False, error=Fault(code, message)),
+    )
+
+
+def decode_reply(data: BytesLike) -> Reply:
+    """Read a reply.
+
+    Raises:
+        MalformedMessage: it is not a reply of this version.
+    """
+    try:
+        reply = _reply_decoder.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise MalformedMessage(f"not a control reply: {error}") from error
+    if reply.v != VERSION:
+        raise MalformedMessage(
+            f"control protocol version {reply.v}; this program speaks {VERSION}: use the same "
+            "ptycho-stream on both ends"
+        )
+    return reply
+
+
+def result_of(reply: Reply) -> Any:
+    """The result in a reply.
+
+    Raises:
+        ControlError: the daemon refused or failed the request.
+    """
+    if reply.ok:
+        return reply.result
+    fault = reply.error or Fault("failed", "the daemon gave no reason")
+    raise ControlError(fault.code, fault.message)
