@@ -97,6 +97,8 @@ class View:
         dc: ``center`` where the beam hits the middle of the detector, ``corner`` for frames that
             were stored with zero frequency at [0, 0].
         orientation: applied after the crop, about the zero frequency.
+        bad_value_from: stored values from this one on mark a bad pixel.  None: the two largest of
+            an unsigned integer dtype, as DECTRIS marks gaps and dead pixels; none for others.
         version: counts the views of a scan from 1.
     """
 
@@ -104,6 +106,7 @@ class View:
     center_yx_px: tuple[float, float] | None = None
     dc: Literal["center", "corner"] = "center"
     orientation: Orientation = "identity"
+    bad_value_from: int | None = None
     version: int = 1
 
     def apply(self, frames: NDArray[np.generic], outside: int = 0) -> NDArray[np.generic]:
@@ -123,9 +126,19 @@ class View:
             window = _window_with_border(frames, top, n, outside)
         return _orient_about_dc(window, self.orientation)
 
-    def valid(self, shape_yx: tuple[int, int], bad: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
-        """Pixels (N, N) of the view that hold a measurement; ``bad`` (h, w) marks stored ones."""
-        good = np.ones(shape_yx, bool) if bad is None else ~bad
+    def valid(
+        self, frame: NDArray[np.generic], bad: NDArray[np.bool_] | None
+    ) -> NDArray[np.bool_]:
+        """Pixels (N, N) of the view that hold a measurement, judged by one stored ``frame`` (h, w).
+
+        ``bad`` (h, w) marks stored pixels that the detector declared bad; None: none.
+        """
+        limit = self.bad_value_from
+        if limit is None and frame.dtype.kind == "u":
+            limit = int(np.iinfo(frame.dtype).max) - 1
+        good = np.ones(frame.shape, bool) if limit is None else frame < limit
+        if bad is not None:
+            good = good & ~bad
         return np.ascontiguousarray(self.apply(good, outside=0).astype(bool))
 
     def next(self, **changes: object) -> View:

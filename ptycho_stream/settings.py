@@ -83,9 +83,6 @@ class DetectorSettings(Section):
         None, description="height and width stored, about the beam centre; the whole frame if unset"
     )
     max_shape_yx_px: tuple[int, int] = Field((8192, 8192), description="larger frames are refused")
-    bad_value_from: int | None = Field(
-        None, description="counts from this value on mean a bad pixel; unset: the dtype's top two"
-    )
 
     @model_validator(mode="after")
     def _bound_sockets_stay_local(self) -> DetectorSettings:
@@ -135,6 +132,9 @@ class ViewSettings(Section):
         None, description="zero frequency in stored pixels; unset: the header's, else the middle"
     )
     dc: Literal["center", "corner"] = "center"
+    bad_value_from: int | None = Field(
+        None, description="counts from this value on mean a bad pixel; unset: the dtype's top two"
+    )
 
 
 class ProbeSettings(Section):

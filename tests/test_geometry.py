@@ -62,7 +62,7 @@ def test_a_view_beyond_the_border_marks_what_was_not_measured():
     view = View(32, center_yx_px=(4, 20))
     frames = np.ones((2, 40, 40), np.uint16)
     seen = view.apply(frames)
-    valid = view.valid((40, 40), None)
+    valid = view.valid(frames[0], None)
     assert seen.shape == (2, 32, 32)
     assert not valid[:12].any() and valid[12:].all()
     assert seen[:, ~valid].sum() == 0
@@ -76,7 +76,11 @@ def test_a_view_that_sees_nothing_says_so():
 def test_bad_pixels_are_seen_through_the_view():
     bad = np.zeros((32, 32), bool)
     bad[16, 20] = True
-    assert not View(32, orientation="transpose").valid((32, 32), bad)[20, 16]
+    frame = np.zeros((32, 32), np.uint16)
+    frame[8, 9] = 65534
+    valid = View(32, orientation="transpose").valid(frame, bad)
+    assert not valid[20, 16] and not valid[9, 8]
+    assert valid.sum() == 32 * 32 - 2
 
 
 def test_frames_stored_with_zero_frequency_in_the_corner():

@@ -24,10 +24,11 @@ _log = logging.getLogger(__name__)
 class Request:
     """A request to be answered with :meth:`ControlServer.reply` or :meth:`ControlServer.fail`.
 
-    ``arguments`` hold every argument of the command, defaults filled in.
+    ``arguments`` hold every argument of the command, defaults filled in; ``envelope`` is the way
+    back to who asked.
     """
 
-    peer: bytes
+    envelope: tuple[bytes, ...]
     id: wire.RequestId
     command: str
     arguments: dict[str, Any]
@@ -48,6 +49,9 @@ class ControlServer:
         self.requests_refused = 0
         self._socket = context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_REQUEST_BYTES)
+        # A client that asks and never reads must not make the daemon grow.
+        self._socket.setsockopt(zmq.SNDHWM, 16)
+        self._socket.setsockopt(zmq.RCVHWM, MAX_REQUESTS_PER_POLL)
         self._socket.setsockopt(zmq.LINGER, 500)
         try:
             self._socket.bind(endpoint)
@@ -71,10 +75,9 @@ class ControlServer:
                 peer, *parts = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 break
-            # A REQ socket puts an empty part before its message, a DEALER does not.
-            if len(parts) == 2 and not parts[0]:
-                parts = parts[1:]
-            request = self._checked(peer, parts)
+            # A REQ socket puts an empty part before its message and wants it back; a DEALER not.
+            delimiter = parts[:1] if len(parts) > 1 and not parts[0] else []
+            request = self._checked((peer, *delimiter), parts[len(delimiter) :])
             if request is not None:
                 requests.append(request)
         return requests
@@ -87,17 +90,17 @@ class ControlServer:
             _log.exception("the result of %s cannot be sent", request.command)
             self.fail(request, "failed", f"the result of {request.command} cannot be sent: {error}")
             return
-        self._send(request.peer, data)
+        self._send(request.envelope, data)
 
     def fail(self, request: Request, code: str, message: str) -> None:
         """Answer that the request was refused or has failed."""
-        self._send(request.peer, wire.encode_error(request.id, code, message))
+        self._send(request.envelope, wire.encode_error(request.id, code, message))
 
     def close(self) -> None:
         """Give the socket back."""
         self._socket.close()
 
-    def _checked(self, peer: bytes, parts: list[bytes]) -> Request | None:
+    def _checked(self, envelope: tuple[bytes, ...], parts: list[bytes]) -> Request | None:
         data = parts[0] if parts else b""
         try:
             if len(parts) != 1:
@@ -107,10 +110,10 @@ class ControlServer:
             code = error.code if isinstance(error, ControlError) else "bad_request"
             self.requests_refused += 1
             _log.warning("control request refused (%s): %s", code, error)
-            self._send(peer, wire.encode_error(wire.salvage_id(data), code, str(error)))
+            self._send(envelope, wire.encode_error(wire.salvage_id(data), code, str(error)))
             return None
-        return Request(peer, request.id, request.command, request.arguments)
+        return Request(envelope, request.id, request.command, request.arguments)
 
-    def _send(self, peer: bytes, data: bytes) -> None:
+    def _send(self, envelope: tuple[bytes, ...], data: bytes) -> None:
         # A ROUTER drops what is meant for a client that has gone; nobody waits for it any more.
-        self._socket.send_multipart([peer, data], zmq.NOBLOCK)
+        self._socket.send_multipart([*envelope, data], zmq.NOBLOCK)

@@ -25,15 +25,12 @@ from ptycho_stream.settings import ResultSettings
 from ptycho_stream.wire import results as wire
 
 BEACON_INTERVAL_S = 1.0
-# A peer that asks more often than this is told to wait; with MAX_UPDATE_BYTES it bounds what one
-# peer can take to about 80 MB/s.
-MIN_RESYNC_INTERVAL_S = 0.05
 MAX_REQUESTS_PER_SERVE = 16
 MAX_PEERS = 1024
 MAX_REQUEST_BYTES = 32 << 20
-# Final images of scans before the newest stay within reach of clients that come a little late.
-KEPT_FINAL_IMAGES = 4
-KEPT_FINAL_BYTES = 256 << 20
+# Images of scans before the newest stay within reach of clients that come a little late.
+KEPT_IMAGES = 8
+KEPT_BYTES = 256 << 20
 
 _log = logging.getLogger(__name__)
 
@@ -52,17 +49,18 @@ class PublishReport:
 
 @dataclass(slots=True)
 class _Sent:
-    """What subscribers of the present image were sent."""
+    """What subscribers of one scan's image were sent, up to update number ``seq``."""
 
     image: ImageState
     versions: dict[TileKey, int]
     frames: int
     probe_version: int
+    seq: int
 
-    def continues_in(self, image: ImageState) -> bool:
-        """Whether ``image`` is a later moment of the same image."""
-        same = _identity(image) == _identity(self.image)
-        return same and image.frame_numbers.size >= self.frames
+    @property
+    def mark(self) -> wire.ImageMark:
+        """Of this image in a beacon."""
+        return wire.ImageMark(self.image.scan_id, self.image.generation, self.seq)
 
 
 class Publisher:
@@ -81,12 +79,11 @@ class Publisher:
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], results: ResultSettings, epoch: str
     ):
-        self.epoch = f"{epoch}.{secrets.token_hex(4)}"
-        self.seq = 0
+        self.epoch = _unique(epoch)
         self.subscribers = 0
         self.resyncs = 0
-        self._last: _Sent | None = None
-        self._finals: OrderedDict[str, _Sent] = OrderedDict()
+        self._images: dict[str, _Sent] = {}
+        self._updates_sent = 0
         self._answered_s: OrderedDict[bytes, float] = OrderedDict()
         self._beacon_due_s = 0.0
         self._xpub = context.socket(zmq.XPUB)
@@ -118,50 +115,53 @@ class Publisher:
 
         ``image`` and its arrays are kept and sent without a copy: they must not change any more.
         """
-        before = self._last
+        before = self._images.get(image.scan_id)
         if before is not None and image is before.image:
-            return self._nothing_sent()
-        continued = before if before is not None and before.continues_in(image) else None
-        if continued is None:
-            self._begin(before, image)
-            sent, tiles, probe = _Sent(image, {}, 0, 1), dict(image.tiles), True
-        else:
-            probe = not _same_array(image.probe, continued.image.probe)
-            versions = continued.versions
-            sent = _Sent(image, versions, continued.frames, continued.probe_version + probe)
-            tiles = {
-                k: tile for k, tile in image.tiles.items() if tile.version > versions.get(k, 0)
-            }
-        self._last = sent
+            return _nothing_sent(before)
+        sent, tiles, probe = self._compared(before, image)
         frames = image.frame_numbers.size - sent.frames
-        if continued is not None and not (tiles or frames or probe):
-            if _same_words(image, continued.image):
-                return self._nothing_sent()
+        fresh = before is None or sent.versions is not before.versions
+        new = bool(fresh or tiles or frames or probe)
+        if before is not None and not new and _same_words(image, before.image):
+            return _nothing_sent(before)
+        self._images[image.scan_id] = sent
+        topic = wire.IMAGE_TOPIC + image.scan_id.encode()
         messages = size = 0
         for update in _updates(sent, tiles, sent.frames, probe):
-            self.seq += 1
-            update = replace(update, epoch=self.epoch, seq=self.seq)
-            size += self._send(wire.IMAGE_TOPIC + image.scan_id.encode(), wire.encode_image(update))
+            sent.seq += 1
+            self._updates_sent += 1
+            update = replace(update, epoch=self.epoch, seq=sent.seq, fresh=fresh)
+            fresh = False
+            size += self._send(topic, wire.encode_image(update))
             messages += 1
         sent.frames += frames
         sent.versions.update((key, tile.version) for key, tile in tiles.items())
         if before is None or _stage(before.image) != _stage(image):
             self._notice(image)
-        return PublishReport(self.seq, messages, len(tiles), frames, size, time.monotonic_ns())
-
-    def _nothing_sent(self) -> PublishReport:
-        return PublishReport(self.seq, 0, 0, 0, 0, time.monotonic_ns())
-
-    def _begin(self, before: _Sent | None, image: ImageState) -> None:
-        """Prepare for an image that does not continue the one before."""
         if before is None:
-            return
-        if _identity(before.image) == _identity(image):
+            self._forget_oldest()
+        return PublishReport(sent.seq, messages, len(tiles), frames, size, time.monotonic_ns())
+
+    def _compared(
+        self, before: _Sent | None, image: ImageState
+    ) -> tuple[_Sent, dict[TileKey, Tile], bool]:
+        """What will have been sent, and which tiles and whether the probe must be."""
+        if before is None:
+            # Counting on from all that was ever sent keeps the numbers of an image that was
+            # forgotten and comes back above those that its clients have seen.
+            return _Sent(image, {}, 0, 1, self._updates_sent), dict(image.tiles), True
+        if _identity(before.image) != _identity(image):
+            return _Sent(image, {}, 0, 1, before.seq), dict(image.tiles), True
+        if image.frame_numbers.size < before.frames:
             # The same image with fewer frames was built anew: what clients have is void, and only
             # a new epoch tells them so.
-            self.epoch = f"{self.epoch.rsplit('.', 1)[0]}.{secrets.token_hex(4)}"
-        elif before.image.final:
-            self._keep_final(before)
+            self.epoch = _unique(self.epoch.rsplit(".", 1)[0])
+            return _Sent(image, {}, 0, 1, before.seq), dict(image.tiles), True
+        versions = before.versions
+        tiles = {k: tile for k, tile in image.tiles.items() if tile.version > versions.get(k, 0)}
+        probe = not _same_array(image.probe, before.image.probe)
+        sent = _Sent(image, versions, before.frames, before.probe_version + probe, before.seq)
+        return sent, tiles, probe
 
     def serve(self) -> int:
         """Answer waiting requests and send the beacon if it is due; never waits.
@@ -201,16 +201,9 @@ class Publisher:
                 self._beacon_due_s = min(self._beacon_due_s, time.monotonic() + 0.02)
 
     def _beacon(self) -> None:
-        last = self._last.image if self._last else None
         self._beacon_due_s = time.monotonic() + BEACON_INTERVAL_S
-        beacon = wire.Beacon(
-            epoch=self.epoch,
-            seq=self.seq,
-            scan_id=last.scan_id if last else "",
-            generation=last.generation if last else 0,
-            state=last.state if last else "",
-            sent_ns=time.time_ns(),
-        )
+        marks = [sent.mark for _, sent in sorted(self._images.items())]
+        beacon = wire.Beacon(epoch=self.epoch, images=marks, sent_ns=time.time_ns())
         self._send(wire.BEACON_TOPIC, wire.encode(beacon))
 
     def _notice(self, image: ImageState) -> None:
@@ -231,18 +224,18 @@ class Publisher:
             _log.warning("resync request refused: %s", error)
             return self._refuse(None, "bad_request", str(error))
         now = time.monotonic()
-        wait_s = self._answered_s.get(peer, 0.0) + MIN_RESYNC_INTERVAL_S - now
+        wait_s = self._answered_s.get(peer, 0.0) + wire.MIN_RESYNC_INTERVAL_S - now
         if wait_s > 0:
             return self._refuse(request.id, "busy", "asked again too soon", wait_s)
         self._answered_s[peer] = now
         self._answered_s.move_to_end(peer)
         while len(self._answered_s) > MAX_PEERS:
             self._answered_s.popitem(last=False)
-        held = self._held(request.wanted_scan_id)
+        if not self._images:
+            return self._refuse(request.id, "empty", "there is no image yet")
+        wanted = request.wanted_scan_id or max(self._images)
+        held = self._images.get(wanted)
         if held is None:
-            if self._last is None:
-                return self._refuse(request.id, "empty", "there is no image yet")
-            wanted = request.wanted_scan_id
             return self._refuse(request.id, "unknown_scan", f"no image of scan {wanted} is held")
         self.resyncs += 1
         return wire.encode_image(replace(self._newer(held, request), reply_to=request.id))
@@ -260,13 +253,7 @@ class Publisher:
         probe = not same or request.probe_version != held.probe_version
         first_frame = min(request.frames, held.frames) if same else 0
         update = next(_updates(held, tiles, max(first_frame, 0), probe))
-        return replace(update, epoch=self.epoch, seq=self.seq)
-
-    def _held(self, scan_id: str | None) -> _Sent | None:
-        last = self._last
-        if scan_id is None or (last is not None and last.image.scan_id == scan_id):
-            return last
-        return self._finals.get(scan_id)
+        return replace(update, epoch=self.epoch, seq=held.seq)
 
     def _refuse(
         self, reply_to: int | None, reason: str, message: str, retry_s: float = 0.0
@@ -276,18 +263,18 @@ class Publisher:
             epoch=self.epoch,
             reason=reason,
             message=message,
-            newest_scan_id=self._last.image.scan_id if self._last else "",
+            newest_scan_id=max(self._images, default=""),
             retry_s=retry_s,
         )
         return wire.encode(refusal)
 
-    def _keep_final(self, sent: _Sent) -> None:
-        self._finals[sent.image.scan_id] = sent
-        while len(self._finals) > 1 and (
-            len(self._finals) > KEPT_FINAL_IMAGES
-            or sum(_size_bytes(kept.image) for kept in self._finals.values()) > KEPT_FINAL_BYTES
+    def _forget_oldest(self) -> None:
+        """Let go of old scans' images beyond the limits; the newest always stays."""
+        while len(self._images) > 1 and (
+            len(self._images) > KEPT_IMAGES
+            or sum(_size_bytes(sent.image) for sent in self._images.values()) > KEPT_BYTES
         ):
-            self._finals.popitem(last=False)
+            del self._images[min(self._images)]
 
     def _send(self, topic: bytes, parts: wire.Parts) -> int:
         try:
@@ -331,6 +318,7 @@ def _updates(
             frames_from=frame,
             frames_total=total,
             probe_version=sent.probe_version,
+            fresh=False,
             more=more,
             sent_ns=time.time_ns(),
         )
@@ -338,6 +326,14 @@ def _updates(
             return
         frame = stop
         probe = image.probe[:0, :0, :0]
+
+
+def _unique(epoch: str) -> str:
+    return f"{epoch}.{secrets.token_hex(4)}"
+
+
+def _nothing_sent(sent: _Sent) -> PublishReport:
+    return PublishReport(sent.seq, 0, 0, 0, 0, time.monotonic_ns())
 
 
 def _identity(image: ImageState) -> tuple[str, int, int]:

@@ -144,7 +144,6 @@ class ReconstructStage:
     def _reload(self) -> None:
         self._stage.reloaded()
         self._settings = load_settings(self._config)
-        self._publisher.publish_interval_ms = self._settings.results.publish_interval_ms
         self._recipe_tried_at_s = float("-inf")
         self._load_recipe()
         log.info("settings read again from %s", self._config)

@@ -6,6 +6,7 @@ for those who send them.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 
 from ptycho_stream.errors import ControlError, ScanNotFound
 from ptycho_stream.scans.catalogue import Catalogue
+from ptycho_stream.scans.header import ScanHeader
 from ptycho_streamd.bus import Answer, Bus, Refusal, StageRequest
 from ptycho_streamd.child import Child
 from ptycho_streamd.control import ControlServer, Request
@@ -23,6 +25,8 @@ FORWARDED: dict[str, tuple[str, str, float]] = {
     "stop": ("ingest", "stop_scan", 10.0),
     "abort": ("ingest", "abort_scan", 10.0),
     "endpoints": ("ingest", "endpoints", 10.0),
+    # The registry of models imports torch, which this process does without.
+    "models": ("reconstruct", "models", 10.0),
     "export": ("reconstruct", "export", 120.0),
 }
 """Command -> (stage, the stage's name for it, seconds it may take)."""
@@ -125,7 +129,7 @@ def store_commands(catalogue: Catalogue) -> dict[str, Callable[[dict[str, Any]],
         limit = arguments.get("limit", 100)
         if not isinstance(limit, int) or limit < 1:
             raise ControlError("bad_request", f"limit is {limit!r}: give a whole number above 0")
-        return [header.to_json() for header in catalogue.scans()[:limit]]
+        return [_plain(header) for header in catalogue.scans()[:limit]]
 
     def scan(arguments: dict[str, Any]) -> dict[str, Any]:
         scan_id = arguments.get("scan_id")
@@ -138,7 +142,7 @@ def store_commands(catalogue: Catalogue) -> dict[str, Callable[[dict[str, Any]],
         else:
             raise ControlError("bad_request", f"scan_id is {scan_id!r}: give its 26 characters")
         with reader:
-            return reader.header.to_json() | {
+            return _plain(reader.header) | {
                 "committed": reader.committed,
                 "durable": reader.durable,
                 "pairs": reader.pair_count,
@@ -146,3 +150,7 @@ def store_commands(catalogue: Catalogue) -> dict[str, Callable[[dict[str, Any]],
             }
 
     return {"scans": scans, "scan": scan}
+
+
+def _plain(header: ScanHeader) -> dict[str, Any]:
+    return json.loads(header.to_json())

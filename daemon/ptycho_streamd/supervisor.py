@@ -20,7 +20,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollecto
 
 from ptycho_stream import __version__
 from ptycho_stream.errors import ControlError, MalformedMessage, PtychoStreamError, SettingsError
-from ptycho_stream.models.registry import Registry
 from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_stream.settings import Settings, load_settings
 from ptycho_streamd.bus import Answer, Beat, Bus, Fatal, Refusal, Reload
@@ -93,7 +92,6 @@ class Supervisor:
             self._children,
             {
                 "status": self._status,
-                "models": self._models,
                 "reload": self._reload_command,
                 **store_commands(Catalogue(settings.data.directory)),
             },
@@ -223,9 +221,6 @@ class Supervisor:
             "resync": self._settings.results.resync_endpoint,
             "stages": health["stages"],
         }
-
-    def _models(self, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
-        return Registry(self._settings.model.registry).describe()
 
     def _reload_command(self, _arguments: dict[str, Any]) -> dict[str, Any]:
         try:

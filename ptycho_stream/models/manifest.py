@@ -61,7 +61,9 @@ class Manifest:
         try:
             held: object = json.loads(path.read_text("utf-8"))
         except FileNotFoundError as error:
-            raise ModelError(f"no manifest at {path}; the model is incomplete, remove it") from error
+            raise ModelError(
+                f"no manifest at {path}; the model is incomplete, remove it"
+            ) from error
         except (OSError, ValueError, RecursionError) as error:
             raise ModelError(f"{path} cannot be read as JSON: {error}; restore it") from error
         if not isinstance(held, dict):

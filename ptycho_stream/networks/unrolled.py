@@ -54,16 +54,17 @@ class UnrolledSettings:
         """
         known = {field.name for field in fields(cls)}
         if unknown := sorted(values.keys() - known):
-            raise ModelError(f"unrolled settings have unknown names {unknown}; known: {sorted(known)}")
+            raise ModelError(
+                f"unrolled settings have unknown names {unknown}; known: {sorted(known)}"
+            )
         given = dict(values)
-        if "channels" in given:
-            given["channels"] = tuple(given["channels"])
-            if len(given["channels"]) != 3:
-                raise ModelError(f"unrolled setting channels needs 3 values, got {values['channels']}")
-        for name, value in given.items():
-            for number in value if isinstance(value, tuple) else (value,):
-                if not isinstance(number, int) or number < 1:
-                    raise ModelError(f"unrolled setting {name} must be positive, got {value!r}")
+        for name, value in values.items():
+            wanted = 3 if name == "channels" else 1
+            numbers: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
+            if len(numbers) != wanted or not all(isinstance(n, int) and n > 0 for n in numbers):
+                raise ModelError(f"unrolled setting {name} needs {wanted} positive, got {value!r}")
+            if name == "channels":
+                given[name] = tuple(numbers)
         return cls(**given)
 
 

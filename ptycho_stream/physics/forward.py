@@ -7,7 +7,7 @@ Used by the unrolled network, refinement, trust and the simulators.
 import torch
 from torch import Tensor
 
-_AXES = (-2, -1)
+from ptycho_stream.physics.fourier import fft2_ortho, ifft2_ortho
 
 
 def far_field(probe: Tensor, obj: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def far_field(probe: Tensor, obj: Tensor) -> Tensor:
     Returns:
         Complex (B, modes, N, N), zero frequency at [0, 0], in sqrt(photons).
     """
-    return torch.fft.fft2(probe * obj.unsqueeze(1), dim=_AXES, norm="ortho")
+    return fft2_ortho(probe * obj.unsqueeze(1))
 
 
 def mode_sum(waves: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def modulus_correction(
     waves = far_field(probe, obj)
     ratio = amplitude * torch.rsqrt(mode_sum(waves) + floor) - 1
     ratio = torch.where(valid, ratio, ratio.new_zeros(()))
-    change = torch.fft.ifft2(waves * ratio.unsqueeze(1), dim=_AXES, norm="ortho")
+    change = ifft2_ortho(waves * ratio.unsqueeze(1))
     return (probe_conj * change).sum(1)
 
 

@@ -5,17 +5,19 @@ frames. The window's centre is index (N - 1) / 2 on both axes.
 """
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, cast
 
-import h5py
+import h5py  # pyright: ignore[reportMissingTypeStubs]
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ptycho_stream.errors import ProbeError
+from ptycho_stream.physics.fourier import fft2_ortho, frequencies, ifft2_ortho
 
 _NPZ_KEYS = ("probe", "probeGuess")
 
@@ -35,8 +37,6 @@ class Probe:
         modes = self.modes
         if modes.ndim != 3 or modes.shape[1] != modes.shape[2] or 0 in modes.shape:
             raise ProbeError(f"a probe is (modes, N, N) and square, got {modes.shape}")
-        if not np.iscomplexobj(modes):
-            raise ProbeError(f"a probe is complex, got {modes.dtype}; give modulus and phase")
         if not np.isfinite(modes).all():
             raise ProbeError("the probe holds NaN or infinity; write it again from its source")
         if not np.abs(modes).any():
@@ -92,8 +92,8 @@ def load_probe(path: Path | str) -> Probe:
     if not path.is_file():
         raise ProbeError(f"no probe file at {path}; correct the path in the settings")
     try:
-        array = _read_hdf5(path) if h5py.is_hdf5(path) else _read_npz(path)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        array = _read_npz(path) if zipfile.is_zipfile(path) else _read_hdf5(path)
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise ProbeError(
             f"{path} holds no probe that can be read ({error}); expected an NPZ with one of "
             f"{list(_NPZ_KEYS)} or a ptychodus product with the dataset 'probe'"
@@ -102,17 +102,15 @@ def load_probe(path: Path | str) -> Probe:
         array = array[0]
     if array.ndim == 2:
         array = array[None]
+    if not np.iscomplexobj(array):
+        raise ProbeError(f"the probe in {path} is {array.dtype}, not complex; it needs its phase")
     try:
-        return Probe(np.ascontiguousarray(array, _complex_like(array)))
+        return Probe(np.ascontiguousarray(array, np.complex64))
     except ProbeError as error:
         raise ProbeError(f"{path}: {error}") from error
 
 
-def _complex_like(array: NDArray[np.generic]) -> np.dtype[np.generic]:
-    return np.dtype(np.complex64) if np.iscomplexobj(array) else array.dtype
-
-
-def _read_npz(path: Path) -> NDArray[np.generic]:
+def _read_npz(path: Path) -> NDArray[Any]:
     with np.load(path, allow_pickle=False) as held:
         for key in _NPZ_KEYS:
             if key in held.files:
@@ -120,17 +118,18 @@ def _read_npz(path: Path) -> NDArray[np.generic]:
         raise KeyError(f"its keys are {held.files}")
 
 
-def _read_hdf5(path: Path) -> NDArray[np.generic]:
+def _read_hdf5(path: Path) -> NDArray[Any]:
     with h5py.File(path, "r") as file:
-        dataset = file["probe"]
+        dataset = cast("Any", file["probe"])
         if not isinstance(dataset, h5py.Dataset):
             raise KeyError("'probe' is a group, not a dataset")
-        return dataset[:1] if dataset.ndim == 4 else dataset[()]
+        held = cast("Any", dataset)
+        return held[:1] if held.ndim == 4 else held[()]
 
 
 def spectrum_of(probe: Probe, device: torch.device | str = "cpu") -> Tensor:
     """Fourier transform of the modes, complex64 (modes, N, N), as ``shifted_modes`` takes it."""
-    return torch.fft.fft2(torch.from_numpy(probe.modes).to(device), norm="ortho")
+    return fft2_ortho(torch.as_tensor(probe.modes).to(device))
 
 
 def shifted_modes(spectrum: Tensor, shift_yx_px: Tensor) -> Tensor:
@@ -143,8 +142,8 @@ def shifted_modes(spectrum: Tensor, shift_yx_px: Tensor) -> Tensor:
     Returns:
         complex64 (B, modes, N, N).
     """
-    frequency = torch.fft.fftfreq(spectrum.shape[-1], device=spectrum.device)
+    frequency = frequencies(spectrum.shape[-1], spectrum.device)
     angle = -2 * torch.pi * shift_yx_px[:, :, None] * frequency
     ramp = torch.polar(torch.ones_like(angle), angle)
     moved = spectrum * (ramp[:, 0, :, None] * ramp[:, 1, None, :]).unsqueeze(1)
-    return torch.fft.ifft2(moved, norm="ortho")
+    return ifft2_ortho(moved)

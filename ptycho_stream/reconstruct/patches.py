@@ -73,11 +73,7 @@ class PatchMaker:
 
 def valid_pixels(reader: ScanReader, view: View) -> NDArray[np.bool_]:
     """Pixels (N, N) of the view that measure: not masked by the stream, nor bad in frame 0."""
-    frame = reader.frame(0)
-    bad = frame >= reader.header.bad_value_from
-    if reader.bad_pixels is not None:
-        bad = bad | reader.bad_pixels
-    return view.valid((frame.shape[0], frame.shape[1]), bad)
+    return view.valid(reader.frame(0), reader.bad_pixels)
 
 
 def measured_photons(reader: ScanReader) -> float:

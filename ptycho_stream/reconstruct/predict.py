@@ -38,7 +38,8 @@ class Predictor:
         self.device = torch.device(device)
         self.batch_size = batch_size
         # channels_last: three times faster convolutions on a CPU, tensor cores on a GPU.
-        self._network = network.to(self.device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
+        self._network = network.to(self.device).eval()
+        self._network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._spectrum = spectrum_of(probe, self.device)
         self._peak = float(np.max(probe.power_yx))
 
@@ -74,11 +75,13 @@ class Predictor:
         if counts.ndim != 3 or counts.shape[1:] != (size, size):
             raise ModelError(f"frames are {counts.shape}, the probe needs (B, {size}, {size})")
         if shift_yx_px.shape != (len(counts), 2):
-            raise ModelError(f"{len(counts)} frames need ({len(counts)}, 2) shifts, not {shift_yx_px.shape}")
+            raise ModelError(
+                f"{len(counts)} frames need ({len(counts)}, 2) shifts, not {shift_yx_px.shape}"
+            )
         mask = self._mask(valid)
         patches = np.empty(counts.shape, np.complex64)
         weights = np.empty(counts.shape, np.float32)
-        shifts = torch.from_numpy(np.ascontiguousarray(shift_yx_px, np.float32))
+        shifts = torch.as_tensor(np.ascontiguousarray(shift_yx_px, np.float32))
         with torch.inference_mode():
             for start in range(0, len(counts), self.batch_size):
                 part = slice(start, start + self.batch_size)
@@ -96,7 +99,7 @@ class Predictor:
             return torch.ones((1, size, size), dtype=torch.bool, device=self.device)
         if valid.shape != (size, size):
             raise ModelError(f"the mask is {valid.shape}, the frames are ({size}, {size})")
-        return torch.from_numpy(np.fft.ifftshift(valid)[None].copy()).to(self.device)
+        return torch.as_tensor(np.fft.ifftshift(valid)[None].copy()).to(self.device)
 
 
 def _corner_amplitude(counts: NDArray[Any]) -> Tensor:
@@ -110,4 +113,4 @@ def _corner_amplitude(counts: NDArray[Any]) -> Tensor:
         for source_x, target_x in ((high, to_low), (low, to_high)):
             out[:, target_y, target_x] = counts[:, source_y, source_x]
     np.maximum(out, 0, out=out)
-    return torch.from_numpy(np.sqrt(out, out=out))
+    return torch.as_tensor(np.sqrt(out, out=out))

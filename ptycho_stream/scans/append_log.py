@@ -49,7 +49,7 @@ class AppendLog:
             DiskFull: there is no room; ``count`` is unchanged and the call can be repeated.
         """
         stamp(records)
-        data = memoryview(records.view(np.uint8))
+        data = records.view(np.uint8).data
         with disk_errors(self._path, len(data)):
             write_all(self._fd, data, self.count * self._dtype.itemsize)
         self.count += len(records)
@@ -58,7 +58,7 @@ class AppendLog:
         """Records [start, stop), unchecked; those that the file does not hold whole are zeros."""
         records = np.zeros(max(stop - start, 0), self._dtype)
         if len(records):
-            target = memoryview(records.view(np.uint8))
+            target = records.view(np.uint8).data
             read_up_to(self._fd, target, start * self._dtype.itemsize)
         return records
 

@@ -37,11 +37,12 @@ class BatchFiles:
         self._file_bytes = file_bytes
         self._fds: dict[int, int] = {}
         self._making = threading.Lock()
-        self._directory_is_synced = True
+        self._new_names: list[str] = []  # not yet synced in the directory
         self._wake = threading.Condition()
         self._current = 0  # the file that the writer is in
         self._ahead_to = 0  # files below this index are to be prepared
         self._touched_to = 0  # files below this index are prepared
+        self._stalled = False  # the disk was full when the thread last tried
         self._closing = False
         self._thread: threading.Thread | None = None
 
@@ -59,6 +60,7 @@ class BatchFiles:
         with self._wake:
             self._current = current
             self._ahead_to = max(stop, self._ahead_to)
+            self._stalled = False
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._work_ahead, name="batch-files", daemon=True
@@ -66,10 +68,10 @@ class BatchFiles:
                 self._thread.start()
             self._wake.notify_all()
 
-    def wait_prepared(self, stop: int, timeout_s: float) -> bool:
-        """Wait until the files below ``stop`` are prepared; False if they are not by then."""
+    def wait_prepared(self, timeout_s: float) -> bool:
+        """Wait until the files asked for are prepared; False if they are not by then."""
         with self._wake:
-            return self._wake.wait_for(lambda: self._touched_to >= stop, timeout_s)
+            return self._wake.wait_for(self._nothing_to_prepare, timeout_s)
 
     def sync(self, first: int, last: int) -> None:
         """Make files ``first`` to ``last`` (inclusive) survive a power loss; close earlier ones.
@@ -78,11 +80,15 @@ class BatchFiles:
             StoreError: the disk failed.
         """
         with disk_errors(self._directory):
-            if not self._directory_is_synced:
-                self._directory_is_synced = True
-                sync_directory(self._directory)
+            if self._new_names:
+                names, self._new_names = self._new_names, []
+                try:
+                    sync_directory(self._directory)
+                except OSError:
+                    self._new_names += names
+                    raise
             for index in range(first, last + 1):
-                os.fdatasync(self._fds[index])
+                os.fdatasync(self.fd(index))
         with self._making:
             for index in [i for i in self._fds if i < first]:
                 os.close(self._fds.pop(index))
@@ -94,13 +100,12 @@ class BatchFiles:
             self._wake.notify_all()
         if self._thread is not None:
             self._thread.join()
-        made = sorted(self._fds)
-        for index in made:
+        for index in list(self._fds):
             os.close(self._fds.pop(index))
         if keep is not None:
-            for index in made:
-                if index >= keep:
-                    self._spare.put(self._directory / batch_file_name(index))
+            for path in self._directory.glob("frames-*.bin"):
+                if path.name >= batch_file_name(keep):
+                    self._spare.put(path)
 
     def _make(self, index: int) -> int:
         with self._making:
@@ -122,32 +127,41 @@ class BatchFiles:
                 raise
             if source is new:
                 new.rename(path)
-                self._directory_is_synced = False
+                self._new_names.append(path.name)
             self._fds[index] = fd
             return fd
 
     def _work_ahead(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._closing or self._touched_to < self._ahead_to)
+                self._wake.wait_for(self._should_go_on)
                 if self._closing:
                     return
                 index = max(self._touched_to, self._current)
             try:
-                self._touch(self._make(index))
+                self._make(index)
+                self._touch(index)
             except StoreError as error:
                 # The writer meets the same when it needs the file, and can tell somebody.
                 _log.warning("cannot prepare files ahead: %s", error)
                 with self._wake:
-                    self._ahead_to = self._touched_to
+                    self._stalled = True
                 continue
             with self._wake:
                 self._touched_to = index + 1
                 self._wake.notify_all()
 
-    def _touch(self, fd: int) -> None:
+    def _nothing_to_prepare(self) -> bool:
+        return max(self._touched_to, self._current) >= self._ahead_to
+
+    def _should_go_on(self) -> bool:
+        return self._closing or not (self._stalled or self._nothing_to_prepare())
+
+    def _touch(self, index: int) -> None:
+        """Read a file once, for its pages; given up when the writer gets there."""
+        path = self._directory / batch_file_name(index)
         scratch = bytearray(min(_TOUCH_BYTES, self._file_bytes))
-        for offset in range(0, self._file_bytes, len(scratch)):
-            if self._closing:
-                return
-            os.preadv(fd, [scratch], offset)
+        # Opened anew, because sync() closes the writer's descriptor when it is done with the file.
+        with disk_errors(path), path.open("rb", buffering=0) as file:
+            while not self._closing and self._current <= index and file.readinto(scratch):
+                pass

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def disk_errors(path: Path, needed_bytes: int = 0) -> Iterator[None]:
+def disk_errors(path: Path, needed_bytes: int = 0) -> Generator[None]:
     """Turn an :class:`OSError` met while writing ``path`` into an error of the store.
 
     Raises:

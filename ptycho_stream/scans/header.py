@@ -28,9 +28,6 @@ ScanState = Literal[
 ]
 SEALED_STATES: Final = frozenset({"complete", "interrupted", "aborted", "unmatched"})
 
-# A batch file is mapped whole and touched ahead: for large frames it holds fewer of them.
-_MAX_FILE_BYTES: Final = 128 * 2**20
-
 
 @dataclass(frozen=True, slots=True)
 class ScanHeader:
@@ -147,12 +144,10 @@ class ScanHeader:
 
 
 def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}  # pyright: ignore[reportUnknownVariableType]
-
-
-def frames_per_file(frame_bytes: int, wanted: int) -> int:
-    """Frames in a batch file: ``wanted``, or fewer where they would make it unwieldy."""
-    return max(1, min(wanted, _MAX_FILE_BYTES // frame_bytes))
+    return {
+        name: tuple(cast("list[Any]", value)) if isinstance(value, list) else value
+        for name, value in fields.items()
+    }
 
 
 def read_header(directory: Path) -> ScanHeader:

@@ -21,6 +21,10 @@ class SpareFiles:
     def __init__(self, root: Path) -> None:
         self._directory = root / "spare"
 
+    def make_directory(self) -> None:
+        """Make the folder; while there is room, so that :meth:`put` works on a full disk."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+
     def take(self, size_bytes: int, target: Path) -> bool:
         """Move a spare file of exactly ``size_bytes`` to ``target``; False if there is none."""
         for path in self._files():
@@ -41,7 +45,6 @@ class SpareFiles:
             The bytes that became free: 0 where the file was kept.
         """
         size = path.stat().st_size
-        self._directory.mkdir(exist_ok=True)
         kept = self._directory / f"{size}-{new_scan_id()}.bin"
         path.rename(kept)
         if size and _unused_by_others(kept):

@@ -5,12 +5,15 @@ sample by one Fourier transform, so its far field stays inside the detector. Use
 simulator and, through it, by training.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_stream.physics.probe import Probe
 
-Waves = NDArray[np.complex64]
+Waves = NDArray[np.complexfloating[Any, Any]]
+Real = NDArray[np.floating[Any]]
 
 
 def random_probe(
@@ -38,18 +41,36 @@ def random_probe(
         waves += [_partner(rng, first, optic, centre_yx_px) for _ in parts]
         shares = [1 - rest, *(rest * parts)]
     powers = [float((np.abs(w) ** 2).sum()) for w in waves]
-    scaled = [
-        w * np.sqrt(photons * s / p) for w, s, p in zip(waves, shares, powers, strict=True)
-    ]
+    scaled = [w * np.sqrt(photons * s / p) for w, s, p in zip(waves, shares, powers, strict=True)]
     return Probe(_orthogonal(np.stack(scaled)))
 
 
-def _frequencies(size_px: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def zone_plate_probe(size_px: int, photons: float = 1e6) -> Probe:
+    """A defocused zone plate with a central stop: a ring about half as wide as the window.
+
+    Args:
+        size_px: window size N.
+        photons: of the unattenuated beam.
+
+    Returns:
+        One mode, centred on (N - 1) / 2; the same for every call.
+    """
+    ky, kx = _frequencies(size_px)
+    k = np.hypot(ky, kx)
+    radius, stop, edge = 0.28, 0.09, 1.2 / size_px
+    aperture = 0.25 * (1 - np.tanh((k - radius) / edge)) * (1 + np.tanh((k - stop) / edge))
+    defocus = np.exp(1j * np.pi * 0.22 * size_px / radius * (ky**2 + 0.9 * kx**2))
+    optic = (aperture * defocus).astype(np.complex128)
+    wave = _to_sample(optic, np.full(2, (size_px - 1) / 2))
+    return Probe(wave[None].astype(np.complex64)).normalised(photons)
+
+
+def _frequencies(size_px: int) -> tuple[Real, Real]:
     f = np.fft.fftfreq(size_px)
     return f[:, None], f[None, :]
 
 
-def _optic(rng: np.random.Generator, size_px: int) -> NDArray[np.complex128]:
+def _optic(rng: np.random.Generator, size_px: int) -> Waves:
     """Aperture times aberrated phase, zero frequency at [0, 0]."""
     ky, kx = _frequencies(size_px)
     radius = rng.uniform(0.12, 0.36)
@@ -70,12 +91,11 @@ def _optic(rng: np.random.Generator, size_px: int) -> NDArray[np.complex128]:
         amplitude = 0.25 * (1 - np.tanh((np.abs(ky) - radius) / edge))
         amplitude = amplitude * (1 - np.tanh((np.abs(kx) - radius * aspect) / edge))
     amplitude = amplitude * (1 + rng.uniform(0, 0.25) * _smooth(rng, size_px, rng.uniform(1, 4)))
-    return amplitude * np.exp(1j * _phase(rng, size_px, radius))
+    wave = amplitude * np.exp(1j * _phase(rng, size_px, radius))
+    return wave.astype(np.complex128)
 
 
-def _phase(
-    rng: np.random.Generator, size_px: int, radius: float
-) -> NDArray[np.float64]:
+def _phase(rng: np.random.Generator, size_px: int, radius: float) -> Real:
     """Defocus, astigmatism, coma, trefoil and roughness over an aperture of ``radius`` cycles/px.
 
     A phase exp(i pi c k^2) moves the ray at frequency k by c k pixels: c is chosen for the radius
@@ -102,9 +122,7 @@ def _phase(
     return phase
 
 
-def _smooth(
-    rng: np.random.Generator, size_px: int, detail: float
-) -> NDArray[np.float64]:
+def _smooth(rng: np.random.Generator, size_px: int, detail: float) -> Real:
     """Unit-variance random field with about ``detail`` features across an aperture."""
     y, x = _frequencies(size_px)
     window = np.exp(-((np.hypot(y, x) * size_px / (2 * detail)) ** 2))
@@ -112,9 +130,7 @@ def _smooth(
     return field / field.std()
 
 
-def _to_sample(
-    optic: NDArray[np.complex128], centre_yx_px: NDArray[np.float64]
-) -> NDArray[np.complex128]:
+def _to_sample(optic: Waves, centre_yx_px: Real) -> Waves:
     ky, kx = _frequencies(optic.shape[-1])
     ramp = np.exp(-2j * np.pi * (ky * centre_yx_px[0] + kx * centre_yx_px[1]))
     return np.fft.ifft2(optic * ramp, norm="ortho")
@@ -122,10 +138,10 @@ def _to_sample(
 
 def _partner(
     rng: np.random.Generator,
-    first: NDArray[np.complex128],
-    optic: NDArray[np.complex128],
-    centre_yx_px: NDArray[np.float64],
-) -> NDArray[np.complex128]:
+    first: Waves,
+    optic: Waves,
+    centre_yx_px: Real,
+) -> Waves:
     """A weaker mode: a vibrating or partly coherent beam, or one whose optic is speckled."""
     size_px = optic.shape[-1]
     ky, kx = _frequencies(size_px)
@@ -135,15 +151,16 @@ def _partner(
     if kind < 0.4:
         return _to_sample(optic * axis, centre_yx_px)
     if kind < 0.6:
-        y = np.cos(turn) * (np.arange(size_px)[:, None] - centre_yx_px[0])
-        return first * (y + np.sin(turn) * (np.arange(size_px)[None, :] - centre_yx_px[1]))
+        index = np.arange(size_px, dtype=np.float64)
+        y, x = index[:, None] - centre_yx_px[0], index[None, :] - centre_yx_px[1]
+        return first * (np.cos(turn) * y + np.sin(turn) * x)
     speckle = _smooth(rng, size_px, rng.uniform(2, 12)) + 1j * _smooth(
         rng, size_px, rng.uniform(2, 12)
     )
     return _to_sample(optic * speckle, centre_yx_px)
 
 
-def _orthogonal(waves: NDArray[np.complex128]) -> Waves:
+def _orthogonal(waves: Waves) -> Waves:
     """Mix the modes so that they are orthogonal, strongest first; incoherent sums do not change."""
     flat = waves.reshape(waves.shape[0], -1)
     _, mixing = np.linalg.eigh(flat.conj() @ flat.T)

@@ -6,11 +6,12 @@ simulator and, through it, by training.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Field = NDArray[np.float32]
+Field = NDArray[np.floating[Any]]
 Shape = tuple[int, int]
 Grid = tuple[Field, Field]
 
@@ -39,6 +40,25 @@ def random_sample(rng: np.random.Generator, shape_yx_px: Shape) -> NDArray[np.co
     sign = 1.0 if rng.random() < 0.5 else -1.0
     exponent = -absorption * density + 1j * np.float32(sign * depth) * (phase - phase.mean())
     return np.exp(exponent).astype(np.complex64)
+
+
+def showcase_sample(rng: np.random.Generator, shape_yx_px: Shape) -> NDArray[np.complex64]:
+    """A resolution target among grains: something to look at, with detail at every scale.
+
+    Args:
+        rng: the only source of randomness.
+        shape_yx_px: rows and columns.
+
+    Returns:
+        complex64 transmission; phase about 1 rad, absorption to 20 per cent.
+    """
+    grid = _grid(shape_yx_px)
+    grains = _leaves(rng, grid, number=260, opaque=True)
+    target = _star(rng, grid, off_centre=0.0)
+    radius = np.float32(0.36 * min(shape_yx_px))
+    disc = _inside(np.hypot(*grid) - radius, 1.5)
+    density = (disc * target + (1 - disc) * grains).astype(np.float32)
+    return np.exp((-0.2 + 1j) * density).astype(np.complex64)
 
 
 def random_field(rng: np.random.Generator, shape_yx_px: Shape) -> Field:
@@ -102,33 +122,36 @@ def _bars(rng: np.random.Generator, grid: Grid) -> Field:
     return out
 
 
-def _star(rng: np.random.Generator, grid: Grid) -> Field:
-    """Radial spokes, rings and a hub, off centre: a resolution target."""
-    centre = rng.uniform(-0.3, 0.3, 2) * max(grid[0].size, grid[1].size)
+def _star(rng: np.random.Generator, grid: Grid, off_centre: float = 0.3) -> Field:
+    """Radial spokes, rings and a hub: a resolution target."""
+    centre = rng.uniform(-off_centre, off_centre, 2) * max(grid[0].size, grid[1].size)
     y, x = grid[0] - np.float32(centre[0]), grid[1] - np.float32(centre[1])
     radius = np.hypot(y, x)
     spokes = int(rng.integers(6, 48))
     turn = np.arctan2(y, x) * spokes / (2 * np.pi) + rng.random()
     arc = (np.abs(turn % 1 - 0.5) - 0.25) * radius * np.float32(2 * np.pi / spokes)
     out = _inside(arc, _edge_width_px(rng))
-    hub = np.float32(rng.uniform(2, 30))
-    out = np.where(radius < hub, np.float32(rng.integers(2)), out)
+    hub_px, reach_px = rng.uniform(2, 30), 0.7 * grid[0].size
+    out = np.where(radius < np.float32(hub_px), np.float32(rng.integers(2)), out)
     for _ in range(rng.integers(0, 5)):
-        ring = np.abs(radius - np.float32(rng.uniform(hub, 0.7 * out.shape[0])))
+        ring = np.abs(radius - np.float32(rng.uniform(hub_px, reach_px)))
         gap = _inside(ring - np.float32(rng.uniform(0.7, 6)), _edge_width_px(rng))
         out = out * (1 - gap) + np.float32(rng.integers(2)) * gap
     return out.astype(np.float32)
 
 
-def _leaves(rng: np.random.Generator, grid: Grid) -> Field:
+def _leaves(
+    rng: np.random.Generator, grid: Grid, number: int | None = None, opaque: bool | None = None
+) -> Field:
     """Dead leaves: ellipses, rectangles and polygons that hide or overlap one another."""
     rows, columns = grid[0].size, grid[1].size
     out = np.full((rows, columns), rng.random(), np.float32)
-    opaque = rng.random() < 0.6
+    if opaque is None:
+        opaque = rng.random() < 0.6
     if not opaque:
         out[:] = 0
     smallest = rng.uniform(2, 10)
-    for _ in range(int(rng.integers(20, 120))):
+    for _ in range(number or int(rng.integers(20, 120))):
         # Power law of sizes: the scale-invariant statistics of natural images.
         size = float(min(smallest / max(rng.random(), 1e-3) ** 0.7, 0.3 * rows))
         cy, cx = rng.uniform(0, rows), rng.uniform(0, columns)

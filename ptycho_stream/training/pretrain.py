@@ -6,8 +6,9 @@ This made the weights that the package ships (see docs/models.md). Used by the c
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -17,8 +18,15 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from ptycho_stream.errors import ModelError
+from ptycho_stream.models.manifest import Manifest
+from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.networks.unrolled import UnrolledNetwork, UnrolledSettings
-from ptycho_stream.training.synthetic import SyntheticData, SyntheticSettings, TrainingBatch
+from ptycho_stream.training.synthetic import (
+    SyntheticData,
+    SyntheticSettings,
+    TrainingBatch,
+    synthetic_batch,
+)
 
 _WARM_UP_STEPS = 100
 _STAGE_DISCOUNT = 0.5
@@ -79,7 +87,9 @@ class UnrolledTraining(lightning.LightningModule):
 
     def __init__(self, settings: UnrolledSettings, budget: Budget, learning_rate: float) -> None:
         super().__init__()
-        self.network = UnrolledNetwork(settings).to(memory_format=torch.channels_last)
+        self.network = UnrolledNetwork(settings)
+        # In place: three times faster convolutions on a CPU, tensor cores on a GPU.
+        self.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._budget, self._learning_rate = budget, learning_rate
         self._seconds_before = 0.0
         self._started = time.monotonic()
@@ -90,16 +100,20 @@ class UnrolledTraining(lightning.LightningModule):
         return self._seconds_before + time.monotonic() - self._started
 
     def on_fit_start(self) -> None:
+        """Start the clock."""
         self._started = time.monotonic()
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
+        """Keep the clock."""
         checkpoint["training_seconds"] = self.seconds
 
     def on_load_checkpoint(self, checkpoint: dict[str, object]) -> None:
+        """Set the clock to where the earlier run stopped."""
         seconds = checkpoint["training_seconds"]
         self._seconds_before = float(seconds) if isinstance(seconds, int | float) else 0.0
 
     def training_step(self, batch: TrainingBatch, _number: int) -> Tensor:
+        """Loss of a batch: the mean absolute error after every stage, the last ones most."""
         estimates = self.network.stages(batch.amplitude, batch.probe, batch.valid)
         total = batch.weight.new_zeros(())
         share = 1.0
@@ -111,6 +125,7 @@ class UnrolledTraining(lightning.LightningModule):
         return total
 
     def validation_step(self, batch: TrainingBatch, _number: int) -> None:
+        """Log both errors of the last stage."""
         estimate = self.network(batch.amplitude, batch.probe, batch.valid)
         absolute, relative = frame_errors(estimate, batch.obj, batch.weight)
         frames = len(absolute)
@@ -118,6 +133,7 @@ class UnrolledTraining(lightning.LightningModule):
         self.log("val_nrmse", relative.mean(), batch_size=frames, on_epoch=True)
 
     def configure_optimizers(self) -> dict[str, object]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """AdamW, its rate set anew at every step."""
         optimiser = torch.optim.AdamW(
             self.network.parameters(), lr=self._learning_rate, weight_decay=1e-4
         )
@@ -143,8 +159,11 @@ class _StopWhenSpent(Callback):
         self,
         trainer: lightning.Trainer,
         pl_module: lightning.LightningModule,
-        *_: object,
+        outputs: object,
+        batch: TrainingBatch,
+        batch_idx: int,
     ) -> None:
+        """Ask the trainer to stop."""
         if not isinstance(pl_module, UnrolledTraining):
             raise ModelError("the training budget needs an UnrolledTraining module")
         if self._budget.spent(trainer.global_step, pl_module.seconds) >= 1:
@@ -157,13 +176,33 @@ class PretrainResult:
 
     Attributes:
         network: the trained network, on the CPU, in evaluation mode.
-        metrics: last validation figures, steps and seconds.
+        metrics: validation figures at the end: ``val_error`` and ``val_nrmse``.
+        training: what made the weights (data, steps, time, machine), for the manifest.
+        seed: of the run.
         checkpoint: the file to resume from.
     """
 
     network: UnrolledNetwork
     metrics: dict[str, float]
+    training: dict[str, Any]
+    seed: int
     checkpoint: Path
+
+    def save(self, registry: ModelRegistry, name: str) -> Manifest:
+        """Add the model to a registry's folder.
+
+        Raises:
+            ModelError: the registry has no folder, or a model of this name.
+        """
+        manifest = Manifest(
+            name=name,
+            architecture="unrolled",
+            settings=self.network.settings.to_json(),
+            training=self.training,
+            seed=self.seed,
+            metrics=self.metrics,
+        )
+        return registry.save(self.network, manifest)
 
 
 def pretrain(
@@ -203,14 +242,15 @@ def pretrain(
     first = _steps_of(resume) if resume is not None else 0
     lightning.seed_everything(seed, workers=True)
     module = UnrolledTraining(settings or UnrolledSettings(), budget, learning_rate)
-    steps = budget.steps if budget.steps is not None else first + 1_000_000
-    feed = SyntheticData(seed, steps, first=first, workers=workers, settings=data)
+    data = data or SyntheticSettings()
+    feed = SyntheticData(seed, first=first, workers=workers, settings=data)
     saver = ModelCheckpoint(out_dir, save_last=True, every_n_train_steps=validate_every)
     trainer = lightning.Trainer(
         accelerator="auto",
         devices=1,
         precision="bf16-mixed",
-        max_steps=steps,
+        max_steps=budget.steps or -1,
+        max_epochs=-1,
         gradient_clip_val=1.0,
         logger=CSVLogger(out_dir, name="", version="", flush_logs_every_n_steps=50),
         callbacks=[saver, LearningRateMonitor("step"), _StopWhenSpent(budget)],
@@ -222,12 +262,25 @@ def pretrain(
         enable_model_summary=False,
     )
     trainer.fit(module, datamodule=feed, ckpt_path=resume, weights_only=True)
-    trainer.validate(module, datamodule=feed, verbose=False)
-    last = out_dir / "last.ckpt"
+    last, seconds = out_dir / "last.ckpt", module.seconds
     trainer.save_checkpoint(last)
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    metrics |= {"steps": float(trainer.global_step), "seconds": round(module.seconds, 1)}
-    return PretrainResult(module.network.cpu().eval(), metrics, last)
+    (figures,) = trainer.validate(module, datamodule=feed, verbose=False, weights_only=True)
+    return PretrainResult(
+        network=module.network.cpu().eval(),
+        metrics={name: float(value) for name, value in figures.items()},
+        training={
+            "data": synthetic_batch.__module__,
+            "data_settings": asdict(data),
+            "learning_rate": learning_rate,
+            "steps": trainer.global_step,
+            "seconds": round(seconds, 1),
+            "threads": torch.get_num_threads(),
+            "device": str(trainer.strategy.root_device),
+            "torch": torch.__version__,
+        },
+        seed=seed,
+        checkpoint=last,
+    )
 
 
 def _steps_of(checkpoint: Path) -> int:

@@ -4,6 +4,9 @@ Every batch is a pure function of (seed, number), so a run resumes where it stop
 bit for bit. Used by pre-training and by its tests.
 """
 
+import itertools
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from ptycho_stream.physics.forward import intensity
 from ptycho_stream.physics.probe import Probe
@@ -31,14 +34,14 @@ class SyntheticSettings:
     """What the training frames are like.
 
     Attributes:
-        sizes_px: frame sizes; one is drawn for each batch.
+        sizes_px: frame sizes; one is drawn for each batch, so repeating one favours it.
         frames: frames of the largest size in a batch; smaller sizes get more, for equal work.
         max_modes: most modes that the network is given.
         photons: lowest, most likely and highest of the beam's photons (triangular in the log).
     """
 
-    sizes_px: tuple[int, ...] = (64, 128)
-    frames: int = 16
+    sizes_px: tuple[int, ...] = (64, 128, 128)
+    frames: int = 8
     max_modes: int = 3
     photons: tuple[float, float, float] = (1e3, 5e5, 1e7)
 
@@ -81,31 +84,31 @@ def synthetic_batch(seed: int, number: int, settings: SyntheticSettings) -> Trai
     frames = round(settings.frames * ratio * ratio)
     per_group = 4
     groups = [_group(rng, size, modes, settings) for _ in range(max(frames // per_group, 1))]
-    obj = torch.from_numpy(np.concatenate([g.objects for g in groups]))
-    valid = torch.from_numpy(np.repeat([g.valid for g in groups], per_group, 0))
+    obj = torch.as_tensor(np.concatenate([g.objects for g in groups]))
+    valid = torch.as_tensor(np.repeat([g.valid for g in groups], per_group, 0))
     expected = [
-        intensity(torch.from_numpy(g.true_probe)[None], torch.from_numpy(g.objects)) + g.background
+        intensity(torch.as_tensor(g.true_probe)[None], torch.as_tensor(g.objects)) + g.background
         for g in groups
     ]
     counts = rng.poisson(torch.cat(expected).double().numpy()).astype(np.float32)
-    amplitude = torch.where(valid, torch.from_numpy(counts).sqrt(), torch.zeros(()))
+    amplitude = torch.where(valid, torch.as_tensor(counts).sqrt(), torch.zeros(()))
     power = np.stack([(np.abs(g.true_probe) ** 2).sum(0) for g in groups]).astype(np.float32)
     weight = np.sqrt(power / power.max((1, 2), keepdims=True))
     told = np.stack([g.told_probe for g in groups])
     return TrainingBatch(
         amplitude=amplitude,
-        probe=torch.from_numpy(np.repeat(told, per_group, 0)),
+        probe=torch.as_tensor(np.repeat(told, per_group, 0)),
         valid=valid,
         obj=obj,
-        weight=torch.from_numpy(np.repeat(weight, per_group, 0)),
+        weight=torch.as_tensor(np.repeat(weight, per_group, 0)),
     )
 
 
 def _group(
     rng: np.random.Generator, size: int, modes: int, settings: SyntheticSettings, frames: int = 4
 ) -> _Group:
-    low, mode, high = np.log10(settings.photons)
-    photons = 10 ** rng.triangular(low, mode, high)
+    low, mode, high = (math.log10(n) for n in settings.photons)
+    photons = float(10 ** rng.triangular(low, mode, high))
     hidden = int(rng.integers(1, 3)) if rng.random() < 0.35 else 0
     probe = random_probe(rng, size, modes=modes + hidden, photons=photons)
     told = probe.leading(modes)
@@ -152,20 +155,21 @@ def _valid_pixels(rng: np.random.Generator, size: int) -> Mask:
     return valid
 
 
-class _Series(Dataset[TrainingBatch]):
-    """Batches ``first`` to ``first + count`` of a seed's series, for a DataLoader's workers."""
+class _Series(IterableDataset[TrainingBatch]):
+    """The endless series of a seed from batch ``first`` on, dealt over a DataLoader's workers.
 
-    def __init__(self, seed: int, first: int, count: int, settings: SyntheticSettings) -> None:
-        self._seed, self._first, self._count = seed, first, count
-        self._settings = settings
+    Without a length on purpose: Lightning counts the batches of an interrupted epoch against a
+    loader's length, and would end a resumed epoch too early.
+    """
 
-    def __len__(self) -> int:
-        return self._count
+    def __init__(self, seed: int, first: int, settings: SyntheticSettings) -> None:
+        self._seed, self._first, self._settings = seed, first, settings
 
-    def __getitem__(self, number: int) -> TrainingBatch:
-        if not 0 <= number < self._count:
-            raise IndexError(number)
-        return synthetic_batch(self._seed, self._first + number, self._settings)
+    def __iter__(self) -> Iterator[TrainingBatch]:
+        worker = get_worker_info()
+        offset, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for number in itertools.count(self._first + offset, stride):
+            yield synthetic_batch(self._seed, number, self._settings)
 
 
 def _one_thread(_worker: int) -> None:
@@ -177,8 +181,7 @@ class SyntheticData(lightning.LightningDataModule):
 
     Args:
         seed: names the series.
-        batches: length of the training series; ``first`` of them are skipped on resuming.
-        first: batches already trained on.
+        first: batches already trained on, when a run is resumed.
         validation: number of validation batches.
         workers: processes that make batches; 0 makes them in the training process.
         settings: what the frames are like.
@@ -187,40 +190,46 @@ class SyntheticData(lightning.LightningDataModule):
     def __init__(
         self,
         seed: int,
-        batches: int,
         *,
         first: int = 0,
-        validation: int = 8,
+        validation: int = 12,
         workers: int = 1,
         settings: SyntheticSettings | None = None,
     ) -> None:
         super().__init__()
-        self._seed, self._batches, self._first = seed, batches, first
+        self._seed, self._first = seed, first
         self._validation, self._workers = validation, workers
         self._settings = settings or SyntheticSettings()
 
     def train_dataloader(self) -> DataLoader[TrainingBatch]:
-        count = max(self._batches - self._first, 1)
-        series = _Series(self._seed, self._first, count, self._settings)
-        return self._loader(series, self._workers)
-
-    def val_dataloader(self) -> DataLoader[TrainingBatch]:
-        settings = self._settings
-        made = [
-            synthetic_batch(self._seed + VALIDATION_SEED, n, settings)
-            for n in range(self._validation)
-        ]
-        return DataLoader(made, batch_size=None)  # pyright: ignore[reportArgumentType]
-
-    @staticmethod
-    def _loader(series: _Series, workers: int) -> DataLoader[TrainingBatch]:
+        """The training series, without end."""
         # spawn, not fork: torch's threads do not survive a fork.
         return DataLoader(
-            series,
+            _Series(self._seed, self._first, self._settings),
             batch_size=None,
-            num_workers=workers,
+            num_workers=self._workers,
             worker_init_fn=_one_thread,
-            persistent_workers=workers > 0,
-            prefetch_factor=4 if workers else None,
-            multiprocessing_context="spawn" if workers else None,
+            prefetch_factor=4 if self._workers else None,
+            multiprocessing_context="spawn" if self._workers else None,
         )
+
+    def val_dataloader(self) -> DataLoader[TrainingBatch]:
+        """The same few batches each time, of a seed that is never trained on."""
+        made = [
+            synthetic_batch(self._seed + VALIDATION_SEED, number, self._settings)
+            for number in range(self._validation)
+        ]
+        return DataLoader(_Held(made), batch_size=None)
+
+
+class _Held(Dataset[TrainingBatch]):
+    """Batches kept in memory."""
+
+    def __init__(self, batches: list[TrainingBatch]) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, number: int) -> TrainingBatch:
+        return self._batches[number]

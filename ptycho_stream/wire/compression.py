@@ -10,6 +10,10 @@ multiple of 8 elements), and left-over elements raw.  Some senders leave the 12 
 ``lz4-hdf5`` has the same header and lengths; a block as long as its decoded self is stored raw.
 """
 
+# bitshuffle and lz4 come without type stubs.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false
+
 from __future__ import annotations
 
 from functools import lru_cache
@@ -32,9 +36,8 @@ ENCODINGS = ("raw", "lz4", "bslz4", "lz4-hdf5")
 _HEADER = Struct(">QI")
 _LENGTH = Struct(">I")
 _SHUFFLE_DTYPES = {8: np.dtype("u1"), 16: np.dtype("u2"), 32: np.dtype("u4"), 64: np.dtype("u8")}
-# The libraries' own signatures are untyped.
-_lz4_decompress: Any = cast("Any", lz4.block).decompress
-_lz4_compress: Any = cast("Any", lz4.block).compress
+_lz4_decompress: Any = lz4.block.decompress
+_lz4_compress: Any = lz4.block.compress
 _bitunshuffle: Any = bitshuffle.bitunshuffle
 _compress_lz4: Any = bitshuffle.compress_lz4
 

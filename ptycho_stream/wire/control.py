@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -23,27 +23,23 @@ MAX_REPLY_BYTES = 64 << 20
 RequestId = int | str
 
 
-class _Arguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Arguments of a command; every one has a default."""
-
-
-class NoArguments(_Arguments):
+class NoArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Of ``status``, ``models``, ``reload`` and ``endpoints``."""
 
 
-class ScansArguments(_Arguments):
+class ScansArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Of ``scans``: the newest ``limit`` ones."""
 
     limit: int = 100
 
 
-class ScanArguments(_Arguments):
+class ScanArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Of ``scan``, ``stop`` and ``abort``: None means the newest."""
 
     scan_id: str | None = None
 
 
-class StartArguments(_Arguments):
+class StartArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Of ``start``: arms a scan before its detector sends a header."""
 
     metadata: dict[str, Any] = {}
@@ -51,15 +47,14 @@ class StartArguments(_Arguments):
     series: str | None = None
 
 
-class ExportArguments(_Arguments):
-    """Of ``export``: None means the newest scan, and the daemon's export folder."""
+class ExportArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Of ``export``, into the daemon's export folder: None means the newest scan."""
 
     scan_id: str | None = None
-    path: str | None = None
     formats: list[str] = ["npz"]
 
 
-COMMANDS: Mapping[str, type[_Arguments]] = {
+COMMANDS: Mapping[str, type[msgspec.Struct]] = {
     "status": NoArguments,
     "scans": ScansArguments,
     "scan": ScanArguments,
@@ -99,10 +94,14 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     error: Fault | None = None
 
 
-def _plain(value: Any) -> object:
+class _OnlyId(msgspec.Struct, frozen=True):
+    id: RequestId | None = None
+
+
+def _plain(value: object) -> object:
     """What a daemon may put into a result beside JSON values."""
     if isinstance(value, np.generic):
-        return value.item()
+        return cast("np.generic[Any]", value).item()
     if isinstance(value, PurePath):
         return str(value)
     raise NotImplementedError(f"{type(value).__name__} is no control value")
@@ -110,6 +109,7 @@ def _plain(value: Any) -> object:
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
 _request_decoder = msgspec.msgpack.Decoder(Request)
+_id_decoder = msgspec.msgpack.Decoder(_OnlyId)
 _reply_decoder = msgspec.msgpack.Decoder(Reply)
 
 
@@ -150,11 +150,9 @@ def decode_request(data: BytesLike) -> Request:
 def salvage_id(data: BytesLike) -> RequestId | None:
     """The ``id`` of a request that is otherwise unreadable, so that its sender learns of it."""
     try:
-        raw: Any = msgspec.msgpack.decode(data)
+        return _id_decoder.decode(data).id
     except (msgspec.DecodeError, RecursionError):
         return None
-    found: object = raw.get("id") if isinstance(raw, dict) else None
-    return found if isinstance(found, int | str) else None
 
 
 def encode_result(request_id: RequestId, result: Any) -> bytes:

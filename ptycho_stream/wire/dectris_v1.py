@@ -43,9 +43,8 @@ class PendingImage:
     """Collects the parts of one image."""
 
     def __init__(self, head: Head) -> None:
-        if head.series is None:
-            raise MalformedMessage("an image says no series number")
         self.head = head
+        self.series = head.series_name
         self.array: ArrayHead | None = None
         self.blob: BytesLike | None = None
         self.times: Times | None = None
@@ -74,7 +73,7 @@ class PendingImage:
                 self.times = parse_times(part)
         except BAD_JSON as error:
             raise MalformedMessage(
-                f"frame {self.head.frame} of series {self.head.series}: {error}"
+                f"frame {self.head.frame} of series {self.series}: {error}"
             ) from error
 
 
@@ -113,13 +112,12 @@ class DectrisV1Decoder:
         finished = len(parts) == 1 and self._appendix_may_come  # appendices may stand here
         self._appendix_may_come = False
         for part in parts:
-            before = len(out)
             try:
                 finished = self._part(part, finished, out)
             except WireError as error:
                 out.append(self._undecodable(error))
                 self._image = None
-                finished = len(out) > before + 1
+                finished = self._header is not None and self._header.complete
         if self._header is not None and self._header.complete:
             self._flush(out)
         self._appendix_may_come = finished and len(parts) == 1
@@ -143,7 +141,6 @@ class DectrisV1Decoder:
         """Work on one part; True if it finished an image or a header."""
         limits = self._limits
         if len(part) > limits.max_message_bytes:
-            self._flush(out)
             raise LimitExceeded(f"a part of {len(part)} bytes, above {limits.max_message_bytes}")
         head = peek(part, limits.max_header_bytes)
         if self._image is not None and self._image.wants(part, head):
@@ -165,9 +162,7 @@ class DectrisV1Decoder:
             self._header = PendingHeader(head, limits)
             return self._header.complete
         elif kind == "dseries_end":
-            if head.series is None:
-                raise MalformedMessage("a series end says no series number")
-            out.append(ScanEnd(str(head.series)))
+            out.append(ScanEnd(head.series_name))
         else:
             raise TornMessage(f"a {head.htype!r} part came where none was expected")
         return False
@@ -186,29 +181,23 @@ class DectrisV1Decoder:
         header, self._header = self._header, None
         image, self._image = self._image, None
         if header is not None:
+            if (missing := header.missing) is not None:
+                out.append(Undecodable(TornMessage.reason, missing, header.series))
             try:
-                start = header.scan_start(SOURCE)
-                header.check_complete()
-            except TornMessage as error:
-                out += [Undecodable(error.reason, str(error), header.series)]
-                start = header.scan_start(SOURCE)
+                out.append(header.scan_start(SOURCE))
             except WireError as error:
-                out += [Undecodable(error.reason, str(error), header.series)]
-                start = header.bare_scan_start(SOURCE)
-            out.append(start)
+                out.append(Undecodable(error.reason, str(error), header.series))
+                out.append(header.bare_scan_start(SOURCE))
         if image is not None:
-            series = str(image.head.series)
             try:
                 if image.array is None or image.blob is None:
                     raise TornMessage(f"frame {image.head.frame} came without its pixels")
                 out.append(self._frame(image.head, image.array, image.blob, image.times))
             except WireError as error:
-                out.append(Undecodable(error.reason, str(error), series))
+                out.append(Undecodable(error.reason, str(error), image.series))
 
     def _frame(self, head: Head, array: ArrayHead, blob: BytesLike, times: Times | None) -> Frame:
         limits = self._limits
-        if head.series is None:
-            raise MalformedMessage("an image says no series number")
         if len(blob) > limits.max_message_bytes:
             raise LimitExceeded(f"a blob of {len(blob)} bytes, above {limits.max_message_bytes}")
         limits.check_number(head.frame)
@@ -216,7 +205,7 @@ class DectrisV1Decoder:
         encoding, dtype, shuffle_bits = split_encoding(array.encoding, array.type)
         limits.check_shape(shape_yx, _ITEMSIZES[array.type])
         return Frame(
-            str(head.series),
+            head.series_name,
             head.frame,
             EncodedImage(blob, encoding, dtype, shape_yx, shuffle_bits),
             None,
@@ -227,7 +216,7 @@ class DectrisV1Decoder:
     def _undecodable(self, error: WireError) -> Undecodable:
         series = None
         if self._image is not None:
-            series = str(self._image.head.series)
+            series = self._image.series
         elif self._header is not None:
             series = self._header.series
         return Undecodable(error.reason, str(error), series)
@@ -237,10 +226,10 @@ _ITEMSIZES = {name: int(code[1:]) for name, code in PIXEL_TYPES.items()}
 _INT64_MAX = 2**63 - 1
 
 
-def _nanoseconds(value: float | None) -> int | None:
-    if value is None or not 0 <= value <= _INT64_MAX:
-        return None
-    return int(value)
+def _nanoseconds(value: object) -> int | None:
+    if isinstance(value, int | float) and 0 <= value <= _INT64_MAX:
+        return int(value)
+    return None
 
 
 def _is_free_text(part: BytesLike, max_bytes: int) -> bool:

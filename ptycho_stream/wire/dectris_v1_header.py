@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_stream.errors import DecodeError, MalformedMessage, TornMessage
+from ptycho_stream.errors import DecodeError, MalformedMessage
 from ptycho_stream.geometry import PLANCK_TIMES_LIGHT_EV_M
 from ptycho_stream.messages import BytesLike, DetectorGeometry, ScanStart
 from ptycho_stream.wire.dectris_v1_parts import (
@@ -35,9 +35,7 @@ class PendingHeader:
     """Collects the parts of one series header."""
 
     def __init__(self, head: Head, limits: WireLimits) -> None:
-        if head.series is None:
-            raise MalformedMessage("a series header says no series number")
-        self.series = str(head.series)
+        self.series = head.series_name
         self._limits = limits
         self._wants_config = head.header_detail in ("basic", "all")
         self._tables_to_come = len(TABLES) if head.header_detail == "all" else 0
@@ -83,15 +81,13 @@ class PendingHeader:
         """Keep a free part that followed the header in its message."""
         self._appendix = part
 
-    def check_complete(self) -> None:
-        """Say what is missing.
-
-        Raises:
-            TornMessage: parts that ``header_detail`` announced did not come.
-        """
-        if not self.complete:
-            missing = "configuration" if self._wants_config else "tables"
-            raise TornMessage(f"the header of series {self.series} came without its {missing}")
+    @property
+    def missing(self) -> str | None:
+        """What ``header_detail`` announced and did not come; None if all is there."""
+        if self.complete:
+            return None
+        what = "configuration" if self._wants_config else "tables"
+        return f"the header of series {self.series} came without its {what}"
 
     def scan_start(self, source: str) -> ScanStart:
         """What the parts say so far.
@@ -167,7 +163,7 @@ def _is_count(value: object) -> bool:
 
 
 def _expected_frames(config: dict[str, Any]) -> int | None:
-    """nimages a trigger where the detector times them (ints, exts), one where a gate does."""
+    """``nimages`` a trigger where the detector times them (ints, exts), one where a gate does."""
     triggers, images = config.get("ntrigger"), config.get("nimages")
     mode = config.get("trigger_mode")
     if mode in ("inte", "exte"):

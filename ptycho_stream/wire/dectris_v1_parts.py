@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -19,6 +19,7 @@ HeaderDetail = Literal["none", "basic", "all"]
 
 PIXEL_TYPES = {"uint8": "u1", "uint16": "u2", "uint32": "u4"}
 TABLES = ("dflatfield", "dpixelmask", "dcountrate_table")
+MAX_SERIES_LENGTH = 256
 # A hostile sender nests JSON so deeply that the parser gives up with RecursionError.
 BAD_JSON = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 
@@ -38,6 +39,20 @@ class Head(msgspec.Struct, gc=False):
     series: int | str | None = None
     frame: int = -1
     header_detail: str | None = None
+
+    @property
+    def series_name(self) -> str:
+        """The series as text.
+
+        Raises:
+            MalformedMessage: it is missing or absurdly long.
+        """
+        series = self.series
+        if isinstance(series, int) and abs(series) < 2**64:
+            return str(series)
+        if isinstance(series, str) and 0 < len(series) <= MAX_SERIES_LENGTH:
+            return series
+        raise MalformedMessage(f"a {self.htype!r} part names no series")
 
 
 class ArrayHead(msgspec.Struct, gc=False):
@@ -62,11 +77,11 @@ class ArrayHead(msgspec.Struct, gc=False):
 
 
 class Times(msgspec.Struct, gc=False):
-    """Part 4 of an image; nanoseconds."""
+    """Part 4 of an image; nanoseconds, of any type so that a bad time costs no frame."""
 
     htype: str
-    start_time: int | float | None = None
-    stop_time: int | float | None = None
+    start_time: Any = None
+    stop_time: Any = None
 
 
 parse_head = msgspec.json.Decoder(Head).decode

@@ -76,9 +76,9 @@ class WireLimits:
             LimitExceeded: nested deeper, or holding more items, than accepted.
         """
         left = self.max_metadata_items
-        stack: list[tuple[Any, int, Any]] = []  # (source, depth, target), so that depth is no stack
         top: dict[str, Any] = {}
-        stack.append((raw, 1, top))
+        # (source, depth, target); a list, because recursion is what hostile nesting breaks
+        stack: list[tuple[Any, int, Any]] = [(raw, 1, top)]
         while stack:
             source, depth, target = stack.pop()
             if depth > self.max_depth:
@@ -96,10 +96,12 @@ class WireLimits:
                 kept: Any
                 if isinstance(value, Mapping):
                     kept = {}
-                    stack.append((value, depth + 1, kept))
+                    stack.append((cast("Any", value), depth + 1, kept))
                 elif isinstance(value, list):
                     kept = []
-                    stack.append((value, depth + 1, kept))
+                    stack.append((cast("Any", value), depth + 1, kept))
+                elif isinstance(value, int) and abs(value) >= 2**64:
+                    raise LimitExceeded("metadata hold an integer of more than 64 bits")
                 else:
                     kept = value if isinstance(value, Scalar) else str(value)
                 if is_map:

@@ -26,6 +26,9 @@ SCAN_TOPIC = b"scan/"
 # A message larger than this is never sent (but one tile must fit); longer updates are split.  It
 # bounds what waits for a slow subscriber: high-water mark times this.
 MAX_UPDATE_BYTES = 4 << 20
+# A peer that asks for a resync more often than this is told to wait; with MAX_UPDATE_BYTES it
+# bounds what one peer can take to about 80 MB/s.
+MIN_RESYNC_INTERVAL_S = 0.05
 MAX_FRAMES_PER_UPDATE = 65_536
 MAX_TILE_PX = 4096
 MAX_PROBE_VALUES = 64 << 20
@@ -52,6 +55,7 @@ class _ImageHeader(msgspec.Struct, tag="image", tag_field="type", frozen=True):
     model: str
     layer: str
     final: bool
+    fresh: bool
     more: bool
     sent_ns: int
     counts: dict[str, int]
@@ -65,8 +69,9 @@ class ImageUpdate:
     """What is new in an image: some of its tiles, the frames from ``frames_from`` on.
 
     ``content`` holds only those tiles and frames, and a (0, 0, 0) probe if the probe with
-    ``probe_version`` was not sent along.  ``seq`` counts the sender's updates; ``more`` says that
-    others follow that belong to the same moment.  ``reply_to`` is the request it answers, if any.
+    ``probe_version`` was not sent along.  ``seq`` counts the updates of one scan's image, not
+    always from 1; ``fresh`` says that the image begins with this one, ``more`` that others follow
+    that belong to the same moment.  ``reply_to`` is the request it answers, if any.
     """
 
     epoch: str
@@ -75,19 +80,25 @@ class ImageUpdate:
     frames_from: int
     frames_total: int
     probe_version: int
+    fresh: bool
     more: bool
     sent_ns: int
     reply_to: int | None = None
 
 
-class Beacon(msgspec.Struct, tag="beacon", tag_field="type", frozen=True, kw_only=True):
-    """The sender lives, and this is the newest it has sent; ``scan_id`` is empty before any."""
+class ImageMark(msgspec.Struct, array_like=True, frozen=True):
+    """How far the sender has come with the image of one scan."""
 
-    epoch: str
-    seq: int
     scan_id: str
     generation: int
-    state: str
+    seq: int
+
+
+class Beacon(msgspec.Struct, tag="beacon", tag_field="type", frozen=True, kw_only=True):
+    """The sender lives; ``images`` are all that it holds, those of newer scans last."""
+
+    epoch: str
+    images: list[ImageMark]
     sent_ns: int
     v: int = VERSION
 
@@ -107,8 +118,8 @@ class ScanNotice(msgspec.Struct, tag="scan", tag_field="type", frozen=True, kw_o
 class Refusal(msgspec.Struct, tag="refusal", tag_field="type", frozen=True, kw_only=True):
     """Why a resync request got no image.
 
-    ``reason`` is ``empty`` (there is no image yet), ``unknown_scan`` (not, or no longer, held),
-    ``busy`` (ask again after ``retry_s``) or ``bad_request``.
+    ``reason`` is ``empty`` (there is no image yet), ``unknown_scan`` (not yet, or no longer, held;
+    ``newest_scan_id`` tells which), ``busy`` (ask again after ``retry_s``) or ``bad_request``.
     """
 
     reply_to: int | None
@@ -181,6 +192,7 @@ def encode_image(update: ImageUpdate) -> Parts:
         model=content.model,
         layer=content.layer,
         final=content.final,
+        fresh=update.fresh,
         more=update.more,
         sent_ns=update.sent_ns,
         counts=dict(content.counts),
@@ -278,6 +290,7 @@ def _image_update(header: _ImageHeader, blobs: Sequence[BytesLike]) -> ImageUpda
         frames_from=header.frames_from,
         frames_total=header.frames_total,
         probe_version=header.probe_version,
+        fresh=header.fresh,
         more=header.more,
         sent_ns=header.sent_ns,
         reply_to=header.reply_to,

@@ -1,0 +1,337 @@
+"""Subscribe to a daemon's results, blocking or with asyncio, and call it.
+
+For programs of one's own, the terminal commands and the viewer.  ::
+
+    with ResultStream() as results:
+        for image in results:
+            print(image.scan_id, image.object_yx.shape, image.state)
+
+:class:`Daemon` and :class:`AsyncDaemon`, the control clients, are at home in
+:mod:`ptycho_stream.remote` and belong to this face too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Self
+
+import zmq
+import zmq.asyncio
+
+from ptycho_stream.errors import EndpointError
+from ptycho_stream.remote import AsyncDaemon, Daemon
+from ptycho_stream.results import Image
+from ptycho_stream.wire import results as wire
+from ptycho_stream.wire.follower import Follower
+
+__all__ = ["AsyncDaemon", "AsyncResultStream", "Daemon", "Image", "ResultStream"]
+
+RESULTS_ENDPOINT = "tcp://127.0.0.1:9600"
+RESYNC_ENDPOINT = "tcp://127.0.0.1:9601"
+
+# Messages that wait on this side while the program is busy; with the sender's limit on their size
+# this bounds memory.  What is lost is asked for.
+RECEIVE_HWM = 16
+MAX_MESSAGE_BYTES = 512 << 20
+# Taken from the socket before the program gets an image: enough to skip stale ones.
+MAX_MESSAGES_PER_TURN = 64
+LONGEST_POLL_S = 1.0
+
+
+class _Link:
+    """The two sockets of a stream, and the follower that knows what came over them."""
+
+    def __init__(
+        self, endpoint: str, resync_endpoint: str, scan_id: str | None, timeout_s: float | None
+    ) -> None:
+        self.follower = Follower(scan_id)
+        self.endpoints = f"{endpoint} and {resync_endpoint}"
+        self._timeout_s = timeout_s
+        self._heard_at_s = time.monotonic()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.updates = self._context.socket(zmq.SUB)
+        self.resync = self._context.socket(zmq.DEALER)
+        self.updates.setsockopt(zmq.RCVHWM, RECEIVE_HWM)
+        # A request that could not leave is made anew; it must not be sent twice after a restart.
+        self.resync.setsockopt(zmq.SNDHWM, 1)
+        self.resync.setsockopt(zmq.IMMEDIATE, 1)
+        for socket, address in ((self.updates, endpoint), (self.resync, resync_endpoint)):
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+            socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+            # Notice a machine that has gone without a word.
+            socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)
+            socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 10_000)
+            try:
+                socket.connect(address)
+            except zmq.ZMQError as error:
+                self.close()
+                raise EndpointError(
+                    f"cannot connect to {address}: {error.strerror}; write tcp://HOST:PORT or "
+                    "ipc:///PATH"
+                ) from error
+        self.updates.subscribe(wire.BEACON_TOPIC)
+        self.updates.subscribe(wire.IMAGE_TOPIC)
+
+    def ask(self) -> None:
+        """Send the request that is due, if one is."""
+        request = self.follower.request(time.monotonic())
+        if request is None:
+            return
+        try:
+            self.resync.send_multipart(request, zmq.NOBLOCK)
+        except zmq.Again:
+            return  # not connected just now: the follower asks again
+
+    def wait_ms(self, until_s: float) -> int:
+        """How long a poll may wait, at least 1 ms."""
+        now_s = time.monotonic()
+        wait_s = min(LONGEST_POLL_S, until_s - now_s, self.follower.wait_s(now_s))
+        return max(1, int(wait_s * 1e3))
+
+    def drain(self) -> None:
+        """Take what has come."""
+        heard = False
+        for socket, topics in ((self.updates, 1), (self.resync, 0)):
+            for _ in range(MAX_MESSAGES_PER_TURN):
+                try:
+                    parts = socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                except zmq.Again:
+                    break
+                self.follower.receive([part.buffer for part in parts[topics:]])
+                heard = True
+        now_s = time.monotonic()
+        if heard:
+            self._heard_at_s = now_s
+        elif self._timeout_s is not None and now_s - self._heard_at_s > self._timeout_s:
+            raise EndpointError(
+                f"nothing heard from {self.endpoints} for {self._timeout_s:g} s: is ptycho-streamd "
+                "running, and are these its results.endpoint and results.resync_endpoint?"
+            )
+        self.follower.check_wanted(now_s)
+
+    def found(self) -> bool:
+        """Whether it is known what there is: the whole image, or that there is none."""
+        return self.follower.empty or self.follower.settled() is not None
+
+    def late(self, what: str, timeout_s: float) -> EndpointError:
+        """The error for ``what`` not having come in time."""
+        follower = self.follower
+        if not follower.heard:
+            why = "nothing at all was heard: is ptycho-streamd running?"
+        elif follower.problem:
+            why = f"the last fault was: {follower.problem}"
+        elif follower.empty:
+            why = "the daemon has no image yet: it needs frames with positions"
+        else:
+            why = f"the newest image is of scan {follower.newest_scan_id}"
+        return EndpointError(f"no {what} from {self.endpoints} within {timeout_s:g} s; {why}")
+
+    def close(self) -> None:
+        self.updates.close()
+        self.resync.close()
+        self._context.term()
+
+
+def _until(timeout_s: float | None) -> float:
+    return float("inf") if timeout_s is None else time.monotonic() + timeout_s
+
+
+class ResultStream:
+    """The images of a daemon as they grow; blocking.
+
+    It asks for what it has missed by itself, and goes on after a restart of the daemon.  A program
+    that is slow skips images and always gets the newest.
+
+    Args:
+        endpoint: the daemon's ``results.endpoint``.
+        resync_endpoint: the daemon's ``results.resync_endpoint``.
+        scan_id: follow this scan, and end with its final image; None: the newest one, for ever.
+        timeout_s: raise EndpointError if nothing at all, not even the beacon of every second, is
+            heard for so long; None: wait.
+    """
+
+    def __init__(
+        self,
+        endpoint: str = RESULTS_ENDPOINT,
+        resync_endpoint: str = RESYNC_ENDPOINT,
+        *,
+        scan_id: str | None = None,
+        timeout_s: float | None = 30.0,
+    ) -> None:
+        self._scan_id = scan_id
+        self._over = False
+        self._link = _Link(endpoint, resync_endpoint, scan_id, timeout_s)
+        self._poller = zmq.Poller()
+        self._poller.register(self._link.updates, zmq.POLLIN)
+        self._poller.register(self._link.resync, zmq.POLLIN)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the sockets back."""
+        self._link.close()
+
+    def __repr__(self) -> str:
+        return f"<ResultStream from {self._link.endpoints}>"
+
+    def __iter__(self) -> Iterator[Image]:
+        return self
+
+    def __next__(self) -> Image:
+        """The next image that differs from the one before.
+
+        Raises:
+            EndpointError: nothing was heard for ``timeout_s``.
+            ScanNotFound: the scan asked for is not held any more.
+        """
+        if self._over:
+            raise StopIteration
+        image = self._link.follower.take()
+        while image is None:
+            self._turn(float("inf"))
+            image = self._link.follower.take()
+        self._over = self._scan_id is not None and image.final
+        return image
+
+    def latest(self, timeout_s: float | None = None) -> Image | None:
+        """The newest image, whole; None if the daemon says that it has none yet.
+
+        Raises:
+            EndpointError: nothing was heard for the stream's timeout, or not in ``timeout_s``.
+        """
+        until_s = _until(timeout_s)
+        self._link.follower.want(self._scan_id)  # ask even if nothing seems to be missing
+        while not self._link.found():
+            if timeout_s is not None and time.monotonic() >= until_s:
+                raise self._link.late("whole image", timeout_s)
+            self._turn(until_s)
+        return self._link.follower.settled()
+
+    def wait_complete(
+        self, scan_id: str | None = None, timeout_s: float | None = None, *, after: str = ""
+    ) -> Image:
+        """Wait for the final image of a scan, however the scan ends.
+
+        Args:
+            scan_id: of that scan; None: the newest one, or the first to come if there is none.
+            timeout_s: how long to wait; None: as long as the daemon lives.
+            after: without ``scan_id``, wait for a scan newer than this one.
+
+        Raises:
+            EndpointError: it did not come in time, or nothing was heard for the stream's timeout.
+            ScanNotFound: the scan's image is not held any more.
+        """
+        until_s = _until(timeout_s)
+        follower = self._link.follower
+        wanted = scan_id or self._scan_id
+        follower.want(wanted)
+        while True:
+            image = follower.settled()
+            if image is not None and image.scan_id > after:
+                if image.final:
+                    break
+                if wanted is None:
+                    wanted = image.scan_id
+                    follower.want(wanted)
+            if timeout_s is not None and time.monotonic() >= until_s:
+                raise self._link.late("final image", timeout_s)
+            self._turn(until_s)
+        follower.want(self._scan_id)
+        return image
+
+    def _turn(self, until_s: float) -> None:
+        self._link.ask()
+        self._poller.poll(self._link.wait_ms(until_s))
+        self._link.drain()
+
+
+class AsyncResultStream:
+    """The images of a daemon as they grow; for asyncio.
+
+    Like :class:`ResultStream`, with ``async with``, ``async for`` and ``await``.
+    """
+
+    def __init__(
+        self,
+        endpoint: str = RESULTS_ENDPOINT,
+        resync_endpoint: str = RESYNC_ENDPOINT,
+        *,
+        scan_id: str | None = None,
+        timeout_s: float | None = 30.0,
+    ) -> None:
+        self._scan_id = scan_id
+        self._over = False
+        self._link = _Link(endpoint, resync_endpoint, scan_id, timeout_s)
+        self._poller = zmq.asyncio.Poller()
+        self._poller.register(self._link.updates, zmq.POLLIN)
+        self._poller.register(self._link.resync, zmq.POLLIN)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the sockets back."""
+        self._link.close()
+
+    def __repr__(self) -> str:
+        return f"<AsyncResultStream from {self._link.endpoints}>"
+
+    def __aiter__(self) -> AsyncIterator[Image]:
+        return self
+
+    async def __anext__(self) -> Image:
+        """The next image that differs from the one before; errors as in ResultStream."""
+        if self._over:
+            raise StopAsyncIteration
+        image = self._link.follower.take()
+        while image is None:
+            await self._turn(float("inf"))
+            image = self._link.follower.take()
+        self._over = self._scan_id is not None and image.final
+        return image
+
+    async def latest(self, timeout_s: float | None = None) -> Image | None:
+        """The newest image, whole; None if the daemon says that it has none yet."""
+        until_s = _until(timeout_s)
+        self._link.follower.want(self._scan_id)  # ask even if nothing seems to be missing
+        while not self._link.found():
+            if timeout_s is not None and time.monotonic() >= until_s:
+                raise self._link.late("whole image", timeout_s)
+            await self._turn(until_s)
+        return self._link.follower.settled()
+
+    async def wait_complete(
+        self, scan_id: str | None = None, timeout_s: float | None = None, *, after: str = ""
+    ) -> Image:
+        """Wait for the final image of a scan, however the scan ends; as in ResultStream."""
+        until_s = _until(timeout_s)
+        follower = self._link.follower
+        wanted = scan_id or self._scan_id
+        follower.want(wanted)
+        while True:
+            image = follower.settled()
+            if image is not None and image.scan_id > after:
+                if image.final:
+                    break
+                if wanted is None:
+                    wanted = image.scan_id
+                    follower.want(wanted)
+            if timeout_s is not None and time.monotonic() >= until_s:
+                raise self._link.late("final image", timeout_s)
+            await self._turn(until_s)
+        follower.want(self._scan_id)
+        return image
+
+    async def _turn(self, until_s: float) -> None:
+        self._link.ask()
+        await self._poller.poll(self._link.wait_ms(until_s))
+        self._link.drain()

@@ -1,0 +1,243 @@
+"""All scans of a data directory: listing, leases, the retention limit, recovery after a crash.
+
+Used by ingest (recovery, retention), reconstruct (which scans are there), control and the command
+line.  Any number of processes may have one; what must not happen twice is under the store's lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from ptycho_stream.errors import ScanLocked, ScanNotFound, StoreError
+from ptycho_stream.geometry import View
+from ptycho_stream.scans.folders import announce_change, scan_directory, scans_directory
+from ptycho_stream.scans.header import HEADER_NAME, ScanHeader, read_header, write_header
+from ptycho_stream.scans.leases import Lease, live_holders
+from ptycho_stream.scans.reader import ScanReader
+from ptycho_stream.scans.recovery import RecoveryReport
+from ptycho_stream.scans.retirement import directory_bytes, retire, sweep
+from ptycho_stream.scans.scan_lock import ScanLock
+from ptycho_stream.scans.spare import SpareFiles
+from ptycho_stream.scans.ulid import is_scan_id
+from ptycho_stream.scans.writer import ScanWriter
+
+_log = logging.getLogger(__name__)
+
+_LOCK_NAME: Final = ".lock"
+_SPARE_SHARE: Final = 10
+"""Spare files may take one in so many of the retention limit's bytes."""
+_MAX_SPARE_BYTES: Final = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """A scan taken over from a writer that died; seal it or go on with it, then close it."""
+
+    writer: ScanWriter
+    report: RecoveryReport
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionReport:
+    """What enforcing the retention limit did.
+
+    Attributes:
+        deleted: ids of the scans deleted, oldest first.
+        freed_bytes: given back to the disk; batch files kept as spares are not in it.
+        kept_bytes: what the store takes now, spares included.
+    """
+
+    deleted: tuple[str, ...]
+    freed_bytes: int
+    kept_bytes: int
+
+
+class Catalogue:
+    """The scans under a data directory."""
+
+    def __init__(self, root: Path) -> None:
+        """The catalogue of the data directory ``root``, which need not exist yet."""
+        self._root = root
+        self._scans = scans_directory(root)
+        self._seen_change: int | None = None
+        self._headers: dict[str, tuple[tuple[int, int], ScanHeader]] = {}
+
+    def changed(self) -> bool:
+        """Whether :meth:`scans` may return something else than the last time: one ``stat``."""
+        return self._change_time() != self._seen_change
+
+    def _change_time(self) -> int | None:
+        try:
+            return self._scans.stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+
+    def scans(self) -> list[ScanHeader]:
+        """Headers of all scans, newest first; one that cannot be read is logged and left out."""
+        self._seen_change = self._change_time()
+        found: dict[str, tuple[tuple[int, int], ScanHeader]] = {}
+        for scan_id in self._ids():
+            try:
+                found[scan_id] = self._header(scan_id)
+            except ScanNotFound:  # deleted while we looked
+                continue
+            except StoreError as error:
+                _log.warning("left out of the catalogue: %s", error)
+        self._headers = found
+        return [header for _, header in found.values()]
+
+    def _ids(self) -> list[str]:
+        try:
+            names = [path.name for path in self._scans.iterdir()]
+        except FileNotFoundError:
+            return []
+        return sorted(filter(is_scan_id, names), reverse=True)
+
+    def _header(self, scan_id: str) -> tuple[tuple[int, int], ScanHeader]:
+        directory = scan_directory(self._root, scan_id)
+        try:
+            status = (directory / HEADER_NAME).stat()
+        except FileNotFoundError:
+            raise ScanNotFound(f"there is no scan {scan_id}") from None
+        identity = (status.st_ino, status.st_mtime_ns)
+        known = self._headers.get(scan_id)
+        return known if known and known[0] == identity else (identity, read_header(directory))
+
+    def latest(self) -> ScanHeader | None:
+        """The newest scan; None if there is none."""
+        return next(iter(self.scans()), None)
+
+    def open(self, scan_id: str) -> ScanReader:
+        """Open a scan for reading.
+
+        Raises:
+            ScanNotFound: there is no such scan.
+            StoreError: it cannot be read.
+        """
+        return ScanReader.open(self._root, scan_id)
+
+    def add_view(self, scan_id: str, view: View) -> ScanHeader:
+        """Correct how the frames of a sealed scan are looked at; its frames stay as they are.
+
+        Raises:
+            ScanNotFound: there is no such scan.
+            ScanLocked: it is being written; its writer has to do it.
+            DiskFull: there is no room for the new header.
+        """
+        directory = scan_directory(self._root, scan_id)
+        lock = ScanLock(directory)
+        try:
+            header = read_header(directory)
+            header = replace(header, views=(*header.views, view))
+            write_header(directory, header)
+        finally:
+            lock.release()
+        announce_change(self._root)
+        return header
+
+    def lease(self, scan_id: str, holder: str) -> Lease:
+        """Keep a scan from being deleted until the lease is released or this process ends.
+
+        Raises:
+            ScanNotFound: there is no such scan.
+            StoreError: the holder's name is unusable, or the store cannot be written.
+        """
+        directory = scan_directory(self._root, scan_id)
+        if not directory.is_dir():
+            raise ScanNotFound(f"there is no scan {scan_id} in {self._scans}")
+        with self._locked():
+            return Lease(directory, holder)
+
+    def holders(self, scan_id: str) -> list[str]:
+        """Who holds leases on a scan.
+
+        Raises:
+            ScanNotFound: ``scan_id`` is not a scan id.
+        """
+        directory = scan_directory(self._root, scan_id)
+        if not directory.is_dir():
+            return []
+        with self._locked():
+            return live_holders(directory)
+
+    @contextmanager
+    def _locked(self) -> Generator[None]:
+        """Keep other processes from taking leases or retiring scans."""
+        fd = os.open(self._root / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def retain(self, max_bytes: int) -> RetentionReport:
+        """Delete the oldest sealed scans without a lease until the store takes ``max_bytes``.
+
+        Their batch files are kept as spares as far as a tenth of the limit (at most 1 GiB) goes.
+
+        Raises:
+            StoreError: a file cannot be deleted.
+        """
+        if not self._scans.is_dir():
+            return RetentionReport((), 0, 0)
+        spare = SpareFiles(self._root)
+        spare.make_directory()
+        max_spare_bytes = min(max_bytes // _SPARE_SHARE, _MAX_SPARE_BYTES)
+        freed = sweep(self._root) + spare.trim(max_spare_bytes)
+        headers = self.scans()
+        total = spare.total_bytes() + sum(
+            directory_bytes(scan_directory(self._root, header.scan_id)) for header in headers
+        )
+        deleted: list[str] = []
+        for header in reversed(headers):
+            if total <= max_bytes:
+                break
+            if header.sealed and self._set_aside(header.scan_id):
+                gained = retire(self._root, header.scan_id, spare) + spare.trim(max_spare_bytes)
+                total -= gained
+                freed += gained
+                deleted.append(header.scan_id)
+        if deleted:
+            announce_change(self._root)
+        return RetentionReport(tuple(deleted), freed, total)
+
+    def _set_aside(self, scan_id: str) -> bool:
+        """Take a scan out of the catalogue, unless somebody holds a lease on it or writes it."""
+        directory = scan_directory(self._root, scan_id)
+        with self._locked():
+            try:
+                lock = ScanLock(directory)
+            except (ScanLocked, ScanNotFound):
+                return False
+            try:
+                if live_holders(directory):
+                    return False
+                directory.rename(directory.with_name(f".old-{scan_id}"))
+            finally:
+                lock.release()
+        return True
+
+    def recover_all(self) -> list[Recovered]:
+        """Take over every unsealed scan whose writer is gone, newest first.
+
+        The caller goes on with each, or seals it as interrupted.  A scan that cannot be recovered
+        is logged and left as it is.
+        """
+        recovered: list[Recovered] = []
+        for header in self.scans():
+            if header.sealed:
+                continue
+            try:
+                recovered.append(Recovered(*ScanWriter.recover(self._root, header.scan_id)))
+            except ScanLocked:
+                continue
+            except StoreError as error:
+                _log.error("scan %s cannot be recovered: %s", header.scan_id, error)
+        return recovered

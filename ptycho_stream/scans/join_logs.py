@@ -1,0 +1,107 @@
+"""The positions and pairs of a scan as its writer logs them: gathered, then written at a commit.
+
+Pairs wait for the commit of their frames, so that no reader meets the pair of a frame that it
+cannot see.  Used by the writer only.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_stream.scans.append_log import PAIRS_LOG, POSITIONS_LOG, AppendLog
+from ptycho_stream.scans.counters import Counters
+from ptycho_stream.scans.records import PAIR_RECORD, PAIR_RECORD_FORMAT, POSITION_RECORD
+
+
+class JoinLogs:
+    """The open logs of positions and pairs, with what is pending for each."""
+
+    def __init__(self, directory: Path, counters: Counters) -> None:
+        """Open the logs of the scan in ``directory``, behind what ``counters`` says is there.
+
+        Raises:
+            StoreError: one cannot be opened.
+        """
+        self._counters = counters
+        self.positions = AppendLog(directory / POSITIONS_LOG, POSITION_RECORD, writable=True)
+        self.pairs = AppendLog(directory / PAIRS_LOG, PAIR_RECORD, writable=True)
+        self.positions.count = counters.positions
+        self.pairs.count = counters.pairs
+        self._pending_positions: list[NDArray[np.void]] = []
+        self._pending_pairs = bytearray()
+        self._pack_pair = struct.Struct(PAIR_RECORD_FORMAT).pack
+
+    def add_positions(
+        self,
+        numbers: NDArray[np.int64],
+        position_yx_m: NDArray[np.float64],
+        received_ns: int,
+    ) -> None:
+        """Take positions (n, 2) in metres of frames ``numbers`` (n,)."""
+        records = np.zeros(len(numbers), POSITION_RECORD)
+        records["number"] = numbers
+        records["y_m"] = position_yx_m[:, 0]
+        records["x_m"] = position_yx_m[:, 1]
+        records["received_ns"] = received_ns
+        self._pending_positions.append(records)
+
+    def add_pairs(self, pairs: NDArray[np.void]) -> None:
+        """Take ``pairs`` (n,) of dtype ``PAIR_RECORD``."""
+        self._pending_pairs += pairs.astype(PAIR_RECORD, copy=False).tobytes()
+
+    def add_pair(
+        self,
+        number: int,
+        slot: int,
+        y_m: float,
+        x_m: float,
+        paired_monotonic_ns: int,
+        revision: int,
+        flags: int,
+    ) -> None:
+        """Take one pair."""
+        self._pending_pairs += self._pack_pair(
+            number, slot, revision, y_m, x_m, paired_monotonic_ns, flags, 0, 0
+        )
+
+    def commit(self) -> None:
+        """Write what is pending and show it to readers.
+
+        Raises:
+            DiskFull: there is no room; what was not written stays pending.
+        """
+        if self._pending_positions:
+            self.positions.append(np.concatenate(self._pending_positions))
+            self._counters.positions = self.positions.count
+            self._pending_positions.clear()
+        if self._pending_pairs:
+            self.pairs.append(np.frombuffer(bytes(self._pending_pairs), PAIR_RECORD).copy())
+            self._counters.pairs = self.pairs.count
+            self._pending_pairs.clear()
+
+    def drop_pairs_from(self, slot: int) -> None:
+        """Forget pending pairs of frames from ``slot`` on, which will never be."""
+        pairs = np.frombuffer(bytes(self._pending_pairs), PAIR_RECORD)
+        self._pending_pairs = bytearray(pairs[pairs["slot"] < slot].tobytes())
+
+    def drop_pending(self) -> tuple[int, int]:
+        """Forget all that is pending; returns how many positions and pairs that were."""
+        positions = sum(map(len, self._pending_positions))
+        pairs = len(self._pending_pairs) // PAIR_RECORD.itemsize
+        self._pending_positions.clear()
+        self._pending_pairs.clear()
+        return positions, pairs
+
+    def sync(self) -> None:
+        """Make what was written survive a power loss."""
+        self.positions.sync()
+        self.pairs.sync()
+
+    def close(self) -> None:
+        """Close the files."""
+        self.positions.close()
+        self.pairs.close()

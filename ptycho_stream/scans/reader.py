@@ -1,0 +1,345 @@
+"""Reading a scan, also while another process writes it: frames as views of the mapped files.
+
+Used by reconstruct, training, exports and people's own programs.  Any number of readers, no lock:
+what is below ``committed`` never changes.  Whoever reads for long holds a lease of the catalogue,
+so that the scan is not deleted meanwhile; frames already handed out stay valid in any case.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from ptycho_stream.errors import CorruptRecord, ScanNotFound, StoreError
+from ptycho_stream.scans.append_log import FRAMES_LOG, PAIRS_LOG, POSITIONS_LOG, AppendLog
+from ptycho_stream.scans.batch_files import batch_file_name
+from ptycho_stream.scans.counters import COUNTERS_NAME, Counters
+from ptycho_stream.scans.folders import mask_path, scan_directory
+from ptycho_stream.scans.header import HEADER_NAME, ScanHeader, read_header
+from ptycho_stream.scans.records import FRAME_RECORD, PAIR_RECORD, POSITION_RECORD, intact
+
+# A map holds a file descriptor; frames handed out keep theirs alive after it has left the cache.
+_MAPS_KEPT: Final = 64
+_RECORDS_AT_ONCE: Final = 65536
+
+
+class ScanReader:
+    """Read access to one scan; made by :meth:`open`.  Belongs to one thread."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open the scan in ``directory``.
+
+        Raises:
+            ScanNotFound: there is none.
+            StoreError: it cannot be read.
+        """
+        self._directory = directory
+        self._header_identity = (0, 0)
+        self._header = self._read_header()
+        self._counters = Counters(directory / COUNTERS_NAME, writable=False)
+        self._maps: OrderedDict[int, NDArray[Any]] = OrderedDict()
+        self._logs: tuple[AppendLog, AppendLog, AppendLog] | None = None
+        self._recoveries = -1
+        self._checked = 0
+        self._bad_slots: set[int] = set()
+
+    @classmethod
+    def open(cls, root: Path, scan_id: str) -> Self:
+        """Open scan ``scan_id`` of the data directory ``root``.
+
+        Raises:
+            ScanNotFound: there is no such scan.
+            StoreError: it cannot be read.
+        """
+        return cls(scan_directory(root, scan_id))
+
+    @property
+    def directory(self) -> Path:
+        """The scan's folder."""
+        return self._directory
+
+    @property
+    def scan_id(self) -> str:
+        """The scan's identity."""
+        return self._header.scan_id
+
+    @property
+    def header(self) -> ScanHeader:
+        """The header as of the last :meth:`refresh`."""
+        return self._header
+
+    def refresh(self) -> bool:
+        """Read the header again if it was replaced; True if it was.
+
+        Raises:
+            ScanNotFound: the scan was deleted.
+        """
+        if self._identity_of_header() == self._header_identity:
+            return False
+        self._header = self._read_header()
+        return True
+
+    def _read_header(self) -> ScanHeader:
+        # Identity before content: a header replaced in between is read again the next time.
+        self._header_identity = self._identity_of_header()
+        return read_header(self._directory)
+
+    def _identity_of_header(self) -> tuple[int, int]:
+        try:
+            status = (self._directory / HEADER_NAME).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise ScanNotFound(
+                f"there is no scan {self._directory.name} in {self._directory.parent}"
+            ) from None
+        return status.st_ino, status.st_mtime_ns
+
+    @property
+    def committed(self) -> int:
+        """Frames that can be read."""
+        return self._counters.committed
+
+    @property
+    def durable(self) -> int:
+        """Frames that a power loss cannot take."""
+        return self._counters.durable
+
+    @property
+    def position_count(self) -> int:
+        """Position records that can be read."""
+        return self._counters.positions
+
+    @property
+    def pair_count(self) -> int:
+        """Pair records that can be read."""
+        return self._counters.pairs
+
+    @property
+    def heartbeat_monotonic_ns(self) -> int:
+        """When the writer last committed or synced."""
+        return self._counters.heartbeat_monotonic_ns
+
+    @property
+    def bad_pixels(self) -> NDArray[np.bool_] | None:
+        """Bool (h, w) of the stored frame, True where a pixel is bad; None if there is no mask.
+
+        Raises:
+            StoreError: the mask cannot be read.
+        """
+        path = mask_path(self._directory)
+        try:
+            return np.load(path, allow_pickle=False)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, EOFError) as error:
+            raise StoreError(f"cannot read {path}: {error}") from error
+
+    def records(self, start: int = 0, stop: int | None = None) -> NDArray[np.void]:
+        """Frame records (n,) of slots [start, stop), checked.
+
+        Raises:
+            CorruptRecord: the check word of one does not fit; :meth:`verify` names all such slots.
+            StoreError: the range is not committed.
+        """
+        return self._read_checked(0, start, stop, self.committed, "frame")
+
+    def positions(self, start: int = 0, stop: int | None = None) -> NDArray[np.void]:
+        """Position records (n,) [start, stop) as received, checked.
+
+        Raises:
+            CorruptRecord: the check word of one does not fit.
+            StoreError: the range is not there.
+        """
+        return self._read_checked(1, start, stop, self.position_count, "position")
+
+    def pairs(self, start: int = 0, stop: int | None = None) -> NDArray[np.void]:
+        """Pair records (n,) [start, stop), checked.
+
+        Raises:
+            CorruptRecord: the check word of one does not fit.
+            StoreError: the range is not there.
+        """
+        return self._read_checked(2, start, stop, self.pair_count, "pair")
+
+    def _read_checked(
+        self, which: int, start: int, stop: int | None, count: int, kind: str
+    ) -> NDArray[np.void]:
+        stop = count if stop is None else stop
+        self._require_range(start, stop, count, kind)
+        records = self._open_logs()[which].read(start, stop)
+        good = intact(records)
+        if not good.all():
+            bad = start + int(np.argmin(good))
+            raise CorruptRecord(
+                f"{kind} record {bad} of scan {self.scan_id} is damaged: verify() names all"
+            )
+        return records
+
+    def _require_range(self, start: int, stop: int, count: int, kind: str) -> None:
+        if not 0 <= start <= stop <= count:
+            raise StoreError(
+                f"{kind}s [{start}, {stop}) of scan {self.scan_id} were asked for and {count} are "
+                "there: ask for committed ones"
+            )
+
+    def _open_logs(self) -> tuple[AppendLog, AppendLog, AppendLog]:
+        """The three logs, opened anew after a recovery, which may have replaced or cut them."""
+        recoveries = self._counters.recoveries
+        if self._logs is None or recoveries != self._recoveries:
+            self._close_logs()
+            self._logs = (
+                AppendLog(self._directory / FRAMES_LOG, FRAME_RECORD, writable=False),
+                AppendLog(self._directory / POSITIONS_LOG, POSITION_RECORD, writable=False),
+                AppendLog(self._directory / PAIRS_LOG, PAIR_RECORD, writable=False),
+            )
+            self._recoveries = recoveries
+            self._checked = 0
+            self._bad_slots.clear()
+        return self._logs
+
+    def frame(self, slot: int) -> NDArray[Any]:
+        """The pixels (h, w) of a committed frame: a read-only view of the mapped file.
+
+        Raises:
+            CorruptRecord: its record is damaged.
+            StoreError: it is not committed, or its file is damaged.
+        """
+        self._require_whole(slot, slot + 1)
+        index, within = divmod(slot, self._header.frames_per_file)
+        return self._map(index)[within]
+
+    def frames(self, slots: slice | Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[Any]:
+        """The pixels (n, h, w) of committed frames.
+
+        A read-only view where ``slots`` is a run within one batch file, else gathered.
+
+        Raises:
+            CorruptRecord: the record of one is damaged.
+            StoreError: one is not committed, or a file is damaged.
+        """
+        wanted = self._slots(slots)
+        if len(wanted) == 0:
+            return np.zeros((0, *self._header.frame_shape_yx), self._header.dtype)
+        low, high = int(wanted.min()), int(wanted.max())
+        self._require_whole(low, high + 1, wanted)
+        per_file = self._header.frames_per_file
+        run = bool((np.diff(wanted) == 1).all())
+        if run and low // per_file == high // per_file:
+            return self._map(low // per_file)[low % per_file : high % per_file + 1]
+        gathered = np.empty((len(wanted), *self._header.frame_shape_yx), self._header.dtype)
+        files = wanted // per_file
+        for index in np.unique(files):
+            here = np.flatnonzero(files == index)
+            gathered[here] = self._map(int(index))[wanted[here] % per_file]
+        return gathered
+
+    def _slots(self, slots: slice | Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        if isinstance(slots, slice):
+            return np.arange(*slots.indices(self.committed), dtype=np.int64)
+        return np.asarray(slots, np.int64)
+
+    def _require_whole(self, start: int, stop: int, slots: NDArray[np.int64] | None = None) -> None:
+        """Check that a range is committed and, once for every record, that the records are whole.
+
+        ``slots`` are those of the range that matter; None: all.
+        """
+        self._require_range(start, stop, self.committed, "frame")
+        log = self._open_logs()[0]
+        while self._checked < stop:
+            end = min(self._checked + _RECORDS_AT_ONCE, self.committed)
+            self._bad_slots.update(self._bad_records(log, self._checked, end))
+            self._checked = end
+        if self._bad_slots:
+            asked = range(start, stop) if slots is None else slots.tolist()
+            bad = self._bad_slots.intersection(asked)
+            if bad:
+                raise CorruptRecord(
+                    f"the records of slots {sorted(bad)} of scan {self.scan_id} are damaged: "
+                    "leave these frames out"
+                )
+
+    def _bad_records(self, log: AppendLog, start: int, stop: int) -> list[int]:
+        records = log.read(start, stop)
+        whole = intact(records) & (records["slot"] == np.arange(start, stop))
+        return (start + np.flatnonzero(~whole)).tolist()
+
+    def _map(self, index: int) -> NDArray[Any]:
+        """Batch file ``index`` as a read-only array (frames_per_file, h, w)."""
+        frames = self._maps.get(index)
+        if frames is not None:
+            self._maps.move_to_end(index)
+            return frames
+        frames = self._map_file(self._directory / batch_file_name(index))
+        self._maps[index] = frames
+        if len(self._maps) > _MAPS_KEPT:
+            self._maps.popitem(last=False)
+        return frames
+
+    def _map_file(self, path: Path) -> NDArray[Any]:
+        header = self._header
+        size = header.frames_per_file * header.frame_bytes
+        try:
+            fd = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise ScanNotFound(
+                f"{path} is gone: the scan was deleted; hold a lease to keep one"
+            ) from None
+        except OSError as error:
+            raise StoreError(f"cannot open {path}: {error.strerror}") from error
+        try:
+            if os.fstat(fd).st_size < size:  # to touch pages past its end would be a SIGBUS
+                raise StoreError(f"{path} is shorter than its {size} bytes: the store is damaged")
+            mapped = mmap.mmap(fd, size, access=mmap.ACCESS_READ)
+        finally:
+            os.close(fd)
+        shape = (header.frames_per_file, *header.frame_shape_yx)
+        return np.frombuffer(mapped, header.dtype).reshape(shape)
+
+    def verify(
+        self, slots: slice | Sequence[int] | NDArray[np.integer[Any]] | None = None
+    ) -> list[int]:
+        """Slots, of all committed or of ``slots``, whose record or pixels are damaged.
+
+        Raises:
+            StoreError: one is not committed.
+        """
+        wanted = self._slots(slice(None) if slots is None else slots)
+        if len(wanted) == 0:
+            return []
+        self._require_range(int(wanted.min()), int(wanted.max()) + 1, self.committed, "frame")
+        return [slot for slot in wanted.tolist() if not self._is_whole(slot)]
+
+    def _is_whole(self, slot: int) -> bool:
+        log = self._open_logs()[0]
+        if self._bad_records(log, slot, slot + 1):
+            return False
+        index, within = divmod(slot, self._header.frames_per_file)
+        try:
+            pixels = self._map(index)[within]
+        except StoreError:  # a file that is gone or short holds no whole frame
+            return False
+        return xxhash.xxh3_64_intdigest(pixels) == int(log.read(slot, slot + 1)["checksum"][0])
+
+    def _close_logs(self) -> None:
+        for log in self._logs or ():
+            log.close()
+        self._logs = None
+
+    def close(self) -> None:
+        """Close the files.  Frames handed out stay valid."""
+        self._maps.clear()
+        self._close_logs()
+        self._counters.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

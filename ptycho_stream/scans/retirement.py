@@ -1,0 +1,61 @@
+"""Deleting scans that were taken out of the catalogue, keeping their batch files as spares.
+
+Used by :meth:`Catalogue.retain`.  A scan is first renamed (``.old-<id>``), so that nobody can open
+it any more, and then taken apart; what a crash leaves half done is swept up the next time.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from ptycho_stream.errors import ScanLocked, ScanNotFound
+from ptycho_stream.scans.disk import disk_errors
+from ptycho_stream.scans.folders import scans_directory
+from ptycho_stream.scans.scan_lock import ScanLock
+from ptycho_stream.scans.spare import SpareFiles
+
+
+def directory_bytes(directory: Path) -> int:
+    """Disk space that the files of a folder take."""
+    total = 0
+    for path in directory.glob("*"):
+        try:
+            total += path.stat().st_blocks * 512
+        except FileNotFoundError:  # temporary files come and go
+            continue
+    return total
+
+
+def retire(root: Path, scan_id: str, spare: SpareFiles) -> int:
+    """Take a scan that was set aside apart; returns the bytes that became free.
+
+    Raises:
+        StoreError: a file cannot be deleted.
+    """
+    directory = scans_directory(root) / f".old-{scan_id}"
+    with disk_errors(directory):
+        freed = sum(spare.put(path) for path in directory.glob("frames-*.bin"))
+        freed += directory_bytes(directory)
+        shutil.rmtree(directory)
+    return freed
+
+
+def sweep(root: Path) -> int:
+    """Delete what crashes left of scans half made or half deleted; returns the bytes freed.
+
+    Raises:
+        StoreError: a file cannot be deleted.
+    """
+    freed = 0
+    for pattern in (".new-*", ".old-*"):
+        for directory in scans_directory(root).glob(pattern):
+            try:
+                lock = ScanLock(directory)
+            except (ScanLocked, ScanNotFound):  # somebody is at it
+                continue
+            with disk_errors(directory):
+                freed += directory_bytes(directory)
+                shutil.rmtree(directory, ignore_errors=True)
+            lock.release()
+    return freed

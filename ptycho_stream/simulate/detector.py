@@ -1,0 +1,369 @@
+"""A simulated detector and a simulated positioner: they stream a scan file as real ones would.
+
+The demo, ``ptycho-stream replay`` and the tests drive the daemon with these.  The detector binds
+PUSH like a DECTRIS detector; frames come paced or as fast as they are taken, whole or with every
+part as a message of its own, and a series can be left unfinished.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_stream.errors import SettingsError
+from ptycho_stream.files.npz import ScanFile
+from ptycho_stream.geometry import wavelength_m
+from ptycho_stream.messages import DetectorGeometry
+from ptycho_stream.simulate.outlet import Outlet, SocketKind
+from ptycho_stream.wire.dectris_v1_encoder import DectrisV1Encoder
+from ptycho_stream.wire.dectris_v1_parts import HeaderDetail
+from ptycho_stream.wire.native import NativeEncoder
+
+Dialect = Literal["dectris-v1", "native"]
+PositionTiming = Literal["before", "during", "after", "inline"]
+
+_NATIVE_ENCODINGS = ("raw", "lz4", "bslz4", "lz4-hdf5")
+
+
+@dataclass(frozen=True)
+class DetectorOptions:
+    """How a simulated detector behaves.
+
+    Attributes:
+        dialect: ``dectris-v1`` or ``native``.
+        encoding: in the dialect's own words; bit-shuffled LZ4 if None.
+        header_detail: of the DECTRIS series header.
+        rate_hz: frames a second; as fast as they are taken if None.
+        one_part_each: send every part as a message of its own, as some proxies do.
+        send_metadata: put the scan's metadata into the header (DECTRIS: as its appendix).
+    """
+
+    dialect: Dialect = "dectris-v1"
+    encoding: str | None = None
+    header_detail: HeaderDetail = "basic"
+    rate_hz: float | None = None
+    one_part_each: bool = False
+    send_metadata: bool = True
+
+    def __post_init__(self) -> None:
+        if self.dialect == "native" and self.encoding not in (None, *_NATIVE_ENCODINGS):
+            raise SettingsError(
+                f"encoding {self.encoding!r} is none of the native dialect's: "
+                f"{', '.join(_NATIVE_ENCODINGS)}"
+            )
+        if self.dialect == "native" and self.one_part_each:
+            raise SettingsError("the native dialect cannot be broken up into parts")
+        if self.rate_hz is not None and not self.rate_hz > 0:
+            raise SettingsError(f"rate_hz is {self.rate_hz}: give frames a second above 0")
+
+
+class DetectorSimulator:
+    """Streams scan files, one series after another, from one bound PUSH socket.
+
+    Example::
+
+        with DetectorSimulator("tcp://127.0.0.1:9999") as detector:
+            detector.send_series(load_scan(Path("scan.npz")), series=1)
+    """
+
+    def __init__(
+        self,
+        endpoint: str = "tcp://127.0.0.1:*",
+        options: DetectorOptions | None = None,
+        attach: Literal["bind", "connect"] = "bind",
+        timeout_s: float = 30.0,
+    ) -> None:
+        self.options = options or DetectorOptions()
+        self._outlet = Outlet(endpoint, "push", attach, timeout_s=timeout_s)
+        self.endpoint = self._outlet.endpoint
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._outlet.close(linger=error is None)
+
+    def wait_for_receiver(self, timeout_s: float | None = None) -> None:
+        """Return when somebody is connected.
+
+        Raises:
+            EndpointError: nobody came in time.
+        """
+        self._outlet.wait_for_receiver(timeout_s)
+
+    def send_series(
+        self,
+        scan: ScanFile,
+        series: int = 1,
+        stop_after: int | None = None,
+        inline_positions: bool = False,
+    ) -> int:
+        """Stream a whole series and return the number of frames sent; see :meth:`frames`."""
+        return sum(1 for _ in self.frames(scan, series, stop_after, inline_positions))
+
+    def frames(
+        self,
+        scan: ScanFile,
+        series: int = 1,
+        stop_after: int | None = None,
+        inline_positions: bool = False,
+    ) -> Iterator[int]:
+        """Stream a series, yielding each frame's index in the file once it is sent.
+
+        Args:
+            scan: what to send.
+            series: its number; real detectors begin again at 1 when they are switched on.
+            stop_after: abort after so many frames: no series end is sent.
+            inline_positions: put each frame's position into its message (native dialect only).
+
+        Raises:
+            EndpointError: nobody receives.
+            SettingsError: inline positions in a dialect that has none.
+        """
+        native = self.options.dialect == "native"
+        if inline_positions and not native:
+            raise SettingsError("only the native dialect carries positions in its frames")
+        stream = _NativeSeries if native else _DectrisSeries
+        messages = stream(scan, series, self.options, inline_positions)
+        count = len(scan) if stop_after is None else min(stop_after, len(scan))
+        self._send(messages.start())
+        started_s = time.monotonic()
+        for index in range(count):
+            if self.options.rate_hz is not None:
+                wait_s = started_s + index / self.options.rate_hz - time.monotonic()
+                time.sleep(max(wait_s, 0))
+            self._send(messages.frame(index))
+            yield index
+        if count == len(scan):
+            self._send(messages.end())
+
+    def _send(self, parts: Sequence[bytes]) -> None:
+        if self.options.one_part_each:
+            for part in parts:
+                self._outlet.send([part])
+        else:
+            self._outlet.send(parts)
+
+
+class PositionSimulator:
+    """Streams the positions of scan files in the native dialect, one epoch a scan.
+
+    PUSH by default: a PUB loses what it sends before its subscribers are there, which
+    :meth:`wait_for_receiver` helps against.
+    """
+
+    def __init__(
+        self,
+        endpoint: str = "tcp://127.0.0.1:*",
+        kind: SocketKind = "push",
+        attach: Literal["bind", "connect"] = "bind",
+        timeout_s: float = 30.0,
+    ) -> None:
+        self._outlet = Outlet(endpoint, kind, attach, timeout_s=timeout_s)
+        self.endpoint = self._outlet.endpoint
+        self._encoder: NativeEncoder | None = None
+        self._name_series = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._outlet.close(linger=error is None)
+
+    def wait_for_receiver(self, timeout_s: float | None = None) -> None:
+        """Return when somebody is connected or subscribed.
+
+        Raises:
+            EndpointError: nobody came in time.
+        """
+        self._outlet.wait_for_receiver(timeout_s)
+
+    def start(self, series: int | str, epoch: str | None = None, name_series: bool = True) -> None:
+        """Begin an epoch, of a new unique name if None is given."""
+        self._encoder = NativeEncoder(str(series), epoch or f"positions-{uuid.uuid4().hex}")
+        self._name_series = name_series
+        self._outlet.send(self._encoder.positions_start(name_series=name_series))
+
+    def send(self, numbers: NDArray[np.int64], position_yx_m: NDArray[np.float64]) -> None:
+        """Send a batch of the epoch that was begun."""
+        self._outlet.send(
+            self._started().positions(numbers, position_yx_m, name_series=self._name_series)
+        )
+
+    def end(self) -> None:
+        """End the epoch."""
+        self._outlet.send(self._started().positions_end())
+
+    def send_scan(self, scan: ScanFile, series: int | str = 1, batch: int = 50) -> None:
+        """Stream all positions of ``scan`` as one epoch, ``batch`` a message."""
+        self.start(series)
+        for first in range(0, len(scan), batch):
+            part = slice(first, first + batch)
+            self.send(scan.frame_numbers[part], scan.positions_yx_m[part])
+        self.end()
+
+    def _started(self) -> NativeEncoder:
+        if self._encoder is None:
+            raise SettingsError("no epoch of positions was begun: call start() first")
+        return self._encoder
+
+
+def play(
+    scan: ScanFile,
+    detector: DetectorSimulator,
+    positions: PositionSimulator | None,
+    timing: PositionTiming = "during",
+    series: int = 1,
+    stop_after: int | None = None,
+    batch: int = 10,
+    on_frame: Callable[[int], None] | None = None,
+) -> int:
+    """Stream one scan, frames and positions, and return the number of frames sent.
+
+    Args:
+        scan: what to send.
+        detector: sends the frames.
+        positions: sends the positions; not used where they are ``inline``.
+        timing: when positions come, relative to the frames.
+        series: number of the series.
+        stop_after: abort after so many frames; neither series nor epoch is ended.
+        batch: positions a message.
+        on_frame: called with the number of frames sent so far.
+
+    Raises:
+        EndpointError: nobody receives.
+    """
+    inline = timing == "inline"
+    source = None if inline else positions
+    if source is not None and timing == "before":
+        source.send_scan(scan, series, batch)
+    if source is not None and timing == "during":
+        source.start(series)
+    sent = 0
+    for index in detector.frames(scan, series, stop_after, inline_positions=inline):
+        sent = index + 1
+        if source is not None and timing == "during" and sent % batch == 0:
+            part = slice(sent - batch, sent)
+            source.send(scan.frame_numbers[part], scan.positions_yx_m[part])
+        if on_frame is not None:
+            on_frame(sent)
+    if source is not None and timing == "during":
+        rest = slice(sent - sent % batch, sent)
+        if sent % batch:
+            source.send(scan.frame_numbers[rest], scan.positions_yx_m[rest])
+        if sent == len(scan):
+            source.end()
+    if source is not None and timing == "after":
+        source.send_scan(scan, series, batch)
+    return sent
+
+
+class _DectrisSeries:
+    def __init__(
+        self, scan: ScanFile, series: int, options: DetectorOptions, inline_positions: bool
+    ) -> None:
+        bits = scan.counts.dtype.itemsize * 8
+        self._scan = scan
+        self._options = options
+        self._frame_ns = round(1e9 / (options.rate_hz or 1000))
+        self._encoder = DectrisV1Encoder(series, options.encoding or f"bs{bits}-lz4<")
+
+    def start(self) -> list[bytes]:
+        scan = self._scan
+        appendix = None
+        if self._options.send_metadata and scan.metadata:
+            appendix = msgspec.json.encode(dict(scan.metadata))
+        return self._encoder.start(self._options.header_detail, self._config(), appendix=appendix)
+
+    def frame(self, index: int) -> list[bytes]:
+        number = int(self._scan.frame_numbers[index])
+        start_ns = number * self._frame_ns
+        return self._encoder.frame(
+            number, self._scan.counts[index], start_ns, start_ns + self._frame_ns
+        )
+
+    def end(self) -> list[bytes]:
+        return self._encoder.end()
+
+    def _config(self) -> dict[str, Any]:
+        scan = self._scan
+        height, width = scan.frame_shape_yx
+        config: dict[str, Any] = {
+            "nimages": len(scan),
+            "ntrigger": 1,
+            "trigger_mode": "ints",
+            "x_pixels_in_detector": width,
+            "y_pixels_in_detector": height,
+            "bit_depth_image": scan.counts.dtype.itemsize * 8,
+            "compression": "bslz4",
+            "beam_center_x": float(width // 2),
+            "beam_center_y": float(height // 2),
+            "count_time": self._frame_ns * 1e-9,
+            "frame_time": self._frame_ns * 1e-9,
+            "description": "ptycho-stream simulated detector",
+        }
+        if scan.detector_pixel_yx_m is not None:
+            config["y_pixel_size"], config["x_pixel_size"] = scan.detector_pixel_yx_m
+        if scan.detector_distance_m is not None:
+            config["detector_distance"] = scan.detector_distance_m
+        if scan.photon_energy_eV is not None:
+            config["photon_energy"] = scan.photon_energy_eV
+            config["wavelength"] = wavelength_m(scan.photon_energy_eV) * 1e10
+        return config
+
+
+class _NativeSeries:
+    def __init__(
+        self, scan: ScanFile, series: int, options: DetectorOptions, inline_positions: bool
+    ) -> None:
+        self._scan = scan
+        self._metadata = scan.metadata if options.send_metadata else {}
+        self._inline = inline_positions
+        self._encoder = NativeEncoder(str(series), encoding=options.encoding or "bslz4")
+
+    def start(self) -> list[bytes]:
+        scan = self._scan
+        height, width = scan.frame_shape_yx
+        geometry = DetectorGeometry(
+            detector_distance_m=scan.detector_distance_m,
+            photon_energy_eV=scan.photon_energy_eV,
+            detector_pixel_yx_m=scan.detector_pixel_yx_m,
+            beam_center_yx_px=(float(height // 2), float(width // 2)),
+        )
+        return self._encoder.scan_start(
+            expected_frames=len(scan),
+            frame_shape_yx=scan.frame_shape_yx,
+            dtype=scan.counts.dtype.str,
+            geometry=geometry,
+            metadata=self._metadata,
+        )
+
+    def frame(self, index: int) -> list[bytes]:
+        scan = self._scan
+        y_m, x_m = scan.positions_yx_m[index]
+        position = (float(y_m), float(x_m)) if self._inline else None
+        now_ns = time.time_ns()
+        return self._encoder.frame(
+            int(scan.frame_numbers[index]), scan.counts[index], position, now_ns, now_ns
+        )
+
+    def end(self) -> list[bytes]:
+        return self._encoder.scan_end()

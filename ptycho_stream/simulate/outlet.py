@@ -1,0 +1,126 @@
+"""The sending end of a simulated detector or positioner: one socket that never loses a message.
+
+Used by :mod:`ptycho_stream.simulate.detector`.  It waits until somebody is there to receive, blocks
+while that somebody is slow, gives up with an error that names the endpoint, and closes in bounded
+time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Literal, Self
+
+import zmq
+
+from ptycho_stream.errors import EndpointError
+
+SocketKind = Literal["push", "pub"]
+
+_POLL_MS = 100
+
+
+class Outlet:
+    """A context manager around a PUSH or PUB socket, bound or connected.
+
+    Args:
+        endpoint: to bind or connect; ``tcp://127.0.0.1:*`` binds any free port.
+        kind: ``push`` deals messages to receivers and keeps what they have not taken; ``pub`` sends
+            everything to every subscriber, and what one does not take is lost.
+        attach: ``bind`` (as detectors do) or ``connect``.
+        queue_messages: high-water mark.
+        timeout_s: how long a receiver may be absent, or take nothing.
+        linger_s: how long closing waits for what is queued.
+
+    Raises:
+        EndpointError: the endpoint cannot be bound or connected.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        kind: SocketKind = "push",
+        attach: Literal["bind", "connect"] = "bind",
+        queue_messages: int = 1000,
+        timeout_s: float = 30.0,
+        linger_s: float = 5.0,
+    ) -> None:
+        self._timeout_s = timeout_s
+        self._linger_ms = round(linger_s * 1000)
+        self._context = zmq.Context()
+        # XPUB is a PUB that hears of its subscribers, which is how we know that there is one.
+        self._socket = self._context.socket(zmq.PUSH if kind == "push" else zmq.XPUB)
+        self._subscribers = 0
+        self._socket.sndhwm = queue_messages
+        # Without it a connecting PUSH takes messages before there is anybody to send them to.
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)
+        try:
+            if attach == "bind":
+                self._socket.bind(endpoint)
+            else:
+                self._socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            raise EndpointError(
+                f"cannot {attach} {endpoint}: {error.strerror}; choose another port or stop the "
+                "program that uses it"
+            ) from error
+        self.endpoint: str = self._socket.last_endpoint.decode().rstrip("\0")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close(linger=error is None)
+
+    def close(self, linger: bool = True) -> None:
+        """Close the socket, waiting for queued messages for the time that was agreed."""
+        self._context.destroy(linger=self._linger_ms if linger else 0)
+
+    def wait_for_receiver(self, timeout_s: float | None = None) -> None:
+        """Return when a receiver is connected (``push``) or subscribed (``pub``).
+
+        Raises:
+            EndpointError: nobody came in time.
+        """
+        limit_s = self._timeout_s if timeout_s is None else timeout_s
+        deadline_s = time.monotonic() + limit_s
+        while not self._has_receiver(_POLL_MS):
+            if time.monotonic() > deadline_s:
+                raise EndpointError(
+                    f"nobody connected to {self.endpoint} within {limit_s:g} s: start the daemon, "
+                    "or correct the endpoint in its settings"
+                )
+
+    def send(self, parts: Sequence[bytes]) -> None:
+        """Send one message, waiting while all receivers are busy.
+
+        Raises:
+            EndpointError: none took anything for ``timeout_s``.
+        """
+        deadline_s = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                self._socket.send_multipart(parts, zmq.NOBLOCK)
+            except zmq.Again:
+                self._socket.poll(_POLL_MS, zmq.POLLOUT)
+            else:
+                return
+            if time.monotonic() > deadline_s:
+                raise EndpointError(
+                    f"no receiver at {self.endpoint} took a message for {self._timeout_s:g} s: "
+                    "is the daemon still running?"
+                )
+
+    def _has_receiver(self, wait_ms: int) -> bool:
+        if self._socket.socket_type == zmq.PUSH:
+            return bool(self._socket.poll(wait_ms, zmq.POLLOUT))
+        while self._socket.poll(wait_ms if not self._subscribers else 0, zmq.POLLIN):
+            self._subscribers += 1 if self._socket.recv()[:1] == b"\x01" else -1
+        return self._subscribers > 0

@@ -1,0 +1,199 @@
+"""The native dialect: what goes in comes out, and what is damaged is reported."""
+
+from __future__ import annotations
+
+import math
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ptycho_stream.errors import SettingsError
+from ptycho_stream.messages import (
+    DetectorGeometry,
+    Frame,
+    Positions,
+    PositionsEnd,
+    PositionsStart,
+    ScanEnd,
+    ScanStart,
+    Undecodable,
+)
+from ptycho_stream.wire import (
+    DectrisV1Decoder,
+    NativeDecoder,
+    NativeEncoder,
+    WireLimits,
+    decoder_for,
+)
+from ptycho_stream.wire.compression import decode
+
+PIXELS = np.arange(24, dtype="<u2").reshape(4, 6)
+GEOMETRY = DetectorGeometry(
+    detector_distance_m=2.0,
+    photon_energy_eV=8800.0,
+    detector_pixel_yx_m=(50e-6, 75e-6),
+    beam_center_yx_px=(2.0, 3.0),
+    count_time_s=0.01,
+    frame_time_s=0.02,
+)
+ENCODER = NativeEncoder(series="run 7", epoch="epoch 7", encoding="bslz4")
+
+
+def received(parts: list[bytes]):
+    (message,) = NativeDecoder().receive(parts)
+    return message
+
+
+def test_a_scan_start_round_trips() -> None:
+    mask = PIXELS > 20
+    flat = np.full((4, 6), 1.5, "f4")
+    metadata = {"sample": "star", "angles": [1.0, {"deep": None}], "n": 3}
+    start = received(
+        ENCODER.scan_start(6, (4, 6), "<u2", GEOMETRY, metadata, pixel_mask=mask, flatfield=flat)
+    )
+    assert isinstance(start, ScanStart)
+    assert (start.source, start.series, start.expected_frames) == ("native", "run 7", 6)
+    assert (start.frame_shape_yx, start.dtype) == ((4, 6), "<u2")
+    assert start.geometry == GEOMETRY
+    assert start.metadata == metadata
+    np.testing.assert_array_equal(start.pixel_mask, mask)
+    np.testing.assert_array_equal(start.flatfield, flat)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    number=st.integers(0, 2**31),
+    position=st.none() | st.tuples(st.floats(-1, 1), st.floats(-1, 1)),
+    times=st.tuples(st.none() | st.integers(0, 2**62), st.none() | st.integers(0, 2**62)),
+    encoding=st.sampled_from(["raw", "lz4", "bslz4", "lz4-hdf5"]),
+    dtype=st.sampled_from(["u1", "<u2", ">u4"]),
+)
+def test_a_frame_round_trips(number, position, times, encoding, dtype) -> None:
+    pixels = PIXELS.astype(dtype)
+    frame = received(NativeEncoder("s", encoding=encoding).frame(number, pixels, position, *times))
+    assert isinstance(frame, Frame)
+    assert (frame.series, frame.number, frame.position_yx_m) == ("s", number, position)
+    assert (frame.start_ns, frame.stop_ns) == times
+    np.testing.assert_array_equal(decode(frame.image), pixels)
+
+
+def test_positions_round_trip_bit_exact() -> None:
+    numbers = np.array([5, 3, 4])
+    where = np.array([[1e-6, math.pi], [math.nan, -1.0], [0.1 + 0.2, 1e-300]])
+    batch = received(ENCODER.positions(numbers, where))
+    assert isinstance(batch, Positions)
+    assert (batch.epoch, batch.series) == ("epoch 7", "run 7")
+    np.testing.assert_array_equal(batch.numbers, numbers)
+    np.testing.assert_array_equal(batch.position_yx_m, where)
+    assert received(ENCODER.positions([], np.empty((0, 2)))).position_yx_m.shape == (0, 2)
+
+
+def test_positions_may_be_plain_lists() -> None:
+    """So that a sender in any language needs nothing but a msgpack library."""
+    raw = {"type": "positions", "epoch": "e", "frames": [0, 1], "position_yx_m": [[1, 2], [3, 4.5]]}
+    batch = received([msgpack.packb(raw)])
+    assert isinstance(batch, Positions) and batch.series is None
+    np.testing.assert_array_equal(batch.position_yx_m, [[1, 2], [3, 4.5]])
+
+
+def test_epochs_and_ends_round_trip() -> None:
+    assert received(ENCODER.positions_start({"a": 1})) == PositionsStart(
+        "epoch 7", "run 7", {"a": 1}
+    )
+    assert received(ENCODER.positions_start(name_series=False)).series is None
+    assert received(ENCODER.positions_end()) == PositionsEnd("epoch 7")
+    assert received(ENCODER.scan_end()) == ScanEnd("run 7")
+
+
+def pack(**keys) -> list[bytes]:
+    return [msgpack.packb(keys)]
+
+
+FRAME = {"type": "frame", "series": "1", "frame": 0, "shape_yx": [4, 6], "dtype": "<u2"}
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ([], "limit"),
+        ([b""], "malformed"),
+        ([b"\xc1"], "malformed"),
+        ([b"\x91" * 100_000], "malformed"),
+        ([b"\xdd\xff\xff\xff\xff"], "malformed"),
+        (pack(type="no such type"), "malformed"),
+        (pack(series="1"), "malformed"),
+        (pack(type="scan_end", series=""), "malformed"),
+        (pack(type="scan_end", series="x" * 10_000), "malformed"),
+        (pack(type="scan_start", series="1", version=2), "malformed"),
+        (pack(type="scan_start", series="1", expected_frames=-1), "limit"),
+        (pack(type="scan_start", series="1", frame_shape_yx=[10**6, 10**6]), "limit"),
+        (pack(type="scan_start", series="1", pixel_mask=b"123"), "undecodable"),
+        (pack(**FRAME), "torn"),
+        ([*pack(type="scan_end", series="1"), b"blob"], "torn"),
+        ([*pack(**{**FRAME, "shape_yx": [10**9, 10**9]}), b""], "limit"),
+        ([*pack(**{**FRAME, "frame": -1}), b""], "limit"),
+        ([*pack(**{**FRAME, "dtype": "O"}), b""], "malformed"),
+        ([*pack(**{**FRAME, "encoding": "zip"}), b""], "malformed"),
+        (pack(type="positions", epoch="e", frames=[0], position_yx_m=[]), "malformed"),
+        (pack(type="positions", epoch="e", frames=b"123", position_yx_m=b""), "malformed"),
+        (pack(type="positions", epoch="e", frames=[2**63], position_yx_m=[[0, 0]]), "malformed"),
+        (pack(type="positions", epoch="e", frames=[-1], position_yx_m=[[0, 0]]), "limit"),
+    ],
+)
+def test_rubbish_is_reported(parts: list[bytes], reason: str) -> None:
+    problem = received(parts)
+    assert isinstance(problem, Undecodable)
+    assert problem.reason == reason, problem
+
+
+def test_deeply_nested_metadata_are_refused() -> None:
+    nested: list = []
+    for _ in range(50):
+        nested = [nested]
+    problem = received(pack(type="scan_start", series="1", metadata={"x": nested}))
+    assert problem.reason == "limit"
+
+
+def test_too_many_positions_are_refused() -> None:
+    decoder = NativeDecoder(WireLimits(max_positions=2))
+    (problem,) = decoder.receive(ENCODER.positions([1, 2, 3], np.zeros((3, 2))))
+    assert problem.reason == "limit"
+
+
+def test_mutated_messages_never_raise() -> None:
+    rng = np.random.default_rng(5)
+    decoder = NativeDecoder()
+    good = [
+        ENCODER.scan_start(6, (4, 6), "<u2", GEOMETRY, {"a": [1, "b"]}, PIXELS > 20),
+        ENCODER.frame(3, PIXELS, (1.0, 2.0), 1, 2),
+        ENCODER.positions_start({"a": {"b": 1}}),
+        ENCODER.positions([1, 2], [[1.0, 2.0], [3.0, 4.0]]),
+        pack(type="positions", epoch="e", frames=[0, 1], position_yx_m=[[1, 2], [3, 4.5]]),
+        ENCODER.positions_end(),
+        ENCODER.scan_end(),
+    ]
+    problems = 0
+    for _ in range(20_000):
+        parts = [bytearray(part) for part in good[rng.integers(len(good))]]
+        victim = parts[0]
+        match rng.integers(3):
+            case 0:
+                victim[rng.integers(len(victim))] = rng.integers(256)
+            case 1:
+                del victim[rng.integers(len(victim)) :]
+            case _:
+                at = rng.integers(len(victim) + 1)
+                victim[at:at] = rng.bytes(rng.integers(1, 9))
+        (message,) = decoder.receive([bytes(part) for part in parts])
+        problems += isinstance(message, Undecodable)
+    assert problems > 1000
+
+
+def test_decoders_are_made_by_name() -> None:
+    assert isinstance(decoder_for("native", WireLimits()), NativeDecoder)
+    assert isinstance(decoder_for("dectris-v1", WireLimits()), DectrisV1Decoder)
+    with pytest.raises(SettingsError, match="neither"):
+        decoder_for("morse", WireLimits())
