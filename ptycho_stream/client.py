@@ -13,7 +13,7 @@ For programs of one's own, the terminal commands and the viewer.  ::
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Self
 
 import zmq
@@ -76,13 +76,14 @@ class _Link:
 
     def ask(self) -> None:
         """Send the request that is due, if one is."""
-        request = self.follower.request(time.monotonic())
+        now_s = time.monotonic()
+        request = self.follower.request(now_s)
         if request is None:
             return
         try:
             self.resync.send_multipart(request, zmq.NOBLOCK)
-        except zmq.Again:
-            return  # not connected just now: the follower asks again
+        except zmq.Again:  # not connected just now
+            self.follower.not_sent(now_s)
 
     def wait_ms(self, until_s: float) -> int:
         """How long a poll may wait, at least 1 ms."""
@@ -214,7 +215,12 @@ class ResultStream:
         return self._link.follower.settled()
 
     def wait_complete(
-        self, scan_id: str | None = None, timeout_s: float | None = None, *, after: str = ""
+        self,
+        scan_id: str | None = None,
+        timeout_s: float | None = None,
+        *,
+        after: str = "",
+        on_image: Callable[[Image], None] | None = None,
     ) -> Image:
         """Wait for the final image of a scan, however the scan ends.
 
@@ -222,6 +228,7 @@ class ResultStream:
             scan_id: of that scan; None: the newest one, or the first to come if there is none.
             timeout_s: how long to wait; None: as long as the daemon lives.
             after: without ``scan_id``, wait for a scan newer than this one.
+            on_image: is given each image on the way.
 
         Raises:
             EndpointError: it did not come in time, or nothing was heard for the stream's timeout.
@@ -232,6 +239,9 @@ class ResultStream:
         wanted = scan_id or self._scan_id
         follower.want(wanted)
         while True:
+            step = follower.take()
+            if on_image is not None and step is not None and step.scan_id > after:
+                on_image(step)
             image = follower.settled()
             if image is not None and image.scan_id > after:
                 if image.final:
@@ -310,7 +320,12 @@ class AsyncResultStream:
         return self._link.follower.settled()
 
     async def wait_complete(
-        self, scan_id: str | None = None, timeout_s: float | None = None, *, after: str = ""
+        self,
+        scan_id: str | None = None,
+        timeout_s: float | None = None,
+        *,
+        after: str = "",
+        on_image: Callable[[Image], None] | None = None,
     ) -> Image:
         """Wait for the final image of a scan, however the scan ends; as in ResultStream."""
         until_s = _until(timeout_s)
@@ -318,6 +333,9 @@ class AsyncResultStream:
         wanted = scan_id or self._scan_id
         follower.want(wanted)
         while True:
+            step = follower.take()
+            if on_image is not None and step is not None and step.scan_id > after:
+                on_image(step)
             image = follower.settled()
             if image is not None and image.scan_id > after:
                 if image.final:

@@ -8,7 +8,7 @@ the reconstruct stage (views, patch corners) and the simulators (the same, backw
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,9 +126,7 @@ class View:
             window = _window_with_border(frames, top, n, outside)
         return _orient_about_dc(window, self.orientation)
 
-    def valid(
-        self, frame: NDArray[np.generic], bad: NDArray[np.bool_] | None
-    ) -> NDArray[np.bool_]:
+    def valid(self, frame: NDArray[Any], bad: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
         """Pixels (N, N) of the view that hold a measurement, judged by one stored ``frame`` (h, w).
 
         ``bad`` (h, w) marks stored pixels that the detector declared bad; None: none.

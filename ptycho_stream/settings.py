@@ -64,12 +64,19 @@ class DataSettings(Section):
     """Where scans are stored, and how much of the disk they may take."""
 
     directory: Path = Path("data")
-    retention_bytes: int = Field(200_000_000_000, ge=0, description="oldest sealed scans go first")
-    min_free_bytes: int = Field(
-        2_000_000_000, ge=0, description="below this no new scan is accepted"
+    retention_bytes: int = Field(
+        default=200_000_000_000, ge=0, description="oldest sealed scans go first"
     )
-    sync_interval_ms: int = Field(100, ge=1, description="how often frames are synced to disk")
-    frames_per_file: int = Field(1024, ge=1)
+    min_free_bytes: int = Field(
+        default=2_000_000_000, ge=0, description="below this no new scan is accepted"
+    )
+    sync_interval_ms: int = Field(
+        default=100, ge=1, description="how often frames are synced to disk"
+    )
+    frames_per_file: int = Field(default=1024, ge=1)
+    resume_s: float = Field(
+        default=30.0, gt=0, description="a scan found open after a crash waits so for its stream"
+    )
 
 
 class DetectorSettings(Section):
@@ -80,9 +87,12 @@ class DetectorSettings(Section):
     attach: Literal["connect", "bind"] = "connect"
     socket: Literal["pull", "sub"] = "pull"
     crop_yx_px: tuple[int, int] | None = Field(
-        None, description="height and width stored, about the beam centre; the whole frame if unset"
+        default=None,
+        description="height and width stored, about the beam centre; the whole frame if unset",
     )
-    max_shape_yx_px: tuple[int, int] = Field((8192, 8192), description="larger frames are refused")
+    max_shape_yx_px: tuple[int, int] = Field(
+        default=(8192, 8192), description="larger frames are refused"
+    )
 
     @model_validator(mode="after")
     def _bound_sockets_stay_local(self) -> DetectorSettings:
@@ -95,13 +105,17 @@ class PositionSettings(Section):
     """Where scan positions come from and how long frames wait for them."""
 
     source: Literal["native", "inline", "file"] = "native"
-    endpoint: Endpoint | None = Field(None, description="of a native position stream")
+    endpoint: Endpoint | None = Field(default=None, description="of a native position stream")
     attach: Literal["connect", "bind"] = "connect"
     socket: Literal["pull", "sub"] = "sub"
-    path: Path | None = Field(None, description="NPZ or CSV, for source = 'file'")
-    wait_s: float = Field(10.0, gt=0, description="after a series' end, for positions to come")
+    path: Path | None = Field(default=None, description="NPZ or CSV, for source = 'file'")
+    wait_s: float = Field(
+        default=10.0, gt=0, description="after a series' end, for positions to come"
+    )
     match_window_s: float = Field(
-        60.0, gt=0, description="an epoch without a series id belongs to a scan armed this close"
+        default=60.0,
+        gt=0,
+        description="an epoch without a series id belongs to a scan armed this close",
     )
 
     @model_validator(mode="after")
@@ -118,10 +132,10 @@ class PositionSettings(Section):
 class GeometrySettings(Section):
     """The experiment, where the stream's header does not tell it or tells it wrongly."""
 
-    photon_energy_eV: float | None = Field(None, gt=0)
-    detector_distance_m: float | None = Field(None, gt=0)
+    photon_energy_eV: float | None = Field(default=None, gt=0)
+    detector_distance_m: float | None = Field(default=None, gt=0)
     detector_pixel_yx_m: tuple[float, float] | None = None
-    override_stream: bool = Field(False, description="prefer these to the stream's header")
+    override_stream: bool = Field(default=False, description="prefer these to the stream's header")
 
 
 class ViewSettings(Section):
@@ -129,11 +143,13 @@ class ViewSettings(Section):
 
     orientation: Orientation = "identity"
     center_yx_px: tuple[float, float] | None = Field(
-        None, description="zero frequency in stored pixels; unset: the header's, else the middle"
+        default=None,
+        description="zero frequency in stored pixels; unset: the header's, else the middle",
     )
     dc: Literal["center", "corner"] = "center"
     bad_value_from: int | None = Field(
-        None, description="counts from this value on mean a bad pixel; unset: the dtype's top two"
+        default=None,
+        description="counts from this value on mean a bad pixel; unset: the dtype's top two",
     )
 
 
@@ -141,9 +157,11 @@ class ProbeSettings(Section):
     """The illumination."""
 
     path: Path = Field(description="NPZ with `probe` (modes, N, N), or a ptychodus product")
-    modes: int | None = Field(None, ge=1, description="use the first ones only; unset: all")
+    modes: int | None = Field(default=None, ge=1, description="use the first ones only; unset: all")
     photons: float | None = Field(
-        None, gt=0, description="of the unattenuated beam, a frame; unset: from the first frames"
+        default=None,
+        gt=0,
+        description="of the unattenuated beam, a frame; unset: from the first frames",
     )
 
 
@@ -151,21 +169,27 @@ class ModelSettings(Section):
     """The network."""
 
     name: str = "default"
-    registry: Path | None = Field(None, description="folder of models; unset: shipped ones only")
+    registry: Path | None = Field(
+        default=None, description="folder of models; unset: shipped ones only"
+    )
 
 
 class ReconstructSettings(Section):
     """The reconstruct stage."""
 
-    size_px: int = Field(128, multiple_of=32, ge=32, le=1024)
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    threads: int = Field(1, ge=1, description="of the network on a CPU")
-    batch_frames: int = Field(16, ge=1)
-    batch_deadline_ms: float = Field(50.0, ge=0, description="a partial batch waits no longer")
-    tile_px: int = Field(128, ge=32)
-    save_interval_s: float = Field(5.0, gt=0, description="of the image's state on disk")
-    max_extent_m: float = Field(0.01, gt=0, description="positions further out are flagged")
-    max_step_m: float = Field(0.001, gt=0, description="positions that jump further are flagged")
+    size_px: int = Field(default=128, multiple_of=32, ge=32, le=1024)
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    threads: int = Field(default=1, ge=1, description="of the network on a CPU")
+    batch_frames: int = Field(default=16, ge=1)
+    batch_deadline_ms: float = Field(
+        default=50.0, ge=0, description="a partial batch waits no longer"
+    )
+    tile_px: int = Field(default=128, ge=32)
+    save_interval_s: float = Field(default=5.0, gt=0, description="of the image's state on disk")
+    max_extent_m: float = Field(default=0.01, gt=0, description="positions further out are flagged")
+    max_step_m: float = Field(
+        default=0.001, gt=0, description="positions that jump further are flagged"
+    )
 
 
 class ResultSettings(Section):
@@ -173,8 +197,8 @@ class ResultSettings(Section):
 
     endpoint: LocalEndpoint = "tcp://127.0.0.1:9600"
     resync_endpoint: LocalEndpoint = "tcp://127.0.0.1:9601"
-    publish_interval_ms: float = Field(100.0, gt=0)
-    queue_bytes: int = Field(64_000_000, gt=0, description="kept for a slow subscriber")
+    publish_interval_ms: float = Field(default=100.0, gt=0)
+    queue_bytes: int = Field(default=64_000_000, gt=0, description="kept for a slow subscriber")
 
 
 class ControlSettings(Section):
@@ -187,7 +211,7 @@ class HttpSettings(Section):
     """`/metrics` and `/healthz`."""
 
     host: Literal["127.0.0.1", "localhost", "::1"] = "127.0.0.1"
-    port: int = Field(9603, ge=0, le=65535, description="0: any free port, said in the log")
+    port: int = Field(default=9603, ge=0, le=65535, description="0: any free port, said in the log")
 
 
 class ExportSettings(Section):
@@ -200,11 +224,15 @@ class ExportSettings(Section):
 class SupervisorSettings(Section):
     """How stages are watched and restarted."""
 
-    heartbeat_timeout_s: float = Field(15.0, gt=1, description="a silent stage is restarted")
-    stop_timeout_s: float = Field(
-        4.0, gt=0, description="to drain and seal, before a stage is killed"
+    heartbeat_timeout_s: float = Field(
+        default=15.0, gt=1, description="a silent stage is restarted"
     )
-    max_backoff_s: float = Field(30.0, gt=0, description="between restarts of a failing stage")
+    stop_timeout_s: float = Field(
+        default=4.0, gt=0, description="to drain and seal, before a stage is killed"
+    )
+    max_backoff_s: float = Field(
+        default=30.0, gt=0, description="between restarts of a failing stage"
+    )
 
 
 class Settings(Section):
@@ -231,10 +259,11 @@ class Settings(Section):
     @field_validator("*", mode="after")
     @classmethod
     def _absolute_paths(cls, value: Any, info: ValidationInfo) -> Any:
-        folder: Path | None = (info.context or {}).get("folder")
+        context: dict[str, Path] = info.context or {}
+        folder = context.get("folder")
         if folder is None or not isinstance(value, Section):
             return value
-        changes = {
+        changes: dict[str, Path] = {
             name: folder / held
             for name in type(value).model_fields
             if isinstance(held := getattr(value, name), Path) and not held.is_absolute()

@@ -14,10 +14,10 @@ from dataclasses import replace
 
 import numpy as np
 import zmq
-from ptycho_streamd.publish import Publisher
 
 from ptycho_stream.results import ImageState, Tile
 from ptycho_stream.settings import ResultSettings
+from ptycho_streamd.publish import Publisher
 
 TILE_PX = 32
 PIXEL_M = (5e-9, 5e-9)

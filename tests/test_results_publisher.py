@@ -7,11 +7,11 @@ import msgspec
 import numpy as np
 import pytest
 import zmq
-from ptycho_streamd.publish import Publisher
 from results_source import SCANS, free_settings, grown
 
 from ptycho_stream.errors import EndpointError
 from ptycho_stream.wire import results as wire
+from ptycho_streamd.publish import Publisher
 
 
 @pytest.fixture
@@ -118,8 +118,6 @@ def test_images_of_two_scans_grow_side_by_side(publisher, subscriber):
     for step in (2, 3):
         publisher.publish(grown(step, SCANS[0], state="draining"))
         publisher.publish(grown(step, SCANS[1]))
-    for scan_id in SCANS[:2]:
-        pass
     updates = [m for _, m in messages(subscriber, wire.ImageUpdate)]
     for scan_id in SCANS[:2]:
         of_scan = [u for u in updates if u.content.scan_id == scan_id]

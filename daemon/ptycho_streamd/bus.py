@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 import numpy as np
@@ -91,7 +91,7 @@ _KINDS: dict[str, type[Any]] = {
 def encode(message: FromStage | ToStage) -> bytes:
     """One bus message as bytes."""
     body = {"kind": type(message).__name__, **asdict(message)}
-    return msgpack.packb(body, default=_plain)
+    return cast("bytes", msgpack.packb(body, default=_plain))
 
 
 def decode(data: bytes) -> Any:

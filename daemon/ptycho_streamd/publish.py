@@ -93,7 +93,8 @@ class Publisher:
             self._xpub.setsockopt(zmq.XPUB_VERBOSER, 1)
             messages = max(1, results.queue_bytes // wire.MAX_UPDATE_BYTES)
             self._xpub.setsockopt(zmq.SNDHWM, messages)
-            self._router.setsockopt(zmq.SNDHWM, 2)
+            # A peer that asks and does not read gets no more; it asks again if it lives.
+            self._router.setsockopt(zmq.SNDHWM, 4)
             self._router.setsockopt(zmq.RCVHWM, MAX_REQUESTS_PER_SERVE)
             self._router.setsockopt(zmq.MAXMSGSIZE, MAX_REQUEST_BYTES)
             # A final image must still leave when the process stops right after sending it.

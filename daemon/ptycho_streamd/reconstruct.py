@@ -6,6 +6,7 @@ waits on disk.  Started by the supervisor as ``python -m ptycho_streamd.reconstr
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
@@ -17,12 +18,8 @@ import numpy as np
 import torch
 import zmq
 from numpy.typing import NDArray
-from ptycho_stream.files.images import save_png
-from ptycho_stream.scans.catalogue import Catalogue
-from ptycho_stream.scans.reader import ScanReader
 
 from ptycho_stream.errors import (
-    CorruptRecord,
     FileFormatError,
     GeometryError,
     ModelError,
@@ -31,10 +28,16 @@ from ptycho_stream.errors import (
     ScanNotFound,
     StoreError,
 )
+from ptycho_stream.files.images import save_png
+from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.reconstruct.recipe import Recipe, load_recipe
 from ptycho_stream.reconstruct.scan_image import ScanImage
 from ptycho_stream.results import Image, ImageState
-from ptycho_stream.scans.ulid import new_ulid
+from ptycho_stream.scans.catalogue import Catalogue
+from ptycho_stream.scans.folders import scan_directory
+from ptycho_stream.scans.leases import Lease
+from ptycho_stream.scans.reader import ScanReader
+from ptycho_stream.scans.ulid import new_scan_id
 from ptycho_stream.settings import Settings, load_settings
 from ptycho_streamd.bus import StageRequest
 from ptycho_streamd.publish import Publisher
@@ -56,8 +59,9 @@ SAVE_SHARE = 0.05
 class OpenScan:
     """A scan whose image may still grow, and what is due for it."""
 
-    def __init__(self, image: ScanImage) -> None:
+    def __init__(self, image: ScanImage, lease: Lease) -> None:
         self.image = image
+        self.lease = lease
         self.unpublished: list[NDArray[np.int64]] = []
         self.changed = True
         self.saved_at_s = time.monotonic()
@@ -104,7 +108,7 @@ class ReconstructStage:
         self._recipe_tried_at_s = float("-inf")
         self._problem = ""
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._publisher = Publisher(self._context, settings.results, new_ulid())
+        self._publisher = Publisher(self._context, settings.results, new_scan_id())
         self._poller = zmq.Poller()
         for socket in (stage.socket, *self._publisher.sockets):
             self._poller.register(socket, zmq.POLLIN)
@@ -162,6 +166,7 @@ class ReconstructStage:
             self._problem = str(error)
             self._metrics.recipe_failures.inc()
             return
+        recipe.warm_up()
         self._problem = ""
         self._recipe = recipe
         for scan in self._open.values():
@@ -182,16 +187,19 @@ class ReconstructStage:
         self._catalogue_seen = True
 
     def _open_scan(self, scan_id: str) -> None:
-        if (self._catalogue.directory(scan_id) / DONE_FILE).exists():
+        if (self._directory(scan_id) / DONE_FILE).exists():
             return
         try:
-            image = self._scan_image(scan_id)
+            lease = self._catalogue.lease(scan_id, "reconstruct")
         except ScanNotFound:
             return  # retired in this moment
+        try:
+            image = self._scan_image(scan_id)
         except (GeometryError, StoreError) as error:
+            lease.release()
             self._give_up(scan_id, error)
             return
-        self._open[scan_id] = OpenScan(image)
+        self._open[scan_id] = OpenScan(image, lease)
         log.info("scan %s: image begins", scan_id)
 
     def _scan_image(self, scan_id: str) -> ScanImage:
@@ -226,10 +234,13 @@ class ReconstructStage:
         self._mark_done(scan_id)
         scan = self._open.pop(scan_id, None)
         if scan is not None:
-            scan.reader.close()
+            self._close(scan)
+
+    def _directory(self, scan_id: str) -> Path:
+        return scan_directory(self._settings.data.directory, scan_id)
 
     def _mark_done(self, scan_id: str) -> None:
-        (self._catalogue.directory(scan_id) / DONE_FILE).touch()
+        (self._directory(scan_id) / DONE_FILE).touch()
 
     # -- work ---------------------------------------------------------------------------------
 
@@ -252,9 +263,9 @@ class ReconstructStage:
             return True
         return False
 
-    def _on_damaged(self, error: CorruptRecord) -> None:
-        log.error("a stored frame is left out of the image: %s", error)
-        self._metrics.frames_damaged.inc()
+    def _on_damaged(self, slots: list[int]) -> None:
+        log.error("stored frames whose checksums do not match are left out: slots %s", slots)
+        self._metrics.frames_damaged.inc(len(slots))
 
     # -- results ------------------------------------------------------------------------------
 
@@ -291,14 +302,17 @@ class ReconstructStage:
             self._save(scan)
             self._export_finished(scan_id)
             self._mark_done(scan_id)
-            scan.reader.close()
-            del self._open[scan_id]
             log.info(
                 "scan %s: %s, %d frames in the image",
                 scan_id,
                 scan.reader.header.state,
                 scan.image.counts()["reconstructed"],
             )
+            self._close(self._open.pop(scan_id))
+
+    def _close(self, scan: OpenScan) -> None:
+        scan.reader.close()
+        scan.lease.release()
 
     def _save_if_due(self) -> None:
         now_s = time.monotonic()
@@ -332,7 +346,7 @@ class ReconstructStage:
                 self._publish(scan, final=False)
             if scan.unsaved:
                 self._save(scan)
-            scan.reader.close()
+            self._close(scan)
         self._stage.beat(self._status(), self._metrics.registry, now=True)
 
     # -- requests -----------------------------------------------------------------------------
@@ -342,6 +356,8 @@ class ReconstructStage:
             match request.command:
                 case "export":
                     self._stage.reply(request, self._export(**request.arguments))
+                case "models":
+                    self._stage.reply(request, self._models())
                 case _:
                     self._stage.fail(
                         request, "unknown_command", f"reconstruct knows no {request.command!r}"
@@ -350,6 +366,13 @@ class ReconstructStage:
             self._stage.fail(request, "failed", str(error))
         except TypeError as error:
             self._stage.fail(request, "bad_request", f"wrong arguments: {error}")
+
+    def _models(self) -> list[dict[str, Any]]:
+        in_use = self._recipe.model if self._recipe else None
+        return [
+            json.loads(manifest.to_json()) | {"in_use": manifest.name == in_use}
+            for manifest in ModelRegistry(self._settings.model.registry).list()
+        ]
 
     def _export(self, scan_id: str | None = None, formats: list[str] | None = None) -> Any:
         state = self._state_of(scan_id)

@@ -126,22 +126,16 @@ def store_commands(catalogue: Catalogue) -> dict[str, Callable[[dict[str, Any]],
     """The commands that the scan store alone can answer."""
 
     def scans(arguments: dict[str, Any]) -> list[dict[str, Any]]:
-        limit = arguments.get("limit", 100)
-        if not isinstance(limit, int) or limit < 1:
-            raise ControlError("bad_request", f"limit is {limit!r}: give a whole number above 0")
-        return [_plain(header) for header in catalogue.scans()[:limit]]
+        return [_plain(header) for header in catalogue.scans()[: max(arguments["limit"], 0)]]
 
     def scan(arguments: dict[str, Any]) -> dict[str, Any]:
         scan_id = arguments.get("scan_id")
         if scan_id is None:
-            reader = catalogue.latest()
-            if reader is None:
+            newest = catalogue.latest()
+            if newest is None:
                 raise ControlError("not_found", "there is no scan in the store yet")
-        elif isinstance(scan_id, str):
-            reader = catalogue.open(scan_id)
-        else:
-            raise ControlError("bad_request", f"scan_id is {scan_id!r}: give its 26 characters")
-        with reader:
+            scan_id = newest.scan_id
+        with catalogue.open(scan_id) as reader:
             return _plain(reader.header) | {
                 "committed": reader.committed,
                 "durable": reader.durable,

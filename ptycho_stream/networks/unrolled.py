@@ -5,8 +5,9 @@ residual CNN correct it. The probe is an input and the physics is inside, so one
 serves any probe, photon count and frame size. Used by training and by the predictor.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -60,11 +61,12 @@ class UnrolledSettings:
         given = dict(values)
         for name, value in values.items():
             wanted = 3 if name == "channels" else 1
-            numbers: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
+            several = isinstance(value, list | tuple)
+            numbers = tuple(cast("Sequence[Any]", value)) if several else (value,)
             if len(numbers) != wanted or not all(isinstance(n, int) and n > 0 for n in numbers):
                 raise ModelError(f"unrolled setting {name} needs {wanted} positive, got {value!r}")
             if name == "channels":
-                given[name] = tuple(numbers)
+                given[name] = numbers
         return cls(**given)
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_stream.reconstruct.canvas import Canvas
+from ptycho_stream.reconstruct.canvas import Canvas, half_of
 from ptycho_stream.reconstruct.ledger import PairLedger
+from ptycho_stream.reconstruct.patches import Patches
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +52,33 @@ class Generation:
     probe: NDArray[np.complex64]
     canvas: Canvas = field(init=False)
     ledger: PairLedger = field(default_factory=PairLedger)
+    _frames: list[NDArray[Any]] = field(default_factory=list[NDArray[Any]])
 
     def __post_init__(self) -> None:
         self.canvas = Canvas(self.identity.tile_px)
+
+    def add(self, indices: NDArray[np.int64], pairs: NDArray[Any], patches: Patches) -> None:
+        """Stitch the patches of ``pairs`` (B,), whose ``indices`` (B,) in the log these are."""
+        self.canvas.add(
+            patches.object_yx, patches.weight_yx, patches.corner_yx_px, half_of(pairs["number"])
+        )
+        self.ledger.add(indices)
+        self._frames.append(_frames_of(pairs["number"], pairs["y_m"], pairs["x_m"]))
+
+    @property
+    def frame_numbers(self) -> NDArray[np.int64]:
+        """Numbers (n,) of the frames in the image, in the order in which they were added."""
+        return self._joined()["number"]
+
+    @property
+    def position_yx_m(self) -> NDArray[np.float64]:
+        """Positions (n, 2) of those frames, metres."""
+        return self._joined()["position_yx_m"]
+
+    def _joined(self) -> NDArray[Any]:
+        if len(self._frames) != 1:
+            self._frames[:] = [np.concatenate([np.empty(0, _FRAME), *self._frames])]
+        return self._frames[0]
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Everything as arrays, for one file."""
@@ -64,6 +89,7 @@ class Generation:
             "probe": self.probe,
             "added": self.ledger.added,
             "skipped": self.ledger.skipped,
+            "frames": self._joined(),
         }
 
     @classmethod
@@ -73,4 +99,18 @@ class Generation:
         generation = cls(int(state["number"]), identity, state["probe"])
         generation.canvas = Canvas.from_state(state, identity.tile_px)
         generation.ledger = PairLedger(state["added"], state["skipped"])
+        generation._frames = [state["frames"]]
         return generation
+
+
+_FRAME = np.dtype([("number", np.int64), ("position_yx_m", np.float64, 2)])
+
+
+def _frames_of(
+    number: NDArray[Any], y_m: NDArray[np.float64], x_m: NDArray[np.float64]
+) -> NDArray[Any]:
+    frames = np.empty(len(number), _FRAME)
+    frames["number"] = number
+    frames["position_yx_m"][:, 0] = y_m
+    frames["position_yx_m"][:, 1] = x_m
+    return frames

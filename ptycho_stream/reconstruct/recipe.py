@@ -14,6 +14,7 @@ import xxhash
 from ptycho_stream.errors import ProbeError
 from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.physics.probe import Probe, load_probe
+from ptycho_stream.reconstruct.predict import Predictor
 from ptycho_stream.settings import Settings
 
 
@@ -36,6 +37,10 @@ class Recipe:
     def probe_digest(self) -> str:
         """Hash of the probe's modes."""
         return xxhash.xxh3_128_hexdigest(self.probe.modes.tobytes())
+
+    def warm_up(self) -> None:
+        """Run one batch of nothing, so that a scan's first frames wait for no set-up."""
+        Predictor(self.network, self.probe, self.device, self.batch_frames).warm_up()
 
 
 def load_recipe(settings: Settings) -> Recipe:

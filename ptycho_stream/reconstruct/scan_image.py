@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_stream.errors import CorruptRecord, GeometryError, StoreError
-from ptycho_stream.reconstruct.canvas import TileIndex, half_of
+from ptycho_stream.errors import GeometryError, StoreError
+from ptycho_stream.reconstruct.canvas import TileIndex
 from ptycho_stream.reconstruct.generation import Generation, GenerationIdentity
 from ptycho_stream.reconstruct.patches import PatchMaker, measured_photons
 from ptycho_stream.reconstruct.recipe import Recipe
@@ -26,7 +26,6 @@ from ptycho_stream.scans.reader import ScanReader
 STATE_FILE = "reconstruct.npz"
 
 _log = logging.getLogger(__name__)
-_NUMBERS = "added_number"
 _CURRENT, _FOLLOWING = "current.", "following."
 
 
@@ -86,11 +85,11 @@ class ScanImage:
         pairs = self.reader.pairs(index, index + 1)
         return int(pairs["paired_monotonic_ns"][0]) if len(pairs) else None
 
-    def step(self, on_damaged: Callable[[CorruptRecord], None]) -> NDArray[np.int64]:
+    def step(self, on_damaged: Callable[[list[int]], None]) -> NDArray[np.int64]:
         """Reconstruct one batch; the scan must have a pair.
 
         Args:
-            on_damaged: told of each stored frame that fails its checksum; it is left out.
+            on_damaged: told the slots of stored frames that fail their checksum and are left out.
 
         Returns:
             ``paired_monotonic_ns`` (n,) of the pairs that subscribers will see for the first time.
@@ -155,27 +154,21 @@ class ScanImage:
         return generation.identity == self._identity(photons)
 
     def _extend(
-        self, target: Generation, on_damaged: Callable[[CorruptRecord], None]
+        self, target: Generation, on_damaged: Callable[[list[int]], None]
     ) -> NDArray[np.int64]:
         indices = target.ledger.pending(self.reader.pair_count, self._recipe.batch_frames)
         if not len(indices):
             return indices
         pairs = self.reader.pairs(int(indices[0]), int(indices[-1]) + 1)[indices - indices[0]]
-        usable = pairs["flags"] == 0
-        for row in np.flatnonzero(usable):
-            try:
-                self.reader.check(int(pairs["slot"][row]))
-            except CorruptRecord as error:
-                on_damaged(error)
-                usable[row] = False
+        damaged = self.reader.verify(pairs["slot"])
+        if damaged:
+            on_damaged(damaged)
+        usable = (pairs["flags"] == 0) & ~np.isin(pairs["slot"], damaged)
         target.ledger.skip(indices[~usable])
         pairs = pairs[usable]
         if len(pairs):
-            made = self._makers[target.number].make(pairs, target.identity.pixel_yx_m)
-            target.canvas.add(
-                made.object_yx, made.weight_yx, made.corner_yx_px, half_of(pairs["number"])
-            )
-            target.ledger.add(indices[usable])
+            patches = self._makers[target.number].make(pairs, target.identity.pixel_yx_m)
+            target.add(indices[usable], pairs, patches)
         return pairs["paired_monotonic_ns"].astype(np.int64)
 
     def image(self, final: bool) -> ImageState | None:
@@ -189,7 +182,6 @@ class ScanImage:
                 object_yx, weight_yx = generation.canvas.object_tile(index)
                 self._tiles[index] = Tile(tile.version, object_yx, weight_yx)
         header = self.reader.header
-        added = self._added_pairs(generation)
         return ImageState(
             scan_id=header.scan_id,
             state=header.state,
@@ -198,8 +190,8 @@ class ScanImage:
             tile_px=self._tile_px,
             pixel_yx_m=generation.identity.pixel_yx_m,
             tiles=dict(self._tiles),
-            frame_numbers=added["number"].astype(np.int64),
-            position_yx_m=np.stack([added["y_m"], added["x_m"]], axis=1),
+            frame_numbers=generation.frame_numbers,
+            position_yx_m=generation.position_yx_m,
             probe=generation.probe,
             model=generation.identity.model,
             counts=self.counts(),
@@ -207,9 +199,6 @@ class ScanImage:
             final=final,
             trust={},
         )
-
-    def _added_pairs(self, generation: Generation) -> NDArray[Any]:
-        return self.reader.pairs(0, self.reader.pair_count)[generation.ledger.added]
 
     def counts(self) -> dict[str, int]:
         """Frames committed, paired, reconstructed and left out, and the ingest's own accounting."""
@@ -233,8 +222,7 @@ class ScanImage:
         arrays: dict[str, NDArray[Any]] = {}
         for prefix, generation in ((_CURRENT, self.current), (_FOLLOWING, self.following)):
             if generation is not None:
-                state = generation.state() | {_NUMBERS: self._added_pairs(generation)["number"]}
-                arrays |= {prefix + key: value for key, value in state.items()}
+                arrays |= {prefix + key: value for key, value in generation.state().items()}
         path = self.reader.directory / STATE_FILE
         partial = path.with_suffix(".partial")
         try:
@@ -259,7 +247,7 @@ def _load_state(reader: ScanReader) -> tuple[Generation | None, Generation | Non
     """
     path = reader.directory / STATE_FILE
     try:
-        with np.load(path, allow_pickle=False) as held:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
             arrays = {key: held[key] for key in held.files}
         return _generation(reader, arrays, _CURRENT), _generation(reader, arrays, _FOLLOWING)
     except FileNotFoundError:
@@ -279,6 +267,6 @@ def _generation(
     added = state["added"]
     if len(added) and int(added.max()) >= reader.pair_count:
         raise ValueError("it holds more pairs than the store")
-    if not np.array_equal(reader.pairs(0, reader.pair_count)["number"][added], state[_NUMBERS]):
+    if not np.array_equal(reader.pairs()["number"][added], state["frames"]["number"]):
         raise ValueError("its pairs are not those of the store")
     return Generation.from_state(state)

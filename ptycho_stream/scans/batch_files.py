@@ -73,8 +73,10 @@ class BatchFiles:
         with self._wake:
             return self._wake.wait_for(self._nothing_to_prepare, timeout_s)
 
-    def sync(self, first: int, last: int) -> None:
-        """Make files ``first`` to ``last`` (inclusive) survive a power loss; close earlier ones.
+    def sync(self, first: int, last: int, full: int) -> None:
+        """Make files ``first`` to ``last`` (inclusive) survive a power loss.
+
+        Those below ``full``, which are written to their ends, are closed then.
 
         Raises:
             StoreError: the disk failed.
@@ -90,7 +92,7 @@ class BatchFiles:
             for index in range(first, last + 1):
                 os.fdatasync(self.fd(index))
         with self._making:
-            for index in [i for i in self._fds if i < first]:
+            for index in [i for i in self._fds if i < full]:
                 os.close(self._fds.pop(index))
 
     def close(self, keep: int | None = None) -> None:

@@ -170,7 +170,14 @@ class Catalogue:
     @contextmanager
     def _locked(self) -> Generator[None]:
         """Keep other processes from taking leases or retiring scans."""
-        fd = os.open(self._root / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        path = self._root / _LOCK_NAME
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise StoreError(
+                f"cannot lock the store with {path}: {error.strerror}; leases and retention need "
+                "to write there"
+            ) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield
@@ -199,30 +206,36 @@ class Catalogue:
         for header in reversed(headers):
             if total <= max_bytes:
                 break
-            if header.sealed and self._set_aside(header.scan_id):
+            lock = self._set_aside(header.scan_id) if header.sealed else None
+            if lock is None:
+                continue
+            try:
                 gained = retire(self._root, header.scan_id, spare) + spare.trim(max_spare_bytes)
-                total -= gained
-                freed += gained
-                deleted.append(header.scan_id)
+            finally:
+                lock.release()
+            total -= gained
+            freed += gained
+            deleted.append(header.scan_id)
         if deleted:
             announce_change(self._root)
         return RetentionReport(tuple(deleted), freed, total)
 
-    def _set_aside(self, scan_id: str) -> bool:
-        """Take a scan out of the catalogue, unless somebody holds a lease on it or writes it."""
+    def _set_aside(self, scan_id: str) -> ScanLock | None:
+        """Take a scan out of the catalogue; None where somebody holds a lease on it or writes it.
+
+        The lock that is returned keeps :func:`sweep` of another process away from it.
+        """
         directory = scan_directory(self._root, scan_id)
         with self._locked():
             try:
                 lock = ScanLock(directory)
             except (ScanLocked, ScanNotFound):
-                return False
-            try:
-                if live_holders(directory):
-                    return False
-                directory.rename(directory.with_name(f".old-{scan_id}"))
-            finally:
+                return None
+            if live_holders(directory):
                 lock.release()
-        return True
+                return None
+            directory.rename(directory.with_name(f".old-{scan_id}"))
+            return lock
 
     def recover_all(self) -> list[Recovered]:
         """Take over every unsealed scan whose writer is gone, newest first.

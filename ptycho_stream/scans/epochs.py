@@ -145,6 +145,10 @@ class EpochBook:
                 epoch.held = []
         return dropped
 
+    def scan_armed(self, scan: Claimant) -> None:
+        """Epochs of this series that come from now on are taken for this scan's."""
+        self._closed_without.pop(scan.series, None)
+
     def scan_closed(self, scan: Claimant, at_ns: int) -> None:
         """Remember whether a scan had its positions: what comes late must not reach the next."""
         if scan.epoch is None:

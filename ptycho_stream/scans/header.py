@@ -122,8 +122,17 @@ class ScanHeader:
         return self.views[-1] if self.views else View(size_px=self.size_px)
 
     def to_json(self) -> bytes:
-        """This header as JSON text."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False).encode()
+        """This header as JSON text.
+
+        Raises:
+            StoreError: the metadata hold something that JSON has no words for.
+        """
+        try:
+            return json.dumps(asdict(self), indent=1, ensure_ascii=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise StoreError(
+                f"the metadata of scan {self.scan_id} cannot be JSON: {error}"
+            ) from error
 
     @classmethod
     def from_json(cls, text: bytes) -> ScanHeader:
@@ -139,7 +148,7 @@ class ScanHeader:
             for name in ("frame_shape_yx", "detector_shape_yx", "crop_corner_yx_px", "pixel_yx_m"):
                 raw[name] = None if raw[name] is None else tuple(raw[name])
             return cls(**raw)
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise StoreError(f"not a scan header: {error!r}") from error
 
 

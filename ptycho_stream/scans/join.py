@@ -1,7 +1,7 @@
 """Joins the frames of one scan with its positions, by absolute frame number, in any order.
 
-Used by ingest, one a scan; arrays only, no I/O.  Frames and positions come in whichever order, again
-or not at all; a pair is made when both are known, and anew when a position is corrected.
+Used by ingest, one a scan; arrays only, no I/O.  Frames and positions come in whichever order,
+again or not at all; a pair is made when both are known, and anew when a position is corrected.
 """
 
 from __future__ import annotations

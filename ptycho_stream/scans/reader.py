@@ -314,18 +314,29 @@ class ScanReader:
         if len(wanted) == 0:
             return []
         self._require_range(int(wanted.min()), int(wanted.max()) + 1, self.committed, "frame")
-        return [slot for slot in wanted.tolist() if not self._is_whole(slot)]
+        runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
+        return [slot for run in runs for slot in self._damaged(int(run[0]), int(run[-1]) + 1)]
 
-    def _is_whole(self, slot: int) -> bool:
+    def _damaged(self, start: int, stop: int) -> list[int]:
+        damaged: list[int] = []
         log = self._open_logs()[0]
-        if self._bad_records(log, slot, slot + 1):
-            return False
+        for first in range(start, stop, _RECORDS_AT_ONCE):
+            end = min(first + _RECORDS_AT_ONCE, stop)
+            bad = set(self._bad_records(log, first, end))
+            checksums = log.read(first, end)["checksum"].tolist()
+            damaged += [
+                slot
+                for slot, checksum in enumerate(checksums, first)
+                if slot in bad or self._checksum_of_pixels(slot) != checksum
+            ]
+        return damaged
+
+    def _checksum_of_pixels(self, slot: int) -> int | None:
         index, within = divmod(slot, self._header.frames_per_file)
         try:
-            pixels = self._map(index)[within]
+            return xxhash.xxh3_64_intdigest(self._map(index)[within])
         except StoreError:  # a file that is gone or short holds no whole frame
-            return False
-        return xxhash.xxh3_64_intdigest(pixels) == int(log.read(slot, slot + 1)["checksum"][0])
+            return None
 
     def _close_logs(self) -> None:
         for log in self._logs or ():

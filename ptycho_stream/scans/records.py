@@ -78,9 +78,10 @@ def record_checks(records: NDArray[np.void]) -> NDArray[np.uint64]:
     every change of a single word changes the sum.  xxh3 costs 0.4 µs a record from Python; this
     checks 64 at a time.  A record of zeros never fits, nor does one of another log.
     """
-    words = records.view(np.uint64).reshape(len(records), -1)
-    multipliers = np.array(_MULTIPLIERS[: words.shape[1] - 1], np.uint64)
-    total = words[:, :-1] @ multipliers + np.uint64(_FINAL_MULTIPLIER // words.shape[1])
+    count = records.dtype.itemsize // 8
+    words = records.view(np.uint64).reshape(len(records), count)
+    multipliers = np.array(_MULTIPLIERS[: count - 1], np.uint64)
+    total = words[:, :-1] @ multipliers + np.uint64(_FINAL_MULTIPLIER // count)
     total ^= total >> np.uint64(32)
     total *= np.uint64(_FINAL_MULTIPLIER)
     return total

@@ -7,13 +7,18 @@ it any more, and then taken apart; what a crash leaves half done is swept up the
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
+from typing import Final
 
 from ptycho_stream.errors import ScanLocked, ScanNotFound
 from ptycho_stream.scans.disk import disk_errors
 from ptycho_stream.scans.folders import scans_directory
 from ptycho_stream.scans.scan_lock import ScanLock
 from ptycho_stream.scans.spare import SpareFiles
+
+# Between making its folder and locking it, a new scan looks like one left behind.
+_BUILDING_S: Final = 60.0
 
 
 def directory_bytes(directory: Path) -> int:
@@ -48,11 +53,13 @@ def sweep(root: Path) -> int:
         StoreError: a file cannot be deleted.
     """
     freed = 0
-    for pattern in (".new-*", ".old-*"):
+    for pattern, min_age_s in ((".new-*", _BUILDING_S), (".old-*", 0.0)):
         for directory in scans_directory(root).glob(pattern):
             try:
+                if time.time() - directory.stat().st_mtime < min_age_s:
+                    continue
                 lock = ScanLock(directory)
-            except (ScanLocked, ScanNotFound):  # somebody is at it
+            except (ScanLocked, ScanNotFound, FileNotFoundError):  # somebody is at it
                 continue
             with disk_errors(directory):
                 freed += directory_bytes(directory)

@@ -11,9 +11,11 @@ import os
 from pathlib import Path
 from typing import Final
 
-from ptycho_stream.errors import ScanLocked, ScanNotFound
+from ptycho_stream.errors import ScanLocked, ScanNotFound, StoreError
+from ptycho_stream.scans.disk import disk_errors
 
 LOCK_NAME: Final = "lock"
+_PID_DIGITS: Final = 10
 
 
 class ScanLock:
@@ -25,23 +27,32 @@ class ScanLock:
         Raises:
             ScanLocked: another process (or another object in this one) has it.
             ScanNotFound: there is no such folder.
+            DiskFull: there is no room even for the lock.
+            StoreError: the operating system refused otherwise.
         """
         path = directory / LOCK_NAME
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except (FileNotFoundError, NotADirectoryError):
             raise ScanNotFound(f"there is no scan {directory.name} in {directory.parent}") from None
+        except OSError as error:
+            raise StoreError(f"cannot lock {path}: {error.strerror}") from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(self._fd, 20, 0).decode("ascii", "replace") or "unknown"
+            holder = os.pread(self._fd, _PID_DIGITS, 0).decode("ascii", "replace").strip()
             os.close(self._fd)
             raise ScanLocked(
                 f"scan {directory.name} in {directory.parent} is being written by process "
-                f"{holder}: stop that one first"
+                f"{holder or '(unknown)'}: stop that one first"
             ) from None
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, str(os.getpid()).encode(), 0)
+        try:
+            # Of one width, so that to write it again takes no new room on a full disk.
+            with disk_errors(path, _PID_DIGITS):
+                os.pwrite(self._fd, b"%*d" % (_PID_DIGITS, os.getpid()), 0)
+        except StoreError:
+            os.close(self._fd)
+            raise
 
     def release(self) -> None:
         """Let others have the scan."""

@@ -255,6 +255,7 @@ class ScanStateMachine:
             )
             self._armed = None
         scan = OpenedScan(scan_id or self._new_scan_id(), start.series, start, at_ns)
+        self._epochs.scan_armed(scan)
         self._open[scan.scan_id] = self._by_series[start.series] = scan
         return scan
 
@@ -330,12 +331,12 @@ class ScanStateMachine:
     def accounting(self, scan: OpenedScan) -> dict[str, int]:
         """What came of a scan's frames, so far or finally."""
         ledger = scan.ledger
-        by_detector = scan.end_state == "complete" and not scan.stopped and scan.ended_ns
+        ended = scan.state == "draining" and scan.end_state == "complete" and not scan.stopped
         return scan.counts | {
             "frames": ledger.count,
             "duplicate": ledger.duplicate,
             "out_of_order": ledger.out_of_order,
-            "missing": ledger.missing(scan.start.expected_frames if by_detector else None),
+            "missing": ledger.missing(scan.start.expected_frames if ended else None),
             "positioned": scan.positioned,
             "unpositioned": ledger.count - scan.positioned,
         }

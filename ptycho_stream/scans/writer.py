@@ -114,8 +114,9 @@ class ScanWriter:
         with disk_errors(directory, RESERVE_BYTES):
             building.mkdir(parents=True)
             SpareFiles(root).make_directory()
-        lock = ScanLock(building)
+        lock = None
         try:
+            lock = ScanLock(building)
             fill_new_scan(building, header, bad_pixels)
             with disk_errors(directory):
                 building.rename(directory)
@@ -124,7 +125,8 @@ class ScanWriter:
             return cls(root, header, lock)
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)
-            lock.release()
+            if lock is not None:
+                lock.release()
             raise
 
     @classmethod
@@ -338,7 +340,8 @@ class ScanWriter:
             committed, durable = self._committed, self._counters.durable
             if committed > durable:
                 per_file = self._header.frames_per_file
-                self._files.sync(durable // per_file, (committed - 1) // per_file)
+                last, full = (committed - 1) // per_file, committed // per_file
+                self._files.sync(durable // per_file, last, full)
                 self._frames.sync()
             self._joins.sync()
             self._counters.durable = committed

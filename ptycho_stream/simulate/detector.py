@@ -10,59 +10,19 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_stream.errors import SettingsError
 from ptycho_stream.files.npz import ScanFile
-from ptycho_stream.geometry import wavelength_m
-from ptycho_stream.messages import DetectorGeometry
 from ptycho_stream.simulate.outlet import Outlet, SocketKind
-from ptycho_stream.wire.dectris_v1_encoder import DectrisV1Encoder
-from ptycho_stream.wire.dectris_v1_parts import HeaderDetail
+from ptycho_stream.simulate.series import DectrisSeries, DetectorOptions, NativeSeries
 from ptycho_stream.wire.native import NativeEncoder
 
-Dialect = Literal["dectris-v1", "native"]
 PositionTiming = Literal["before", "during", "after", "inline"]
-
-_NATIVE_ENCODINGS = ("raw", "lz4", "bslz4", "lz4-hdf5")
-
-
-@dataclass(frozen=True)
-class DetectorOptions:
-    """How a simulated detector behaves.
-
-    Attributes:
-        dialect: ``dectris-v1`` or ``native``.
-        encoding: in the dialect's own words; bit-shuffled LZ4 if None.
-        header_detail: of the DECTRIS series header.
-        rate_hz: frames a second; as fast as they are taken if None.
-        one_part_each: send every part as a message of its own, as some proxies do.
-        send_metadata: put the scan's metadata into the header (DECTRIS: as its appendix).
-    """
-
-    dialect: Dialect = "dectris-v1"
-    encoding: str | None = None
-    header_detail: HeaderDetail = "basic"
-    rate_hz: float | None = None
-    one_part_each: bool = False
-    send_metadata: bool = True
-
-    def __post_init__(self) -> None:
-        if self.dialect == "native" and self.encoding not in (None, *_NATIVE_ENCODINGS):
-            raise SettingsError(
-                f"encoding {self.encoding!r} is none of the native dialect's: "
-                f"{', '.join(_NATIVE_ENCODINGS)}"
-            )
-        if self.dialect == "native" and self.one_part_each:
-            raise SettingsError("the native dialect cannot be broken up into parts")
-        if self.rate_hz is not None and not self.rate_hz > 0:
-            raise SettingsError(f"rate_hz is {self.rate_hz}: give frames a second above 0")
 
 
 class DetectorSimulator:
@@ -133,10 +93,7 @@ class DetectorSimulator:
             EndpointError: nobody receives.
             SettingsError: inline positions in a dialect that has none.
         """
-        native = self.options.dialect == "native"
-        if inline_positions and not native:
-            raise SettingsError("only the native dialect carries positions in its frames")
-        stream = _NativeSeries if native else _DectrisSeries
+        stream = NativeSeries if self.options.dialect == "native" else DectrisSeries
         messages = stream(scan, series, self.options, inline_positions)
         count = len(scan) if stop_after is None else min(stop_after, len(scan))
         self._send(messages.start())
@@ -244,7 +201,7 @@ def play(
         positions: sends the positions; not used where they are ``inline``.
         timing: when positions come, relative to the frames.
         series: number of the series.
-        stop_after: abort after so many frames; neither series nor epoch is ended.
+        stop_after: abort after so many frames; neither the series nor a ``during`` epoch is ended.
         batch: positions a message.
         on_frame: called with the number of frames sent so far.
 
@@ -274,96 +231,3 @@ def play(
     if source is not None and timing == "after":
         source.send_scan(scan, series, batch)
     return sent
-
-
-class _DectrisSeries:
-    def __init__(
-        self, scan: ScanFile, series: int, options: DetectorOptions, inline_positions: bool
-    ) -> None:
-        bits = scan.counts.dtype.itemsize * 8
-        self._scan = scan
-        self._options = options
-        self._frame_ns = round(1e9 / (options.rate_hz or 1000))
-        self._encoder = DectrisV1Encoder(series, options.encoding or f"bs{bits}-lz4<")
-
-    def start(self) -> list[bytes]:
-        scan = self._scan
-        appendix = None
-        if self._options.send_metadata and scan.metadata:
-            appendix = msgspec.json.encode(dict(scan.metadata))
-        return self._encoder.start(self._options.header_detail, self._config(), appendix=appendix)
-
-    def frame(self, index: int) -> list[bytes]:
-        number = int(self._scan.frame_numbers[index])
-        start_ns = number * self._frame_ns
-        return self._encoder.frame(
-            number, self._scan.counts[index], start_ns, start_ns + self._frame_ns
-        )
-
-    def end(self) -> list[bytes]:
-        return self._encoder.end()
-
-    def _config(self) -> dict[str, Any]:
-        scan = self._scan
-        height, width = scan.frame_shape_yx
-        config: dict[str, Any] = {
-            "nimages": len(scan),
-            "ntrigger": 1,
-            "trigger_mode": "ints",
-            "x_pixels_in_detector": width,
-            "y_pixels_in_detector": height,
-            "bit_depth_image": scan.counts.dtype.itemsize * 8,
-            "compression": "bslz4",
-            "beam_center_x": float(width // 2),
-            "beam_center_y": float(height // 2),
-            "count_time": self._frame_ns * 1e-9,
-            "frame_time": self._frame_ns * 1e-9,
-            "description": "ptycho-stream simulated detector",
-        }
-        if scan.detector_pixel_yx_m is not None:
-            config["y_pixel_size"], config["x_pixel_size"] = scan.detector_pixel_yx_m
-        if scan.detector_distance_m is not None:
-            config["detector_distance"] = scan.detector_distance_m
-        if scan.photon_energy_eV is not None:
-            config["photon_energy"] = scan.photon_energy_eV
-            config["wavelength"] = wavelength_m(scan.photon_energy_eV) * 1e10
-        return config
-
-
-class _NativeSeries:
-    def __init__(
-        self, scan: ScanFile, series: int, options: DetectorOptions, inline_positions: bool
-    ) -> None:
-        self._scan = scan
-        self._metadata = scan.metadata if options.send_metadata else {}
-        self._inline = inline_positions
-        self._encoder = NativeEncoder(str(series), encoding=options.encoding or "bslz4")
-
-    def start(self) -> list[bytes]:
-        scan = self._scan
-        height, width = scan.frame_shape_yx
-        geometry = DetectorGeometry(
-            detector_distance_m=scan.detector_distance_m,
-            photon_energy_eV=scan.photon_energy_eV,
-            detector_pixel_yx_m=scan.detector_pixel_yx_m,
-            beam_center_yx_px=(float(height // 2), float(width // 2)),
-        )
-        return self._encoder.scan_start(
-            expected_frames=len(scan),
-            frame_shape_yx=scan.frame_shape_yx,
-            dtype=scan.counts.dtype.str,
-            geometry=geometry,
-            metadata=self._metadata,
-        )
-
-    def frame(self, index: int) -> list[bytes]:
-        scan = self._scan
-        y_m, x_m = scan.positions_yx_m[index]
-        position = (float(y_m), float(x_m)) if self._inline else None
-        now_ns = time.time_ns()
-        return self._encoder.frame(
-            int(scan.frame_numbers[index]), scan.counts[index], position, now_ns, now_ns
-        )
-
-    def end(self) -> list[bytes]:
-        return self._encoder.scan_end()

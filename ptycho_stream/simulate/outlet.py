@@ -66,7 +66,7 @@ class Outlet:
                 f"cannot {attach} {endpoint}: {error.strerror}; choose another port or stop the "
                 "program that uses it"
             ) from error
-        self.endpoint: str = self._socket.last_endpoint.decode().rstrip("\0")
+        self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
     def __enter__(self) -> Self:
         return self

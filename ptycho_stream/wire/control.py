@@ -51,7 +51,7 @@ class ExportArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Of ``export``, into the daemon's export folder: None means the newest scan."""
 
     scan_id: str | None = None
-    formats: list[str] = ["npz"]
+    formats: tuple[str, ...] = ("npz",)
 
 
 COMMANDS: Mapping[str, type[msgspec.Struct]] = {

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from ptycho_stream.wire.compression import encode
@@ -86,7 +87,12 @@ class DectrisV1Encoder:
         encoding, dtype, shuffle_bits = split_encoding(self._encoding, type_name)
         blob = encode(pixels.astype(dtype, copy=False), encoding, shuffle_bits)
         height, width = pixels.shape
-        head = {"htype": "dimage-1.0", "series": self.series, "frame": number, "hash": ""}
+        head = {
+            "htype": "dimage-1.0",
+            "series": self.series,
+            "frame": number,
+            "hash": xxhash.xxh3_128_hexdigest(blob),  # some receivers want one, none checks it
+        }
         array = {
             "htype": "dimage_d-1.0",
             "shape": [width, height],

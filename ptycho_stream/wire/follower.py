@@ -197,6 +197,10 @@ class Follower:
             )
         )
 
+    def not_sent(self, now_s: float) -> None:
+        """The last request could not leave: make it anew shortly."""
+        self._ask_at_s = now_s + REQUEST_INTERVAL_S
+
     def wait_s(self, now_s: float) -> float:
         """Seconds until :meth:`request` may have something; infinite if nothing is missing."""
         return max(0.0, self._ask_at_s - now_s) if self._behind else float("inf")

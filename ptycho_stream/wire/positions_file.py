@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +62,7 @@ def _read_npz(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
             raise FileFormatError(f"{path}: positions_yx_m has shape {position.shape}, not (M, 2)")
         if "frame_numbers" not in held.files:
             return np.arange(len(position), dtype=np.int64), position
-        numbers: NDArray[Any] = held["frame_numbers"]
+        numbers = cast("NDArray[Any]", held["frame_numbers"])
     if numbers.dtype.kind not in "iu" or numbers.shape != (len(position),):
         raise FileFormatError(
             f"{path}: frame_numbers is {numbers.dtype} {numbers.shape}, "

@@ -1,0 +1,116 @@
+"""What ingest does beside the stream, in a thread of its own: sync, retention, room on the disk.
+
+All of it waits for disks, none of it may make the stream wait.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+
+from ptycho_stream.errors import StoreError
+from ptycho_stream.scans.catalogue import Catalogue
+from ptycho_stream.scans.writer import ScanWriter
+from ptycho_stream.settings import DataSettings
+
+ROOM_INTERVAL_S = 0.5
+RETENTION_INTERVAL_S = 30.0
+log = logging.getLogger(__name__)
+
+
+class Housekeeper:
+    """Keeps the store while ingest writes; use as a context manager.
+
+    Attributes:
+        settings: may be replaced at any time.
+        free_bytes: on the disk of the store, half a second old at most.
+    """
+
+    def __init__(self, settings: DataSettings) -> None:
+        self.settings = settings
+        self._root: Path = settings.directory
+        self._catalogue = Catalogue(self._root)
+        self._lock = threading.Lock()
+        self._writers: dict[str, ScanWriter] = {}
+        self._failures: dict[str, str] = {}
+        self._wake = threading.Event()
+        self._closed = False
+        self._retain_at_s = 0.0
+        self._room_at_s = 0.0
+        self.sync_seconds = 0.0
+        self.syncs = 0
+        self._root.mkdir(parents=True, exist_ok=True)
+        self.free_bytes = self._free()
+        self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
+
+    def __enter__(self) -> Housekeeper:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._closed = True
+        self._wake.set()
+        self._thread.join()
+
+    def attach(self, writer: ScanWriter) -> None:
+        """Sync a scan from now on."""
+        with self._lock:
+            self._writers[writer.scan_id] = writer
+
+    def detach(self, scan_id: str) -> None:
+        """A scan is sealed; there may be something to retire."""
+        with self._lock:
+            self._writers.pop(scan_id, None)
+        self._retain_at_s = 0.0
+
+    def take_failures(self) -> dict[str, str]:
+        """Scans that could not be synced, and why, since the last call."""
+        with self._lock:
+            failures, self._failures = self._failures, {}
+        return failures
+
+    def _run(self) -> None:
+        while not self._wake.wait(self.settings.sync_interval_ms / 1e3):
+            self._sync()
+            now_s = time.monotonic()
+            if now_s >= self._room_at_s:
+                self._room_at_s = now_s + ROOM_INTERVAL_S
+                self._look_for_room()
+            if now_s >= self._retain_at_s:
+                self._retain_at_s = now_s + RETENTION_INTERVAL_S
+                self._retain(self.settings.retention_bytes)
+
+    def _sync(self) -> None:
+        with self._lock:
+            writers = list(self._writers.values())
+        for writer in writers:
+            if self._closed:
+                return
+            begun_s = time.monotonic()
+            try:
+                writer.sync()
+            except StoreError as error:
+                with self._lock:
+                    if self._writers.pop(writer.scan_id, None) is not None:
+                        self._failures[writer.scan_id] = str(error)
+            self.syncs += 1
+            self.sync_seconds += time.monotonic() - begun_s
+
+    def _look_for_room(self) -> None:
+        self.free_bytes = self._free()
+
+    def _retain(self, max_bytes: int) -> None:
+        try:
+            report = self._catalogue.retain(max_bytes)
+        except StoreError as error:
+            log.error("the retention limit could not be enforced: %s", error)
+            return
+        for scan_id in report.deleted:
+            log.info("scan %s was deleted: the store is over data.retention_bytes", scan_id)
+
+    def _free(self) -> int:
+        figures = os.statvfs(self._root)
+        return figures.f_bavail * figures.f_frsize

@@ -1,0 +1,96 @@
+"""The counters and gauges of the ingest stage, under their Prometheus names.
+
+Frames are counted in plain integers on the hot path and handed over once a batch: a Prometheus
+counter takes a lock.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+
+class IngestMetrics:
+    """All metrics of one ingest process, in ``registry``."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.received = Counter(
+            "ptycho_stream_frames_received", "Frames that arrived", registry=registry
+        )
+        self.committed = Counter(
+            "ptycho_stream_frames_committed", "Frames that readers can see", registry=registry
+        )
+        self.duplicate = Counter(
+            "ptycho_stream_frames_duplicate",
+            "Frames whose number had come before (dropped)",
+            registry=registry,
+        )
+        self.out_of_order = Counter(
+            "ptycho_stream_frames_out_of_order",
+            "Frames that came after a later one (stored)",
+            registry=registry,
+        )
+        self.missing = Counter(
+            "ptycho_stream_frames_missing", "Holes in sealed scans", registry=registry
+        )
+        self.unpositioned = Counter(
+            "ptycho_stream_frames_unpositioned",
+            "Frames of sealed scans that never got a position",
+            registry=registry,
+        )
+        self.dropped = Counter(
+            "ptycho_stream_frames_dropped",
+            "Frames that arrived and were not stored, by reason",
+            ["reason"],
+            registry=registry,
+        )
+        self.undecodable = Counter(
+            "ptycho_stream_messages_undecodable",
+            "Messages or frames that no codec understood, by reason",
+            ["reason"],
+            registry=registry,
+        )
+        self.positions_received = Counter(
+            "ptycho_stream_positions_received", "Scan positions that arrived", registry=registry
+        )
+        self.positions_orphaned = Counter(
+            "ptycho_stream_positions_orphaned",
+            "Scan positions whose scan was closed or never came (dropped)",
+            registry=registry,
+        )
+        self.positions_invalid = Counter(
+            "ptycho_stream_positions_invalid", "Scan positions that are NaN", registry=registry
+        )
+        self.positions_flagged = Counter(
+            "ptycho_stream_positions_flagged",
+            "Scan positions out of extent or that jump, by reason",
+            ["reason"],
+            registry=registry,
+        )
+        self.scans = Counter(
+            "ptycho_stream_scans_sealed", "Scans that ended, by state", ["state"], registry=registry
+        )
+        self.recovered = Counter(
+            "ptycho_stream_scans_recovered", "Scans found open at the start", registry=registry
+        )
+        self.torn = Counter(
+            "ptycho_stream_frames_torn", "Torn records that recovery cut", registry=registry
+        )
+        self.open_scans = Gauge(
+            "ptycho_stream_scans_open_count", "Scans that are not sealed", registry=registry
+        )
+        self.free = Gauge(
+            "ptycho_stream_store_free_bytes", "Room on the store's disk", registry=registry
+        )
+        self.refusing = Gauge(
+            "ptycho_stream_scans_refused_state",
+            "1 while new scans are refused for want of room",
+            registry=registry,
+        )
+        self.commit_seconds = Histogram(
+            "ptycho_stream_frames_commit_seconds",
+            "Time from a batch's first frame to its commit",
+            buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0),
+            registry=registry,
+        )
+        ProcessCollector(namespace="ptycho_stream_ingest", registry=registry)

@@ -1,0 +1,190 @@
+"""The sockets that ingest reads: one a stream, with its codec and what is known of its health.
+
+A socket monitor tells connections from silence, so that the daemon can say of an endpoint what
+nobody else may find out by connecting: a second PULL would take frames away.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from ptycho_stream.errors import EndpointError
+from ptycho_stream.messages import Message
+from ptycho_stream.settings import Settings
+from ptycho_stream.wire import decoder_for
+from ptycho_stream.wire.limits import WireLimits
+
+PULL_QUEUE_MESSAGES = 64
+"""Small: what we have not taken waits, counted, in the detector."""
+SUB_QUEUE_MESSAGES = 20_000
+"""Large: what a PUB cannot get rid of is gone."""
+WATCHED = (
+    zmq.EVENT_CONNECTED
+    | zmq.EVENT_ACCEPTED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_CLOSED
+    | zmq.EVENT_CONNECT_RETRIED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+
+
+class SocketSettings(Protocol):
+    """What detector and position settings have in common."""
+
+    @property
+    def attach(self) -> Literal["connect", "bind"]:
+        """Which end binds."""
+        ...
+
+    @property
+    def socket(self) -> Literal["pull", "sub"]:
+        """What the other end's PUSH or PUB asks for."""
+        ...
+
+
+@dataclass(slots=True)
+class Health:
+    """What happened to a socket since the start of ingest."""
+
+    peers: int = 0
+    connected: int = 0
+    disconnected: int = 0
+    handshakes_failed: int = 0
+    last_failure: str = ""
+    messages: int = 0
+    last_message_ns: int = 0
+
+
+class Source:
+    """A stream of frames or positions.
+
+    Args:
+        context: of this process.
+        name: ``detector`` or ``positions``, the settings' table.
+        endpoint: where it is.
+        options: how to attach to it.
+        dialect: which codec understands it.
+        limits: what the codec and the socket accept.
+
+    Raises:
+        EndpointError: the endpoint cannot be bound or is no address.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        name: str,
+        endpoint: str,
+        options: SocketSettings,
+        dialect: str,
+        limits: WireLimits,
+    ) -> None:
+        self.name = name
+        self.endpoint = endpoint
+        self.health = Health()
+        self._options = options
+        self._decoder = decoder_for(dialect, limits)
+        self.socket = context.socket(zmq.PULL if options.socket == "pull" else zmq.SUB)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.MAXMSGSIZE, limits.max_message_bytes)
+        self.socket.setsockopt(zmq.RECONNECT_IVL, 100)
+        self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        self.socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        if options.socket == "pull":
+            self.socket.setsockopt(zmq.RCVHWM, PULL_QUEUE_MESSAGES)
+        else:
+            self.socket.setsockopt(zmq.RCVHWM, SUB_QUEUE_MESSAGES)
+            self.socket.setsockopt(zmq.SUBSCRIBE, b"")
+        self._monitor = self.socket.get_monitor_socket(WATCHED)
+        try:
+            (self.socket.bind if options.attach == "bind" else self.socket.connect)(endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise EndpointError(
+                f"cannot {options.attach} {name}.endpoint = {endpoint}: {error.strerror}; stop the "
+                f"program that uses it or change {name}.endpoint"
+            ) from error
+
+    def receive(self) -> list[Message] | None:
+        """What the next ZeroMQ message holds (it may be nothing yet); None if there is none."""
+        try:
+            parts = self.socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+        self.health.messages += 1
+        return self._decoder.receive(parts)
+
+    def watch(self) -> None:
+        """Take in what the monitor has seen; call now and then."""
+        while self._monitor.poll(0):
+            event = recv_monitor_message(self._monitor)
+            kind = int(event["event"])
+            match kind:
+                case zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                    self.health.connected += 1
+                    self.health.peers += 1
+                case zmq.EVENT_DISCONNECTED:
+                    self.health.disconnected += 1
+                    self.health.peers = max(self.health.peers - 1, 0)
+                case (
+                    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+                    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+                    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+                ):
+                    self.health.handshakes_failed += 1
+                    self.health.last_failure = str(zmq.Event(kind).name).lower()
+                case _:
+                    pass
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values for ``ptycho-stream doctor`` and ``ctl endpoints``."""
+        self.watch()
+        health = self.health
+        age_s = (time.monotonic_ns() - health.last_message_ns) / 1e9
+        return {
+            "name": self.name,
+            "endpoint": self.endpoint,
+            "attach": self._options.attach,
+            "socket": self._options.socket,
+            "peers": health.peers,
+            "connected": health.connected,
+            "disconnected": health.disconnected,
+            "handshakes_failed": health.handshakes_failed,
+            "last_failure": health.last_failure,
+            "messages": health.messages,
+            "last_message_age_s": age_s if health.last_message_ns else None,
+        }
+
+    def close(self) -> None:
+        """Close the socket and its monitor."""
+        self.socket.disable_monitor()
+        self._monitor.close()
+        self.socket.close()
+
+
+def open_sources(
+    context: zmq.Context[zmq.Socket[bytes]], settings: Settings, limits: WireLimits
+) -> tuple[Source, Source | None]:
+    """The detector's stream, and that of positions if they come on their own.
+
+    Raises:
+        EndpointError: one of them cannot be attached to; none is left open.
+    """
+    detector = settings.detector
+    frames = Source(context, "detector", detector.endpoint, detector, detector.dialect, limits)
+    positions = settings.positions
+    if positions.source != "native" or positions.endpoint is None:
+        return frames, None
+    try:
+        return frames, Source(context, "positions", positions.endpoint, positions, "native", limits)
+    except EndpointError:
+        frames.close()
+        raise

@@ -1,0 +1,115 @@
+"""What ``ptycho-stream doctor`` finds, and its checks of files, disk and device."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ptycho_stream.errors import ModelError, ProbeError
+from ptycho_stream.settings import Settings
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        subject: what was looked at, a table or key of the settings.
+        state: ``OK`` or, in a word or two, what it is instead.
+        target: endpoint or path.
+        detail: a sentence; what to do where something is wrong.
+        ok: whether the daemon can do its work with it.
+    """
+
+    subject: str
+    state: str
+    target: str
+    detail: str
+    ok: bool = True
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def check_files(settings: Settings) -> list[Finding]:
+    """Probe, model and data directory."""
+    return [_probe(settings), _model(settings), _data_directory(settings)]
+
+
+def check_machine(settings: Settings) -> list[Finding]:
+    """The device that the reconstruct stage will use."""
+    import torch  # takes a second
+
+    wanted = settings.reconstruct.device
+    if torch.cuda.is_available():
+        found = f"{torch.cuda.device_count()} GPU(s), the first a {torch.cuda.get_device_name(0)}"
+        return [Finding("reconstruct.device", "OK", wanted, found)]
+    if wanted.startswith("cuda"):
+        return [
+            Finding(
+                "reconstruct.device",
+                "missing",
+                wanted,
+                "torch finds no GPU: install a CUDA build and a driver, or set device = 'cpu'",
+                ok=False,
+            )
+        ]
+    return [Finding("reconstruct.device", "OK", wanted, "no GPU, runs on the CPU")]
+
+
+def _probe(settings: Settings) -> Finding:
+    from ptycho_stream.physics.probe import load_probe  # imports torch
+
+    path, size = settings.probe.path, settings.reconstruct.size_px
+    try:
+        probe = load_probe(path)
+    except ProbeError as error:
+        state = "unusable" if path.is_file() else "missing"
+        return Finding("probe.path", state, str(path), str(error), ok=False)
+    detail = f"{len(probe.modes)} mode(s) of {probe.size_px} x {probe.size_px} pixels"
+    if probe.size_px != size:
+        detail += f", but reconstruct.size_px is {size}: make them the same"
+        return Finding("probe.path", "wrong size", str(path), detail, ok=False)
+    return Finding("probe.path", "OK", str(path), detail)
+
+
+def _model(settings: Settings) -> Finding:
+    from ptycho_stream.models.registry import ModelRegistry  # imports torch
+
+    name = settings.model.name
+    try:
+        _, manifest = ModelRegistry(settings.model.registry).load(name)
+    except ModelError as error:
+        return Finding("model.name", "unusable", name, str(error), ok=False)
+    return Finding("model.name", "OK", name, f"{manifest.architecture} {manifest.name}")
+
+
+def _data_directory(settings: Settings) -> Finding:
+    wanted = settings.data.directory
+    present = next(path for path in (wanted, *wanted.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=present):
+            pass
+    except OSError as error:
+        return Finding(
+            "data.directory",
+            "not writable",
+            str(wanted),
+            f"cannot write in {present}: {error.strerror}",
+            ok=False,
+        )
+    free = shutil.disk_usage(present).free
+    detail = f"{free / 1e9:.1f} GB free"
+    if free < settings.data.min_free_bytes:
+        detail += (
+            f", less than data.min_free_bytes ({settings.data.min_free_bytes / 1e9:.1f} GB): "
+            "no scan would be accepted; make room"
+        )
+        return Finding("data.directory", "full", str(wanted), detail, ok=False)
+    if present != Path(wanted):
+        detail += "; will be made"
+    return Finding("data.directory", "OK", str(wanted), detail)

@@ -1,0 +1,49 @@
+"""``ptycho-stream config check FILE``: whether the daemon would take this configuration file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ptycho_stream.cli.options import AsJson
+from ptycho_stream.errors import SettingsError
+
+app = typer.Typer(
+    help="Work on configuration files.\n\nExample: ptycho-stream config check daemon.toml",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def _only_subcommands() -> None:
+    """Keep ``check`` a word of its own even while it is the only command."""
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The daemon's TOML file.")],
+    as_json: AsJson = False,
+) -> None:
+    """Explain every problem of a configuration file by its key.
+
+    With --json the settings in force are printed, defaults included, or the problem.
+
+    Example: ptycho-stream config check configs/demo.toml
+    """
+    from ptycho_stream.settings import load_settings
+
+    try:
+        settings = load_settings(file)
+    except SettingsError as error:
+        if not as_json:
+            raise
+        typer.echo(json.dumps({"ok": False, "problem": str(error)}))
+        raise typer.Exit(1) from None
+    if as_json:
+        typer.echo(json.dumps({"ok": True, "settings": settings.model_dump(mode="json")}))
+    else:
+        typer.echo(f"{file} is sound")

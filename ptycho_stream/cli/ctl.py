@@ -1,0 +1,249 @@
+"""``ptycho-stream ctl …``: ask and command a running daemon over its control socket."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ptycho_stream.cli.options import AsJson, Config, ControlEndpoint, control_endpoint
+
+app = typer.Typer(
+    help="Ask and command a running daemon.\n\nExample: ptycho-stream ctl status --json",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+ScanId = Annotated[
+    str | None, typer.Argument(metavar="[ID]", help="The scan; without it the newest or running.")
+]
+Timeout = Annotated[
+    float | None, typer.Option(metavar="S", min=0, help="How long the answer may take.")
+]
+
+
+def _call(
+    command: str,
+    arguments: Mapping[str, Any],
+    config: Path | None,
+    endpoint: str | None,
+    timeout_s: float | None,
+) -> Any:
+    from ptycho_stream.client import Daemon
+    from ptycho_stream.remote import EXPORT_TIMEOUT_S
+
+    if timeout_s is None and command == "export":
+        timeout_s = EXPORT_TIMEOUT_S
+    with Daemon(control_endpoint(config, endpoint)) as daemon:
+        return daemon.call(command, arguments, timeout_s)
+
+
+def _print(result: Any, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    for key, value in _flat(result):
+        typer.echo(f"{key}: {value}" if key else str(value))
+
+
+def _flat(value: object, name: str = "") -> list[tuple[str, object]]:
+    """Nested values as lines of dotted names."""
+    items: Sequence[tuple[object, object]]
+    if isinstance(value, Mapping) and value:
+        items = list(cast("Mapping[object, object]", value).items())
+    elif isinstance(value, list) and value:
+        items = list(enumerate(cast("list[object]", value)))
+    else:
+        return [(name, _word(name, value))]
+    lines: list[tuple[str, object]] = []
+    for key, held in items:
+        lines += _flat(held, f"{name}.{key}" if name else str(key))
+    return lines
+
+
+def _word(name: str, value: object) -> str:
+    if value is None:
+        return "-"
+    if name.endswith("_ns") and isinstance(value, int) and "monotonic" not in name:
+        return _utc(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _utc(time_ns: int) -> str:
+    return datetime.fromtimestamp(time_ns / 1e9, UTC).isoformat(" ", "seconds")
+
+
+@app.command()
+def status(
+    config: Config = None,
+    endpoint: ControlEndpoint = None,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say how the daemon and its stages are.
+
+    Example: ptycho-stream ctl status
+    """
+    _print(_call("status", {}, config, endpoint, timeout), as_json)
+
+
+@app.command()
+def scans(
+    config: Config = None,
+    endpoint: ControlEndpoint = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 20,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the scans in the store.
+
+    Example: ptycho-stream ctl scans --limit 5
+    """
+    found = _call("scans", {"limit": limit}, config, endpoint, timeout)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("scan", "state", "series", "began (UTC)", "expected", "counts", "reason"):
+        table.add_column(column, overflow="fold")
+    for header in found:
+        counts = header.get("counts") or {}
+        table.add_row(
+            str(header["scan_id"]),
+            str(header["state"]),
+            str(header.get("series", "")),
+            _utc(header["created_ns"]) if "created_ns" in header else "",
+            str(header.get("expected_frames") or "-"),
+            ", ".join(f"{name} {count}" for name, count in counts.items() if count),
+            str(header.get("reason", "")),
+        )
+    console = Console()
+    # In a pipe a table must not be cut at a width that nobody chose.
+    console.print(table, width=None if console.is_terminal else 240)
+
+
+@app.command()
+def scan(
+    scan_id: ScanId = None,
+    config: Config = None,
+    endpoint: ControlEndpoint = None,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say all that is known of a scan.
+
+    Example: ptycho-stream ctl scan 01JBQ3N8Z5T0V6W7X8Y9ZABCDE
+    """
+    _print(_call("scan", {"scan_id": scan_id}, config, endpoint, timeout), as_json)
+
+
+@app.command()
+def start(
+    config: Config = None,
+    endpoint: ControlEndpoint = None,
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option("--meta", metavar="KEY=VALUE", help="Goes into every result; repeatable."),
+    ] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="How many frames to expect.")] = None,
+    series: Annotated[str | None, typer.Option(help="The detector's series, if known.")] = None,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """Arm a scan before the detector begins.
+
+    Example: ptycho-stream ctl start --meta sample=star --meta operator=Kim
+    """
+    words = dict(_pair(item) for item in metadata or [])
+    arguments = {"metadata": words, "expected_frames": frames, "series": series}
+    _print(_call("start", arguments, config, endpoint, timeout), as_json)
+
+
+def _pair(item: str) -> tuple[str, str]:
+    key, equals, value = item.partition("=")
+    if not key or not equals:
+        raise typer.BadParameter(f"--meta {item}: write KEY=VALUE")
+    return key, value
+
+
+@app.command()
+def stop(
+    scan_id: ScanId = None,
+    config: Config = None,
+    endpoint: ControlEndpoint = None,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """End the running scan as if its detector had.
+
+    Example: ptycho-stream ctl stop
+    """
+    _print(_call("stop", {"scan_id": scan_id}, config, endpoint, timeout), as_json)
+
+
+@app.command()
+def abort(
+    scan_id: ScanId = None,
+    config: Config = None,
+    endpoint: ControlEndpoint = None,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give the running scan up; what it has stored stays.
+
+    Example: ptycho-stream ctl abort
+    """
+    _print(_call("abort", {"scan_id": scan_id}, config, endpoint, timeout), as_json)
+
+
+@app.command()
+def export(
+    scan_id: ScanId = None,
+    config: Config = None,
+    endpoint: ControlEndpoint = None,
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="npz or png; repeatable.")
+    ] = None,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the daemon write a scan's image into its export folder.
+
+    Example: ptycho-stream ctl export --format npz --format png
+    """
+    arguments = {"scan_id": scan_id, "formats": formats or ["npz"]}
+    _print(_call("export", arguments, config, endpoint, timeout), as_json)
+
+
+@app.command()
+def reload(
+    config: Config = None,
+    endpoint: ControlEndpoint = None,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the daemon read its settings again.
+
+    Example: ptycho-stream ctl reload
+    """
+    _print(_call("reload", {}, config, endpoint, timeout), as_json)
+
+
+@app.command()
+def endpoints(
+    config: Config = None,
+    endpoint: ControlEndpoint = None,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what the daemon knows of the sockets it listens to.
+
+    Example: ptycho-stream ctl endpoints
+    """
+    _print(_call("endpoints", {}, config, endpoint, timeout), as_json)

@@ -1,0 +1,150 @@
+"""The checks of ``ptycho-stream doctor`` that concern endpoints.
+
+Where a daemon runs it is asked what it sees; otherwise streams are knocked at, and the daemon's own
+ports are tried for whether they are free.  No socket that could be dealt a frame is ever made.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from ptycho_stream.cli.checkup import Finding
+from ptycho_stream.cli.knock import Knocked, knock
+from ptycho_stream.errors import ControlError, EndpointError
+from ptycho_stream.remote import Daemon
+from ptycho_stream.settings import DetectorSettings, PositionSettings, Settings
+
+_SENDERS = {"pull": ("PUSH",), "sub": ("PUB", "XPUB")}
+
+
+def check_endpoints(settings: Settings, timeout_s: float) -> list[Finding]:
+    """One finding for every endpoint that the settings name."""
+    control = _check_control(settings, timeout_s)
+    running = control.state == "OK"
+    known: Mapping[str, Mapping[str, Any]] = {}
+    if running:
+        known, trouble = _ask_daemon(settings.control.endpoint, timeout_s)
+        if trouble:
+            control = Finding("control", "silent", control.target, trouble, ok=False)
+    findings = [control]
+    streams = (("detector", settings.detector), ("positions", settings.positions))
+    for name, stream in streams:
+        if stream.endpoint is None or getattr(stream, "source", "native") != "native":
+            continue
+        if name in known:
+            findings.append(_as_daemon_says(name, stream.endpoint, known[name]))
+        elif running and stream.attach == "bind":
+            findings.append(_own(name, stream.endpoint, ("PULL", "SUB"), timeout_s))
+        else:
+            findings.append(_check_stream(name, stream, timeout_s))
+    for name, endpoint, kind in (
+        ("results", settings.results.endpoint, "XPUB"),
+        ("results.resync", settings.results.resync_endpoint, "ROUTER"),
+    ):
+        findings.append(
+            _own(name, endpoint, (kind,), timeout_s) if running else _check_free(name, endpoint)
+        )
+    http = f"tcp://{settings.http.host}:{settings.http.port}"
+    if not running and settings.http.port:
+        findings.append(_check_free("http", http))
+    return findings
+
+
+def _check_control(settings: Settings, timeout_s: float) -> Finding:
+    endpoint = settings.control.endpoint
+    found = knock(endpoint, timeout_s)
+    if found.answer == "refused":
+        return Finding("control", "no daemon", endpoint, "the daemon is not running")
+    if found.answer == "ok" and found.socket_type in ("ROUTER", None):
+        return Finding("control", "OK", endpoint, "a daemon runs")
+    return Finding("control", "in use", endpoint, f"by another program: {found.detail}", ok=False)
+
+
+def _ask_daemon(endpoint: str, timeout_s: float) -> tuple[dict[str, Mapping[str, Any]], str]:
+    """What the daemon knows of its streams, by name, and why it did not tell."""
+    try:
+        with Daemon(endpoint, timeout_s=timeout_s) as daemon:
+            told = cast("list[Mapping[str, Any]]", daemon.endpoints())
+    except ControlError as error:
+        return {}, f"the daemon could not tell of its endpoints: {error}"
+    except EndpointError as error:
+        return {}, str(error)
+    return {str(stream["name"]): stream for stream in told}, ""
+
+
+def _as_daemon_says(name: str, endpoint: str, stream: Mapping[str, Any]) -> Finding:
+    """A stream of a running daemon: connected, and has it said anything?"""
+    messages, age_s = stream["messages"], stream["last_message_age_s"]
+    if stream["endpoint"] != endpoint:
+        return Finding(
+            name,
+            "differs",
+            endpoint,
+            f"the daemon uses {stream['endpoint']}: restart it to apply the file",
+            ok=False,
+        )
+    if stream["peers"]:
+        if not messages:
+            return Finding(name, "silent", endpoint, "connected, nothing has come yet")
+        return Finding(name, "OK", endpoint, f"{messages} messages, the last {age_s:.1f} s ago")
+    if stream["handshakes_failed"]:
+        failure = f"the handshake failed ({stream['last_failure']}): wrong key or kind of socket"
+        return Finding(name, "wrong key", endpoint, failure, ok=False)
+    if stream["attach"] == "bind":
+        return Finding(name, "silent", endpoint, "the daemon waits; nobody has connected")
+    return Finding(name, "refused", endpoint, "the daemon cannot connect: start the sender", False)
+
+
+def _check_stream(
+    name: str, stream: DetectorSettings | PositionSettings, timeout_s: float
+) -> Finding:
+    """A stream that no daemon reads now."""
+    endpoint = cast("str", stream.endpoint)
+    if stream.attach == "bind":
+        return _check_free(name, endpoint)
+    return _judge(name, endpoint, knock(endpoint, timeout_s), _SENDERS[stream.socket])
+
+
+def _own(name: str, endpoint: str, kinds: tuple[str, ...], timeout_s: float) -> Finding:
+    """A socket that the running daemon should have bound."""
+    return _judge(name, endpoint, knock(endpoint, timeout_s), kinds)
+
+
+def _judge(name: str, endpoint: str, found: Knocked, kinds: tuple[str, ...]) -> Finding:
+    if found.answer != "ok":
+        return Finding(name, found.answer, endpoint, found.detail, ok=False)
+    if found.socket_type is not None and found.socket_type not in kinds:
+        wanted = " or ".join(kinds)
+        return Finding(
+            name, "wrong kind", endpoint, f"{found.detail}, {wanted} is expected", ok=False
+        )
+    return Finding(name, "OK", endpoint, found.detail)
+
+
+def _check_free(name: str, endpoint: str) -> Finding:
+    """Whether the daemon will be able to bind ``endpoint`` when it starts."""
+    parts = urlsplit(endpoint)
+    if parts.scheme == "ipc":
+        return _check_ipc(name, endpoint)
+    try:
+        family = socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family[0]) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(family[4])
+    except OSError as error:
+        reason = error.strerror or str(error)
+        return Finding(name, "in use", endpoint, f"cannot be bound ({reason})", ok=False)
+    return Finding(name, "OK", endpoint, "free for the daemon to bind")
+
+
+def _check_ipc(name: str, endpoint: str) -> Finding:
+    path = Path(endpoint.removeprefix("ipc://"))
+    if knock(endpoint, 1.0).answer != "refused":
+        return Finding(name, "in use", endpoint, "another program has bound it", ok=False)
+    if not path.parent.is_dir():
+        return Finding(name, "missing", endpoint, f"there is no folder {path.parent}", ok=False)
+    return Finding(name, "OK", endpoint, "free for the daemon to bind")

@@ -1,0 +1,80 @@
+"""``ptycho-stream models …``: which networks there are, and where each comes from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ptycho_stream.cli.options import AsJson, Config
+from ptycho_stream.errors import ModelError
+
+if TYPE_CHECKING:
+    from ptycho_stream.models.manifest import Manifest
+
+app = typer.Typer(
+    help="List and describe the models of the registry.\n\nExample: ptycho-stream models list",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Registry = Annotated[
+    Path | None,
+    typer.Option("--registry", metavar="FOLDER", help="Of models; else the configuration's."),
+]
+
+
+def _manifests(config: Path | None, registry: Path | None) -> list[Manifest]:
+    from ptycho_stream.models.registry import ModelRegistry  # imports torch
+
+    if registry is None and config is not None:
+        from ptycho_stream.settings import load_settings
+
+        registry = load_settings(config).model.registry
+    return ModelRegistry(registry).list()
+
+
+@app.command("list")
+def list_models(config: Config = None, registry: Registry = None, as_json: AsJson = False) -> None:
+    """List the shipped models and those of the registry's folder.
+
+    Example: ptycho-stream models list --registry models
+    """
+    manifests = _manifests(config, registry)
+    if as_json:
+        typer.echo(json.dumps([asdict(manifest) for manifest in manifests]))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("model", "architecture", "created", "parent", "metrics"):
+        table.add_column(column, overflow="fold")
+    for manifest in manifests:
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in manifest.metrics.items())
+        table.add_row(
+            manifest.name, manifest.architecture, manifest.created, manifest.parent or "-", metrics
+        )
+    console = Console()
+    console.print(table, width=None if console.is_terminal else 240)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="Name of the model, as `models list` prints it.")],
+    config: Config = None,
+    registry: Registry = None,
+) -> None:
+    """Print a model's manifest as JSON.
+
+    Example: ptycho-stream models show unrolled-v1
+    """
+    manifests = _manifests(config, registry)
+    for manifest in manifests:
+        if manifest.name == name:
+            typer.echo(json.dumps(asdict(manifest), indent=2))
+            return
+    known = ", ".join(manifest.name for manifest in manifests) or "none"
+    raise ModelError(f"there is no model {name!r}; there are: {known}")

@@ -1,0 +1,147 @@
+"""``ptycho-stream replay``: stream a scan file as a detector and a positioner would.
+
+For trying a daemon's configuration without a beam, with measured or simulated frames.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
+
+from ptycho_stream.cli.options import AsJson
+from ptycho_stream.files.npz import ScanFile, load_scan
+from ptycho_stream.simulate.detector import (
+    DetectorSimulator,
+    PositionSimulator,
+    PositionTiming,
+    play,
+)
+from ptycho_stream.simulate.outlet import SocketKind
+from ptycho_stream.simulate.series import DetectorOptions, Dialect
+from ptycho_stream.wire.dectris_v1_parts import HeaderDetail
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What to stream, how often, and when positions come."""
+
+    scan: ScanFile
+    timing: PositionTiming
+    first_series: int
+    repeat: int
+    stop_after: int | None
+    batch: int
+
+    @property
+    def frames(self) -> int:
+        count = len(self.scan) if self.stop_after is None else min(self.stop_after, len(self.scan))
+        return count * self.repeat
+
+
+def replay(
+    file: Annotated[Path, typer.Argument(help="Scan file (NPZ) of `simulate` or your own.")],
+    dialect: Annotated[Dialect, typer.Option(help="What the detector speaks.")] = "dectris-v1",
+    bind: Annotated[str, typer.Option(help="Where the detector binds.")] = "tcp://127.0.0.1:9999",
+    positions_bind: Annotated[
+        str, typer.Option(help="Where the positioner binds.")
+    ] = "tcp://127.0.0.1:9998",
+    positions: Annotated[
+        PositionTiming, typer.Option(help="When positions come; `inline` is native only.")
+    ] = "during",
+    positions_socket: Annotated[
+        SocketKind, typer.Option(help="pub loses what nobody has subscribed to yet.")
+    ] = "push",
+    no_positions: Annotated[bool, typer.Option(help="Send frames only.")] = False,
+    positions_batch: Annotated[int, typer.Option(min=1, help="Positions a message.")] = 10,
+    rate: Annotated[
+        float | None, typer.Option(help="Frames a second. [as fast as they are taken]")
+    ] = None,
+    series: Annotated[int, typer.Option(help="Number of the (first) series.")] = 1,
+    repeat: Annotated[int, typer.Option(min=1, help="Series to send, one after another.")] = 1,
+    stop_after: Annotated[
+        int | None, typer.Option(min=0, help="Abort each series after so many frames.")
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Of the pixels: 'bs16-lz4<', 'lz4<', '<'; native: bslz4 ...")
+    ] = None,
+    header_detail: Annotated[HeaderDetail, typer.Option(help="Of DECTRIS headers.")] = "basic",
+    one_part_each: Annotated[
+        bool, typer.Option(help="Send every part as a message of its own, as some proxies do.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for a receiver.")] = 30.0,
+    as_json: AsJson = False,
+) -> None:
+    """Stream a scan file as if it were being measured.
+
+    Waits until somebody receives, then sends frames and positions.
+
+    Example: ptycho-stream replay scan.npz --rate 100 --series 1
+    --bind tcp://127.0.0.1:9999 --positions-bind tcp://127.0.0.1:9998
+    """
+    options = DetectorOptions(dialect, encoding, header_detail, rate, one_part_each)
+    plan = _Plan(load_scan(file), positions, series, repeat, stop_after, positions_batch)
+    with ExitStack() as stack:
+        detector = stack.enter_context(DetectorSimulator(bind, options, timeout_s=timeout))
+        positioner = None
+        if not (no_positions or positions == "inline"):
+            positioner = stack.enter_context(
+                PositionSimulator(positions_bind, positions_socket, timeout_s=timeout)
+            )
+        console = Console(stderr=True)
+        with console.status(f"waiting for a receiver at {detector.endpoint}"):
+            detector.wait_for_receiver()
+            if positioner is not None:
+                positioner.wait_for_receiver()
+        started_s = time.monotonic()
+        sent = _stream(plan, detector, positioner, console)
+        elapsed_s = time.monotonic() - started_s
+    if as_json:
+        report = {"sent": sent, "series": repeat, "elapsed_s": round(elapsed_s, 3)}
+        typer.echo(json.dumps(report))
+    else:
+        rate_text = f"{sent / elapsed_s:.0f} frames/s" if elapsed_s > 0 else ""
+        typer.echo(f"sent {sent} frames in {repeat} series, {elapsed_s:.1f} s {rate_text}")
+
+
+def _stream(
+    plan: _Plan,
+    detector: DetectorSimulator,
+    positioner: PositionSimulator | None,
+    console: Console,
+) -> int:
+    total = 0
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TaskProgressColumn(show_speed=True),
+    )
+    # In a pipe there is no bar, only the summary at the end.
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=plan.frames)
+        for number in range(plan.first_series, plan.first_series + plan.repeat):
+            before = total
+
+            def sent(count: int, before: int = before) -> None:
+                progress.update(task, completed=before + count)
+
+            progress.update(task, description=f"series {number}")
+            total += play(
+                plan.scan,
+                detector,
+                positioner,
+                plan.timing,
+                number,
+                plan.stop_after,
+                plan.batch,
+                on_frame=sent,
+            )
+    return total

@@ -1,0 +1,162 @@
+"""What a simulated detector says: a scan file as the messages of one series, in either dialect.
+
+Used by :mod:`ptycho_stream.simulate.detector`, which sends them, and by tests and scripts that
+write recorded streams without a socket.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ptycho_stream.errors import MalformedMessage, SettingsError
+from ptycho_stream.files.npz import ScanFile
+from ptycho_stream.geometry import wavelength_m
+from ptycho_stream.messages import DetectorGeometry
+from ptycho_stream.wire.compression import ENCODINGS
+from ptycho_stream.wire.dectris_v1_encoder import DectrisV1Encoder
+from ptycho_stream.wire.dectris_v1_parts import HeaderDetail, split_encoding
+from ptycho_stream.wire.native import NativeEncoder
+
+Dialect = Literal["dectris-v1", "native"]
+
+
+@dataclass(frozen=True)
+class DetectorOptions:
+    """How a simulated detector behaves.
+
+    Attributes:
+        dialect: ``dectris-v1`` or ``native``.
+        encoding: in the dialect's own words; bit-shuffled LZ4 if None.
+        header_detail: of the DECTRIS series header.
+        rate_hz: frames a second; as fast as they are taken if None.
+        one_part_each: send every part as a message of its own, as some proxies do.
+    """
+
+    dialect: Dialect = "dectris-v1"
+    encoding: str | None = None
+    header_detail: HeaderDetail = "basic"
+    rate_hz: float | None = None
+    one_part_each: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dialect == "native" and self.encoding not in (None, *ENCODINGS):
+            raise SettingsError(
+                f"encoding {self.encoding!r} is none of the native dialect's: "
+                f"{', '.join(ENCODINGS)}"
+            )
+        if self.dialect == "dectris-v1" and self.encoding is not None:
+            try:
+                split_encoding(self.encoding, "uint16")
+            except MalformedMessage as error:
+                raise SettingsError(str(error)) from error
+        if self.dialect == "native" and self.one_part_each:
+            raise SettingsError("the native dialect cannot be broken up into parts")
+        if self.rate_hz is not None and not self.rate_hz > 0:
+            raise SettingsError(f"rate_hz is {self.rate_hz}: give frames a second above 0")
+
+
+class DectrisSeries:
+    """A scan file in the DECTRIS version 1 dialect, whose frames carry no positions.
+
+    The scan's metadata go into the header's configuration.
+    """
+
+    def __init__(
+        self, scan: ScanFile, series: int, options: DetectorOptions, inline_positions: bool = False
+    ) -> None:
+        if inline_positions:
+            raise SettingsError("only the native dialect carries positions in its frames")
+        bits = scan.counts.dtype.itemsize * 8
+        self._scan = scan
+        self._options = options
+        self._frame_ns = round(1e9 / (options.rate_hz or 1000))
+        self._encoder = DectrisV1Encoder(series, options.encoding or f"bs{bits}-lz4<")
+
+    def start(self) -> list[bytes]:
+        """The header."""
+        return self._encoder.start(self._options.header_detail, self._config())
+
+    def frame(self, index: int) -> list[bytes]:
+        """The frame at ``index`` of the file."""
+        number = int(self._scan.frame_numbers[index])
+        start_ns = number * self._frame_ns
+        return self._encoder.frame(
+            number, self._scan.counts[index], start_ns, start_ns + self._frame_ns
+        )
+
+    def end(self) -> list[bytes]:
+        """The series' end."""
+        return self._encoder.end()
+
+    def _config(self) -> dict[str, Any]:
+        scan = self._scan
+        height, width = scan.frame_shape_yx
+        # Receivers that know no appendix read flat configurations with keys they do not know.
+        config: dict[str, Any] = {
+            **scan.metadata,
+            "nimages": len(scan),
+            "ntrigger": 1,
+            "trigger_mode": "ints",
+            "x_pixels_in_detector": width,
+            "y_pixels_in_detector": height,
+            "bit_depth_image": scan.counts.dtype.itemsize * 8,
+            "compression": "bslz4",
+            "beam_center_x": float(width // 2),
+            "beam_center_y": float(height // 2),
+            "count_time": self._frame_ns * 1e-9,
+            "frame_time": self._frame_ns * 1e-9,
+            "description": "ptycho-stream simulated detector",
+        }
+        if scan.detector_pixel_yx_m is not None:
+            config["y_pixel_size"], config["x_pixel_size"] = scan.detector_pixel_yx_m
+        if scan.detector_distance_m is not None:
+            config["detector_distance"] = scan.detector_distance_m
+        if scan.photon_energy_eV is not None:
+            config["photon_energy"] = scan.photon_energy_eV
+            config["wavelength"] = wavelength_m(scan.photon_energy_eV) * 1e10
+        return config
+
+
+class NativeSeries:
+    """A scan file in the native dialect."""
+
+    def __init__(
+        self, scan: ScanFile, series: int, options: DetectorOptions, inline_positions: bool = False
+    ) -> None:
+        self._scan = scan
+        self._inline = inline_positions
+        self._encoder = NativeEncoder(str(series), encoding=options.encoding or "bslz4")
+
+    def start(self) -> list[bytes]:
+        """The header."""
+        scan = self._scan
+        height, width = scan.frame_shape_yx
+        geometry = DetectorGeometry(
+            detector_distance_m=scan.detector_distance_m,
+            photon_energy_eV=scan.photon_energy_eV,
+            detector_pixel_yx_m=scan.detector_pixel_yx_m,
+            beam_center_yx_px=(float(height // 2), float(width // 2)),
+        )
+        return self._encoder.scan_start(
+            expected_frames=len(scan),
+            frame_shape_yx=scan.frame_shape_yx,
+            dtype=scan.counts.dtype.str,
+            geometry=geometry,
+            metadata=scan.metadata,
+        )
+
+    def frame(self, index: int) -> list[bytes]:
+        """The frame at ``index`` of the file."""
+        scan = self._scan
+        y_m, x_m = scan.positions_yx_m[index]
+        position = (float(y_m), float(x_m)) if self._inline else None
+        now_ns = time.time_ns()
+        return self._encoder.frame(
+            int(scan.frame_numbers[index]), scan.counts[index], position, now_ns, now_ns
+        )
+
+    def end(self) -> list[bytes]:
+        """The series' end."""
+        return self._encoder.scan_end()

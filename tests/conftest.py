@@ -1,0 +1,17 @@
+"""Fixtures of all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Where the measured scans are; tests that need them are skipped where nobody says."""
+    value = os.environ.get("PTYCHO_STREAM_DATA")
+    if not value:
+        pytest.skip("PTYCHO_STREAM_DATA is not set: it names the folder of the measured scans")
+    return Path(value)

@@ -1,0 +1,177 @@
+"""``ctl``, ``models``, ``config`` and the program itself: output, errors and exit statuses."""
+
+import json
+import subprocess
+import sys
+import threading
+
+import pytest
+import zmq
+from results_source import free_ports
+
+from ptycho_stream.cli import COMMANDS
+from ptycho_streamd.control import ControlServer
+
+SCAN = {
+    "scan_id": "01JBQ3N8Z5T0V6W7X8Y9ZABCDE",
+    "state": "complete",
+    "series": "7",
+    "created_ns": 1_760_000_000_000_000_000,
+    "expected_frames": 516,
+    "counts": {"missing": 2, "duplicate": 0},
+    "reason": "",
+}
+
+
+def run(*words, timeout=30):
+    program = "import sys; from ptycho_stream.cli import main; sys.exit(main())"
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@pytest.fixture
+def daemon():
+    """A control server that answers each command with something that tells it apart."""
+    endpoint = f"tcp://127.0.0.1:{free_ports(1)[0]}"
+    context = zmq.Context()
+    server = ControlServer(context, endpoint)
+    over = threading.Event()
+
+    def answer(request):
+        match request.command:
+            case "scans":
+                server.reply(request, [SCAN])
+            case "abort":
+                server.fail(request, "not_found", "no scan is running: see `ctl scans`")
+            case _:
+                server.reply(request, {"did": request.command, **request.arguments})
+
+    def serve():
+        while not over.is_set():
+            if server.socket.poll(20):
+                for request in server.poll():
+                    answer(request)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield endpoint
+    over.set()
+    thread.join()
+    server.close()
+    context.term()
+
+
+def ctl(daemon, *words):
+    return run("ctl", *words, "--endpoint", daemon)
+
+
+@pytest.mark.parametrize("name", ["status", "scan", "start", "stop", "export", "reload"])
+def test_each_command_reaches_the_daemon(daemon, name):
+    done = ctl(daemon, name, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["did"] == name
+
+
+def test_answers_are_lines_of_names_for_people(daemon):
+    done = ctl(daemon, "start", "--meta", "sample=a=b", "--frames", 12)
+    lines = dict(text.split(": ", 1) for text in done.stdout.splitlines())
+    assert lines["did"] == "start"
+    assert lines["metadata.sample"] == "a=b"
+    assert (lines["expected_frames"], lines["series"]) == ("12", "-")
+
+
+def test_scans_are_a_table_or_json(daemon):
+    table = ctl(daemon, "scans").stdout
+    assert SCAN["scan_id"] in table and "missing 2" in table and "2025-10-09 08:53:20" in table
+    assert json.loads(ctl(daemon, "scans", "--json").stdout) == [SCAN]
+
+
+def test_a_refusal_is_one_line_and_status_1(daemon):
+    done = ctl(daemon, "abort")
+    assert done.returncode == 1
+    assert done.stderr == "error: no scan is running: see `ctl scans`\n"
+
+
+def test_no_daemon_is_one_line_and_status_1():
+    endpoint = f"tcp://127.0.0.1:{free_ports(1)[0]}"
+    done = run("ctl", "status", "--endpoint", endpoint, "--timeout", "0.3")
+    assert done.returncode == 1
+    assert "is ptycho-streamd running" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_endpoint_comes_from_the_configuration(daemon, tmp_path):
+    config = tmp_path / "daemon.toml"
+    config.write_text(f'[probe]\npath = "probe.npz"\n[control]\nendpoint = "{daemon}"\n')
+    done = run("ctl", "status", "--config", config, "--json")
+    assert json.loads(done.stdout)["did"] == "status"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("ctl", "status", "--no-such-option"),
+        ("ctl", "start", "--meta", "nothing"),
+        ("no-such-command",),
+        ("watch", "--once", "--until-complete"),
+    ],
+)
+def test_wrong_usage_is_status_2(words):
+    done = run(*words)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_config_check_explains_each_problem_by_key(tmp_path):
+    config = tmp_path / "daemon.toml"
+    config.write_text('[probe]\npath = "probe.npz"\nmodes = 0\n[detector]\ndialect = "x"\nno = 1\n')
+    done = run("config", "check", config)
+    assert done.returncode == 1
+    for key in ("probe.modes", "detector.dialect", "detector.no"):
+        assert key in done.stderr
+    problem = json.loads(run("config", "check", config, "--json").stdout)
+    assert problem["ok"] is False and "probe.modes" in problem["problem"]
+    assert run("config", "check", tmp_path / "none.toml").returncode == 1
+
+
+def test_config_check_of_a_sound_file(tmp_path):
+    config = tmp_path / "daemon.toml"
+    config.write_text('[probe]\npath = "probe.npz"\n')
+    assert run("config", "check", config).returncode == 0
+    said = json.loads(run("config", "check", config, "--json").stdout)
+    assert said["ok"] and said["settings"]["results"]["queue_bytes"] > 0
+
+
+def test_models_are_listed_and_described():
+    listed = json.loads(run("models", "list", "--json").stdout)
+    name = listed[0]["name"]
+    assert name in run("models", "list").stdout
+    assert json.loads(run("models", "show", name).stdout) == listed[0]
+    missing = run("models", "show", "no-such-model")
+    assert missing.returncode == 1 and name in missing.stderr
+
+
+def test_help_lists_every_command():
+    done = run("--help")
+    assert done.returncode == 0, done.stderr
+    for name in COMMANDS:
+        assert name in done.stdout
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "ctl status", "ctl scans", "ctl export"])
+def test_every_command_has_help_with_an_example(name):
+    done = run(*name.split(), "--help")
+    assert done.returncode == 0, done.stderr
+    assert "Example" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["watch", "ctl", "config", "export"])
+def test_light_commands_do_not_load_torch(name):
+    program = (
+        "import sys; from ptycho_stream.cli import main; main([sys.argv[1], '--help']);"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program, name], timeout=30).returncode == 0

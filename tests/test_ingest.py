@@ -1,0 +1,368 @@
+"""Ingest as a process: what its sockets are sent is in the store, bit by bit, whatever happens."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from beamline import (
+    Beamline,
+    check_scan,
+    headers,
+    pixels,
+    position,
+    positions,
+    sealed_headers,
+)
+from daemon_harness import DaemonHarness, wait_for
+
+from ptycho_stream.scans.catalogue import Catalogue
+from ptycho_stream.wire import DectrisV1Encoder, NativeEncoder
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[DaemonHarness]:
+    """A daemon for the DECTRIS dialect with native positions, without reconstruction."""
+    settings = {"detector": {"dialect": "dectris-v1"}}
+    with DaemonHarness(tmp_path, settings, stages=("ingest",)) as harness:
+        yield harness
+
+
+@pytest.fixture
+def line(daemon: DaemonHarness) -> Iterator[Beamline]:
+    with Beamline(daemon.detector_endpoint, daemon.positions_endpoint) as beamline:
+        yield beamline
+
+
+def native_daemon(folder: Path, **tables: object) -> DaemonHarness:
+    return DaemonHarness(folder, tables, stages=("ingest",))  # type: ignore[arg-type]
+
+
+def sealed(daemon: DaemonHarness, count: int, timeout_s: float = 20.0) -> list:
+    catalogue = Catalogue(daemon.data)
+    try:
+        return wait_for(lambda: sealed_headers(catalogue, count), timeout_s, f"{count} scans")
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{daemon.ingest()}\n{daemon.log}") from None
+
+
+def test_every_frame_is_stored_bit_by_bit_and_joined_with_its_position(daemon, line):
+    line.dectris(1, key=1, numbers=range(300))
+    line.send_positions(range(300))
+    (header,) = sealed(daemon, 1)
+    assert header.state == "complete", header.reason
+    assert header.expected_frames == 300
+    assert header.counts["frames"] == header.counts["positioned"] == 300
+    assert header.pixel_yx_m is not None
+    check_scan(Catalogue(daemon.data), header.scan_id, 1, range(300))
+    daemon.metric("ptycho_stream_frames_received_total", 300)
+    daemon.metric("ptycho_stream_frames_committed_total", 300)
+    daemon.metric("ptycho_stream_positions_received_total", 300)
+    daemon.metric('ptycho_stream_scans_sealed_total{state="complete"}', 1)
+
+
+def test_scans_follow_each_other_with_series_numbers_that_start_again(daemon, line):
+    """Positions before, during and after their frames; an aborted scan in between."""
+    line.send_positions(range(60), "1", "before")
+    wait_for(lambda: daemon.metrics()["ptycho_stream_positions_received_total"] == 60)
+    line.dectris(1, key=1, numbers=range(60))
+    line.dectris(2, key=2, numbers=range(30), end=False)
+    line.send_positions(range(60), "2", "during")
+    line.dectris(2, key=2, numbers=range(30, 60), start=False)
+    sealed(daemon, 2)
+    line.dectris(1, key=3, numbers=range(25), end=False, expected=60)
+    wait_for(lambda: daemon.ingest()["scans"])
+    wait_for(lambda: daemon.ingest()["scans"][0]["frames"] == 25)
+    with daemon.control() as control:
+        control.abort()
+    line.dectris(1, key=3, numbers=range(25, 30), start=False, end=False)
+    line.dectris(1, key=4, numbers=range(60))
+    time.sleep(0.3)
+    line.send_positions(range(60), "1", "after")
+    found = sealed(daemon, 4)
+    assert [h.state for h in found] == ["complete", "complete", "aborted", "complete"]
+    catalogue = Catalogue(daemon.data)
+    for key, (header, count) in enumerate(zip(found, (60, 60, 25, 60), strict=True), 1):
+        check_scan(catalogue, header.scan_id, key, range(count))
+        if header.state == "complete":
+            assert header.counts["positioned"] == 60
+    daemon.metric('ptycho_stream_frames_dropped_total{reason="closed"}', 5)
+
+
+def test_a_second_start_without_an_end_interrupts_the_first_scan(daemon, line):
+    line.dectris(1, key=1, numbers=range(20), end=False, expected=50)
+    line.dectris(2, key=2, numbers=range(20))
+    line.send_positions(range(20), "1", "first")
+    line.send_positions(range(20), "2", "second")
+    first, second = sealed(daemon, 2)
+    assert (first.state, first.reason) == ("interrupted", "superseded by a new start")
+    assert second.state == "complete"
+    check_scan(Catalogue(daemon.data), first.scan_id, 1, range(20))
+    check_scan(Catalogue(daemon.data), second.scan_id, 2, range(20))
+
+
+def test_duplicates_disorder_and_holes_are_counted(daemon, line):
+    line.dectris(1, key=1, numbers=[0, 1, 5, 3, 3, 4], expected=10)
+    line.send_positions(range(10))
+    (header,) = sealed(daemon, 1)
+    assert header.counts["missing"] == 5
+    check_scan(Catalogue(daemon.data), header.scan_id, 1, [0, 1, 5, 3, 4])
+    daemon.metric("ptycho_stream_frames_duplicate_total", 1)
+    daemon.metric("ptycho_stream_frames_out_of_order_total", 2)
+    daemon.metric("ptycho_stream_frames_missing_total", 5)
+
+
+def test_bad_input_costs_itself_only(daemon, line):
+    encoder = DectrisV1Encoder(1, "bs16-lz4<")
+    line.dectris(1, key=1, numbers=range(5), end=False, expected=12)
+    nested = b'{"htype":"dimage-1.0","series":1,"frame":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    line.send([b"{not json"])
+    line.send([nested])
+    head, array, blob, times = encoder.frame(5, pixels(1, 5))
+    line.send([head, array, blob[: len(blob) // 2], times])
+    line.send([head, array, bytes(b ^ 0x55 for b in blob), times])
+    absurd = array.replace(b"64", b"4000000000")
+    line.send([head, absurd, blob, times])
+    line.send(encoder.frame(6, pixels(1, 6, (64, 32))))
+    line.send(encoder.frame(6, pixels(1, 6).astype(np.uint32)))
+    line.dectris(1, key=1, numbers=range(7, 12), start=False)
+    line.send_positions(range(12))
+    (header,) = sealed(daemon, 1)
+    check_scan(Catalogue(daemon.data), header.scan_id, 1, [*range(5), *range(7, 12)])
+    assert header.counts["missing"] == 2
+    assert header.counts["wrong_shape"] >= 1
+    metrics = daemon.metrics()
+    bad = sum(v for k, v in metrics.items() if k.startswith("ptycho_stream_messages_undecodable"))
+    assert bad >= 4
+    assert daemon.status()["stages"]["ingest"]["restarts"] == 0
+
+
+def test_positions_that_are_nan_or_absurd_are_counted_and_flagged(daemon, line):
+    line.dectris(1, key=1, numbers=range(10))
+    encoder = NativeEncoder("1", "e1")
+    where = positions(range(10))
+    where[3] = np.nan
+    where[5] = (0.5, 0.0)
+    line.positioner.send_multipart(encoder.positions_start())
+    line.positioner.send_multipart(encoder.positions(range(10), where))
+    line.positioner.send_multipart(encoder.positions_end())
+    (header,) = sealed(daemon, 1)
+    assert header.counts["unpositioned"] == 1
+    with Catalogue(daemon.data).open(header.scan_id) as reader:
+        flags = {int(p["number"]): int(p["flags"]) for p in reader.pairs()}
+    assert flags.pop(5) == 3
+    assert set(flags.values()) == {0}
+    daemon.metric("ptycho_stream_positions_invalid_total", 1)
+    daemon.metric('ptycho_stream_positions_flagged_total{reason="extent"}', 1)
+
+
+def test_a_scan_without_positions_is_unmatched(daemon, line):
+    line.dectris(1, key=1, numbers=range(10))
+    (header,) = sealed(daemon, 1)
+    assert header.state == "unmatched"
+    daemon.metric("ptycho_stream_frames_unpositioned_total", 10)
+
+
+def test_a_daemon_started_in_mid_series_joins_it(tmp_path):
+    daemon = DaemonHarness(tmp_path, {"detector": {"dialect": "dectris-v1"}}, stages=("ingest",))
+    with daemon, Beamline(daemon.detector_endpoint, daemon.positions_endpoint) as line:
+        line.dectris(4, key=1, numbers=range(20, 40), start=False)
+        line.send_positions(range(40), "4")
+        (header,) = sealed(daemon, 1)
+        assert header.joined_late
+        check_scan(Catalogue(daemon.data), header.scan_id, 1, range(20, 40))
+
+
+def test_inline_positions_and_metadata_come_with_the_frames(tmp_path):
+    with (
+        native_daemon(tmp_path, positions={"source": "inline"}, metadata={"beamline": "X"}) as d,
+        Beamline(d.detector_endpoint, d.positions_endpoint) as line,
+    ):
+        encoder = NativeEncoder("7", encoding="lz4")
+        line.send(encoder.scan_start(30, metadata={"sample": "star"}))
+        for n in range(30):
+            line.send(encoder.frame(n, pixels(1, n), position(n)))
+        line.send(encoder.scan_end())
+        (header,) = sealed(d, 1)
+        assert header.state == "complete"
+        assert dict(header.metadata) == {"beamline": "X", "sample": "star"}
+        check_scan(Catalogue(d.data), header.scan_id, 1, range(30))
+        assert header.counts["positioned"] == 30
+
+
+def test_positions_of_a_file_are_joined(tmp_path):
+    np.savez(tmp_path / "path.npz", positions_yx_m=positions(range(40)))
+    tables = {"source": "file", "path": "path.npz"}
+    with (
+        native_daemon(tmp_path, positions=tables) as d,
+        Beamline(d.detector_endpoint, d.positions_endpoint) as line,
+    ):
+        line.native("1", 1, range(40))
+        (header,) = sealed(d, 1)
+        assert header.counts["positioned"] == 40
+
+
+def test_a_crop_about_the_beam_centre_is_stored(tmp_path):
+    with (
+        native_daemon(
+            tmp_path, detector={"crop_yx_px": [32, 32]}, positions={"source": "inline"}
+        ) as d,
+        Beamline(d.detector_endpoint, d.positions_endpoint) as line,
+    ):
+        line.native("1", 1, range(5))
+        (header,) = sealed(d, 1)
+        assert header.frame_shape_yx == (32, 32)
+        assert header.crop_corner_yx_px == (16, 16)
+        with Catalogue(d.data).open(header.scan_id) as reader:
+            np.testing.assert_array_equal(reader.frame(4), pixels(1, 4)[16:48, 16:48])
+
+
+# ---- people ------------------------------------------------------------------------------------
+
+
+def test_a_scan_is_armed_stopped_and_aborted_by_hand(daemon, line):
+    with daemon.control() as control:
+        control.start(metadata={"sample": "mine"})
+        line.dectris(1, key=1, numbers=range(10), end=False, expected=100)
+        line.send_positions(range(10))
+        wait_for(lambda: [s for s in daemon.ingest()["scans"] if s["positioned"] == 10])
+        control.stop()
+        (header,) = sealed(daemon, 1)
+        assert (header.state, header.metadata["sample"]) == ("complete", "mine")
+        assert header.counts["missing"] == 0
+        with pytest.raises(Exception, match="no scan is open"):
+            control.abort()
+
+
+def test_endpoints_are_known_without_taking_a_frame(daemon, line):
+    def peers() -> dict:
+        with daemon.control() as control:
+            return {e["name"]: e["peers"] for e in control.endpoints()}
+
+    wait_for(lambda: peers() == {"positions": 1, "detector": 1})
+    line.dectris(1, key=1, numbers=range(50))
+    line.send_positions(range(50))
+    assert sealed(daemon, 1)[0].counts["missing"] == 0
+
+
+def test_a_view_changed_in_the_settings_reaches_the_open_scan(daemon, line):
+    line.dectris(1, key=1, numbers=range(10), end=False, expected=100)
+    wait_for(lambda: daemon.ingest()["scans"])
+    daemon.write_config({"view": {"orientation": "flip_y"}})
+    daemon.hangup()
+    catalogue = Catalogue(daemon.data)
+    wait_for(lambda: headers(catalogue)[0].view.orientation == "flip_y")
+    assert headers(catalogue)[0].view.version == 2
+
+
+# ---- kills and disks ---------------------------------------------------------------------------
+
+
+def test_a_killed_ingest_goes_on_with_the_scan_and_counts_what_was_in_flight(daemon, line):
+    line.dectris(1, key=1, numbers=range(200), end=False, expected=400)
+    wait_for(lambda: (daemon.ingest().get("scans") or [{}])[0].get("frames", 0) > 50)
+    line.send_positions(range(400), end=False)
+    daemon.kill("ingest")
+    line.dectris(1, key=1, numbers=range(200, 400), start=False)
+    (header,) = sealed(daemon, 1)
+    counts = header.counts
+    assert header.state == "complete"
+    assert counts["frames"] + counts["missing"] == 400
+    assert counts["frames"] > 200
+    with Catalogue(daemon.data).open(header.scan_id) as reader:
+        numbers = reader.records()["number"].tolist()
+    assert len(numbers) == counts["frames"]
+    check_scan(Catalogue(daemon.data), header.scan_id, 1, numbers)
+    daemon.metric('ptycho_stream_stage_restarts_total{stage="ingest"}', 1)
+    daemon.metric("ptycho_stream_scans_recovered_total", 1)
+
+
+def test_after_a_kill_of_everything_the_committed_frames_are_there(tmp_path):
+    tables = {"detector": {"dialect": "dectris-v1"}, "data": {"resume_s": 1.0}}
+    daemon = DaemonHarness(tmp_path, tables, stages=("ingest",))
+    daemon.start()
+    try:
+        with Beamline(daemon.detector_endpoint, daemon.positions_endpoint) as line:
+            line.dectris(1, key=1, numbers=range(100), end=False, expected=400)
+            line.send_positions(range(100), end=False)
+            catalogue = Catalogue(daemon.data)
+            wait_for(lambda: headers(catalogue))
+            scan_id = headers(catalogue)[0].scan_id
+            with catalogue.open(scan_id) as reader:
+                wait_for(lambda: reader.committed >= 50)
+                daemon.kill()
+                committed = reader.committed
+        daemon.start()
+        (header,) = sealed(daemon, 1)
+        assert header.state == "interrupted"
+        assert header.counts["frames"] >= committed
+        check_scan(catalogue, scan_id, 1, range(header.counts["frames"]))
+    finally:
+        daemon.stop()
+
+
+def test_sigterm_drains_and_seals_within_five_seconds(daemon, line):
+    line.dectris(1, key=1, numbers=range(100), end=False, expected=400)
+    line.send_positions(range(100))
+    wait_for(lambda: (daemon.ingest().get("scans") or [{}])[0].get("frames") == 100)
+    begun_s = time.monotonic()
+    assert daemon.stop() == 0
+    assert time.monotonic() - begun_s < 5
+    (header,) = headers(Catalogue(daemon.data))
+    assert (header.state, header.reason) == ("interrupted", "the daemon was stopped")
+    assert header.counts["positioned"] == 100
+    check_scan(Catalogue(daemon.data), header.scan_id, 1, range(100))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("needs the right to mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_interrupts_the_scan_and_the_next_is_refused(tmp_path, small_disk):
+    tables = {
+        "data": {"directory": str(small_disk), "min_free_bytes": 3_000_000, "frames_per_file": 32},
+        "positions": {"source": "inline"},
+    }
+    with (
+        native_daemon(tmp_path, **tables) as d,
+        Beamline(d.detector_endpoint, d.positions_endpoint) as line,
+    ):
+        line.native("1", 1, range(1500))
+        (header,) = sealed(d, 1)
+        assert header.state == "interrupted"
+        assert "full" in header.reason
+        stored = header.counts["frames"] - header.counts.get("dropped_disk_full", 0)
+        check_scan(Catalogue(d.data), header.scan_id, 1, range(stored))
+        wait_for(lambda: d.ingest().get("refusing"))
+        line.native("2", 2, range(10))
+        wait_for(
+            lambda: (
+                d.metrics().get('ptycho_stream_frames_dropped_total{reason="disk_full"}', 0)
+                >= 10 + 1500 - stored
+            )
+        )
+        assert len(headers(Catalogue(d.data))) == 1
+        assert d.status()["stages"]["ingest"]["restarts"] == 0
+
+
+def test_ingest_and_supervisor_do_without_torch():
+    root = Path(__file__).parents[1]
+    code = (
+        "import sys, ptycho_streamd.ingest, ptycho_streamd.supervisor; "
+        "sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'daemon'}"}
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0

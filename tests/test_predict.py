@@ -1,0 +1,105 @@
+"""The predictor: frames as the store's view gives them in, patches and weights out."""
+
+import numpy as np
+import pytest
+import torch
+
+from ptycho_stream.errors import ModelError
+from ptycho_stream.models.registry import ModelRegistry
+from ptycho_stream.physics.probe import shifted_modes, spectrum_of
+from ptycho_stream.reconstruct.predict import Predictor
+from ptycho_stream.simulate.experiment import simulate_experiment
+
+
+@pytest.fixture(scope="module")
+def scan():
+    return simulate_experiment(seed=2, frames=20, size_px=64, photons=1e6)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return ModelRegistry().load()[0]
+
+
+def _corners(scan):
+    """Whole-pixel window corners in the object, and what they leave over."""
+    size = scan.counts.shape[-1]
+    corner = (scan.positions_yx_m - scan.origin_yx_m) / scan.pixel_yx_m - (size - 1) / 2
+    whole = np.floor(corner + 0.5).astype(int)
+    return whole, corner - whole
+
+
+def test_patches_resemble_the_sample(scan, network):
+    whole, shift = _corners(scan)
+    patches, weights = Predictor(network, scan.probe).predict(scan.counts, shift)
+    size = scan.counts.shape[-1]
+    for patch, weight, (y, x) in zip(patches, weights, whole, strict=True):
+        truth = scan.object[y : y + size, x : x + size]
+        patch = patch * np.exp(1j * np.angle((weight * truth * patch.conj()).sum()))
+        flat = truth[weight > 0.1].mean()
+        error = (weight * np.abs(patch - truth) ** 2).sum()
+        assert error < 0.8 * (weight * np.abs(flat - truth) ** 2).sum() + 0.02 * weight.sum()
+
+
+def test_a_patch_does_not_depend_on_its_batch(scan, network):
+    _, shift = _corners(scan)
+    together, weights = Predictor(network, scan.probe, batch_size=16).predict(scan.counts, shift)
+    alone = Predictor(network, scan.probe, batch_size=3)
+    for start, stop in ((0, 1), (1, 8), (8, 20)):
+        patches, part = alone.predict(scan.counts[start:stop], shift[start:stop])
+        np.testing.assert_allclose(patches, together[start:stop], rtol=0, atol=2e-5)
+        np.testing.assert_allclose(part, weights[start:stop], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.int32, np.float32, np.float64])
+def test_any_dtype_and_any_strides(scan, network, dtype):
+    _, shift = _corners(scan)
+    predictor = Predictor(network, scan.probe)
+    expected, _ = predictor.predict(scan.counts[:4], shift[:4])
+    strided = np.zeros((4, 80, 80), dtype)
+    strided[:, 8:72, 8:72] = scan.counts[:4]
+    strided.flags.writeable = False
+    patches, _ = predictor.predict(strided[:, 8:72, 8:72], shift[:4])
+    np.testing.assert_array_equal(patches, expected)
+
+
+def test_masked_pixels_may_hold_the_dtypes_maximum(scan, network):
+    _, shift = _corners(scan)
+    valid = np.ones((64, 64), bool)
+    valid[20:23] = False
+    bad = scan.counts[:4].copy()
+    bad[:, ~valid] = 65535
+    predictor = Predictor(network, scan.probe)
+    expected, _ = predictor.predict(scan.counts[:4], shift[:4], valid)
+    patches, _ = predictor.predict(bad, shift[:4], valid)
+    np.testing.assert_array_equal(patches, expected)
+
+
+def test_the_weight_is_the_shifted_probes_intensity(scan, network):
+    shift = np.array([[0.4, -0.3]])
+    _, weights = Predictor(network, scan.probe).predict(scan.counts[:1], shift)
+    modes = shifted_modes(spectrum_of(scan.probe), torch.as_tensor(shift, dtype=torch.float32))
+    power = modes[0].abs().square().sum(0).numpy()
+    np.testing.assert_allclose(weights[0], power / scan.probe.power_yx.max(), atol=1e-6)
+    assert weights.dtype == np.float32
+
+
+def test_no_frames_give_no_patches(scan, network):
+    patches, weights = Predictor(network, scan.probe).predict(scan.counts[:0], np.zeros((0, 2)))
+    assert patches.shape == weights.shape == (0, 64, 64)
+
+
+def test_warm_up_runs(scan, network):
+    Predictor(network, scan.probe, batch_size=2).warm_up()
+
+
+def test_shapes_that_do_not_fit_are_refused(scan, network):
+    predictor = Predictor(network, scan.probe)
+    with pytest.raises(ModelError, match="probe needs"):
+        predictor.predict(scan.counts[:2, :32, :32], np.zeros((2, 2)))
+    with pytest.raises(ModelError, match="shifts"):
+        predictor.predict(scan.counts[:2], np.zeros((3, 2)))
+    with pytest.raises(ModelError, match="mask"):
+        predictor.predict(scan.counts[:2], np.zeros((2, 2)), np.ones((32, 32), bool))
+    with pytest.raises(ModelError, match="batch"):
+        Predictor(network, scan.probe, batch_size=0)

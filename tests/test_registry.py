@@ -1,0 +1,144 @@
+"""The model registry: shipped weights, strict loads, atomic saves."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from ptycho_stream.errors import ModelError
+from ptycho_stream.models.manifest import Manifest
+from ptycho_stream.models.registry import (
+    DEFAULT_MODEL,
+    MANIFEST_FILE,
+    WEIGHTS_FILE,
+    ModelRegistry,
+)
+from ptycho_stream.networks.unrolled import UnrolledNetwork, UnrolledSettings
+
+_SMALL = UnrolledSettings(stages=1, steps=1, channels=(4, 4, 4), memory=2)
+
+
+def _manifest(name="mine", **changes):
+    values = {"name": name, "architecture": "unrolled", "settings": _SMALL.to_json()} | changes
+    return Manifest(**values)
+
+
+@pytest.fixture
+def registry(tmp_path):
+    registry = ModelRegistry(tmp_path / "models")
+    registry.save(UnrolledNetwork(_SMALL), _manifest())
+    return registry
+
+
+def test_the_package_ships_a_default_model():
+    network, manifest = ModelRegistry().load("default")
+    assert manifest.name == DEFAULT_MODEL
+    assert isinstance(network, UnrolledNetwork)
+    assert not network.training
+    assert DEFAULT_MODEL in [m.name for m in ModelRegistry().list()]
+
+
+def test_the_shipped_manifest_says_how_the_weights_were_made():
+    manifest = ModelRegistry().load()[1]
+    assert manifest.seed is not None
+    assert {"data", "steps", "seconds"} <= manifest.training.keys()
+    assert manifest.metrics["val_nrmse"] > 0
+
+
+def test_what_was_saved_is_loaded(tmp_path):
+    registry = ModelRegistry(tmp_path / "models")
+    network = UnrolledNetwork(_SMALL)
+    torch.nn.init.normal_(network.correctors[0].leave.weight)
+    written = registry.save(network, _manifest(seed=7, parent="unrolled-v1"))
+    loaded, manifest = registry.load("mine")
+    assert manifest == written
+    assert manifest.created
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name])
+
+
+def test_a_folder_adds_models_and_hides_shipped_ones(registry):
+    assert {m.name for m in registry.list()} >= {"mine", DEFAULT_MODEL}
+    registry.save(UnrolledNetwork(_SMALL), _manifest(DEFAULT_MODEL))
+    assert registry.load("default")[1].settings == _SMALL.to_json()
+
+
+def test_models_are_never_overwritten(registry):
+    with pytest.raises(ModelError, match="exists"):
+        registry.save(UnrolledNetwork(_SMALL), _manifest())
+
+
+def test_a_failed_save_leaves_nothing(registry, tmp_path):
+    other = UnrolledNetwork(UnrolledSettings(stages=2))
+    with pytest.raises(ModelError, match="do not fit"):
+        registry.save(other, _manifest("wrong"))
+    assert sorted(p.name for p in (tmp_path / "models").iterdir()) == ["mine"]
+
+
+def test_a_registry_without_a_folder_cannot_save():
+    with pytest.raises(ModelError, match="folder"):
+        ModelRegistry().save(UnrolledNetwork(_SMALL), _manifest())
+
+
+@pytest.mark.parametrize("name", ["../up", "", ".hidden", "a/b", "x" * 65])
+def test_names_that_could_leave_the_folder_are_refused(name):
+    with pytest.raises(ModelError, match="name"):
+        _manifest(name)
+
+
+def test_an_unknown_model_is_answered_with_those_that_exist(registry):
+    with pytest.raises(ModelError, match="mine"):
+        registry.load("yours")
+
+
+def test_truncated_weights_are_refused(registry):
+    weights = registry.root / "mine" / WEIGHTS_FILE
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(ModelError, match="sha256"):
+        registry.load("mine")
+
+
+def test_missing_weights_are_refused(registry):
+    (registry.root / "mine" / WEIGHTS_FILE).unlink()
+    with pytest.raises(ModelError, match=WEIGHTS_FILE):
+        registry.load("mine")
+
+
+def _edit(registry, **changes):
+    path = registry.root / "mine" / MANIFEST_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_an_unknown_architecture_is_named(registry):
+    _edit(registry, architecture="transformer")
+    with pytest.raises(ModelError, match="transformer"):
+        registry.load("mine")
+
+
+def test_weights_of_another_network_are_refused(registry):
+    _edit(registry, settings=UnrolledSettings(stages=2, memory=2).to_json())
+    with pytest.raises(ModelError, match=r"missing.*correctors\.1"):
+        registry.load("mine")
+
+
+def test_a_file_that_is_no_safetensors_is_refused(registry):
+    import hashlib
+
+    content = b"not tensors"
+    (registry.root / "mine" / WEIGHTS_FILE).write_bytes(content)
+    _edit(registry, sha256=hashlib.sha256(content).hexdigest())
+    with pytest.raises(ModelError, match="safetensors"):
+        registry.load("mine")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"name": 3}'])
+def test_a_broken_manifest_is_refused(registry, text):
+    (registry.root / "mine" / MANIFEST_FILE).write_text(text)
+    with pytest.raises(ModelError, match=MANIFEST_FILE):
+        registry.load("mine")
+
+
+def test_unfinished_saves_are_not_listed(registry):
+    shutil.copytree(registry.root / "mine", registry.root / ".other-draft")
+    assert [m.name for m in registry.list() if m.name != DEFAULT_MODEL] == ["mine"]

@@ -1,0 +1,451 @@
+"""The life of scans, written as lists of events and the instructions that follow."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ptycho_stream.messages import Positions, ScanStart
+from ptycho_stream.scans import scan_events as ev
+from ptycho_stream.scans.epochs import EpochBook
+from ptycho_stream.scans.frame_ledger import FrameLedger
+from ptycho_stream.scans.state_machine import SUPERSEDED, ScanRules, ScanStateMachine
+
+S = 1_000_000_000
+SHAPE = (8, 8)
+
+
+class Machine:
+    """A machine with scan ids A, B, C ... and a clock that the test turns."""
+
+    def __init__(self, **rules: Any) -> None:
+        defaults = {
+            "wait_ns": 10 * S,
+            "match_window_ns": 60 * S,
+            "resume_ns": 30 * S,
+            "positions_stream": True,
+        }
+        names = (chr(ord("A") + n) for n in count())
+        self.machine = ScanStateMachine(ScanRules(**{**defaults, **rules}), lambda: next(names))
+        self.now_ns = 0
+        self.positioned: dict[str, int] = {}
+
+    def later(self, seconds: float) -> list[ev.Instruction]:
+        self.now_ns += int(seconds * S)
+        return self.feed(ev.Tick(self.now_ns))
+
+    def feed(self, event: ev.Event) -> list[ev.Instruction]:
+        return [i for i in self.machine.handle(event) if not isinstance(i, ev.Say)]
+
+    def start(self, series: str = "1", expected: int | None = None, **fields: Any) -> list[Any]:
+        fields = {"frame_shape_yx": SHAPE, "dtype": "<u2", **fields}
+        return self.feed(ev.SeriesStarted(self.now_ns, ScanStart("d", series, expected, **fields)))
+
+    def frame(self, number: int, series: str = "1", shape: Any = SHAPE, dtype: str = "<u2") -> Any:
+        return self.feed(ev.FrameArrived(self.now_ns, series, number, shape, dtype))
+
+    def frames(self, numbers: range, series: str = "1") -> None:
+        for number in numbers:
+            self.frame(number, series)
+
+    def end(self, series: str = "1") -> list[Any]:
+        return self.feed(ev.SeriesEnded(self.now_ns, series))
+
+    def positions(self, epoch: str, numbers: range, series: str | None = None) -> list[Any]:
+        return self.feed(ev.PositionsArrived(self.now_ns, positions(epoch, numbers, series)))
+
+    def positioned_frames(self, scan_id: str, frames: int) -> list[Any]:
+        return self.feed(ev.FramesPositioned(self.now_ns, scan_id, frames))
+
+    def recovered(self, scan_id: str = "R", state: Any = "running", **fields: Any) -> list[Any]:
+        values = {"numbers": np.arange(5, dtype=np.uint64), "positioned": 0, "epoch": None}
+        values |= {"reason": "", **fields}
+        start = ScanStart("d", "1", 10, SHAPE, "<u2")
+        return self.feed(ev.ScanRecovered(self.now_ns, scan_id, state, start, **values))
+
+
+def positions(epoch: str, numbers: range, series: str | None = None) -> Positions:
+    return Positions(epoch, series, np.array(numbers, np.int64), np.zeros((len(numbers), 2)))
+
+
+def kinds(instructions: list[ev.Instruction]) -> list[str]:
+    return [type(i).__name__ for i in instructions]
+
+
+def sealed(instructions: list[ev.Instruction]) -> ev.SealScan:
+    (seal,) = [i for i in instructions if isinstance(i, ev.SealScan)]
+    return seal
+
+
+@pytest.fixture
+def m() -> Machine:
+    return Machine()
+
+
+# ---- a scan that goes well ---------------------------------------------------------------------
+
+
+def test_a_scan_is_opened_by_its_header_and_complete_when_every_frame_has_a_position(m: Machine):
+    (opening,) = m.start(expected=3)
+    assert (opening.scan_id, opening.state, opening.joined_late) == ("A", "armed", False)
+    assert m.frame(0) == [ev.SetState("A", "running"), ev.StoreFrame("A")]
+    assert m.frame(1) == [ev.StoreFrame("A")]
+    assert m.frame(2) == [ev.StoreFrame("A")]
+    assert kinds(m.positions("e", range(3), "1")) == ["BindEpoch", "StorePositions"]
+    assert m.positioned_frames("A", 2) == []
+    assert m.end() == [ev.SetState("A", "draining")]
+    seal = sealed(m.positioned_frames("A", 3))
+    assert (seal.state, seal.reason) == ("complete", "")
+    assert seal.counts["frames"] == 3
+    assert seal.counts["missing"] == seal.counts["unpositioned"] == 0
+    assert not m.machine.open_scans
+
+
+def test_a_scan_whose_positions_were_there_first_is_complete_at_its_end(m: Machine):
+    m.start()
+    m.frames(range(3))
+    m.positions("e", range(3), "1")
+    m.positioned_frames("A", 3)
+    assert sealed(m.end()).state == "complete"
+
+
+def test_without_a_position_stream_a_scan_is_sealed_at_its_end():
+    m = Machine(positions_stream=False)
+    m.start()
+    m.frames(range(3))
+    m.positioned_frames("A", 2)
+    assert sealed(m.end()).counts["unpositioned"] == 1
+
+
+def test_a_header_without_shape_is_opened_by_the_first_frame(m: Machine):
+    assert m.start(frame_shape_yx=None, dtype=None) == []
+    opening, state, store = m.frame(0)
+    assert isinstance(opening, ev.OpenScan)
+    assert opening.start.frame_shape_yx == SHAPE
+    assert (state, store) == (ev.SetState("A", "running"), ev.StoreFrame("A"))
+
+
+def test_a_header_that_announces_other_frames_is_corrected_by_the_first_one(m: Machine):
+    m.start(dtype="<u4")
+    m.positions("e", range(3), "1")
+    opening, state, store = m.frame(0)
+    assert (opening.scan_id, opening.replaces, opening.start.dtype) == ("B", "A", "<u2")
+    assert (state, store) == (ev.SetState("B", "running"), ev.StoreFrame("B"))
+    assert m.positions("e", range(3, 4), "1")[0].scan_id == "B"
+
+
+def test_two_spellings_of_a_dtype_are_the_same(m: Machine):
+    m.start(dtype="uint16")
+    assert kinds(m.frame(0)) == ["SetState", "StoreFrame"]
+    assert kinds(m.frame(1)) == ["StoreFrame"]
+
+
+# ---- frames that are not as they should be -----------------------------------------------------
+
+
+def test_duplicates_disorder_and_holes_are_counted_and_never_shift_a_frame(m: Machine):
+    m.start(expected=6)
+    m.frame(0)
+    m.frame(3)
+    assert m.frame(1) == [ev.StoreFrame("A", out_of_order=True)]
+    assert m.frame(3) == [ev.DropFrame("duplicate")]
+    m.positioned_frames("A", 3)
+    counts = sealed(m.end()).counts
+    assert (counts["frames"], counts["duplicate"], counts["out_of_order"]) == (3, 1, 1)
+    assert counts["missing"] == 3  # 2, 4, 5
+
+
+def test_a_frame_of_another_shape_or_dtype_is_dropped_and_counted(m: Machine):
+    m.start()
+    m.frame(0)
+    assert m.frame(1, shape=(8, 9)) == [ev.DropFrame("wrong_shape")]
+    assert m.frame(1, dtype="<u4") == [ev.DropFrame("wrong_shape")]
+    assert m.frame(1) == [ev.StoreFrame("A")]
+    m.positioned_frames("A", 2)
+    assert sealed(m.end()).counts["wrong_shape"] == 2
+
+
+def test_a_frame_that_does_not_decode_is_a_hole_and_may_come_again(m: Machine):
+    m.start()
+    m.frames(range(3))
+    m.feed(ev.FrameLost(0, "A", 1, "undecodable"))
+    m.feed(ev.MessageUndecodable(0, None, "malformed"))
+    m.positioned_frames("A", 2)
+    counts = sealed(m.end()).counts
+    assert (counts["frames"], counts["missing"], counts["undecodable"]) == (2, 1, 1)
+    assert counts["malformed"] == 1
+
+
+def test_a_series_without_header_is_joined_late_and_says_so(m: Machine):
+    opening, *rest = m.frame(7, "9")
+    assert opening.joined_late
+    assert kinds(rest) == ["SetState", "StoreFrame"]
+    m.positioned_frames("A", 1)
+    assert sealed(m.end("9")).counts["missing"] == 7
+
+
+def test_an_end_without_a_scan_is_nothing(m: Machine):
+    assert m.end("5") == []
+
+
+# ---- several scans -----------------------------------------------------------------------------
+
+
+def test_a_start_without_an_end_before_it_interrupts_the_former_scan(m: Machine):
+    m.start("1")
+    m.frames(range(3))
+    out = m.start("2")
+    assert out[0] == ev.SetState("A", "draining", SUPERSEDED)
+    assert out[1].scan_id == "B"
+    m.frame(0, "2")
+    seal = sealed(m.positioned_frames("A", 3))
+    assert (seal.scan_id, seal.state, seal.reason) == ("A", "interrupted", SUPERSEDED)
+    assert list(m.machine.open_scans) == ["B"]
+
+
+def test_a_series_number_that_starts_again_is_another_scan(m: Machine):
+    m.start("1")
+    m.frames(range(3))
+    m.end()
+    m.start("1")
+    assert m.frame(0) == [ev.SetState("B", "running"), ev.StoreFrame("B")]
+    assert m.frame(1) == [ev.StoreFrame("B")]
+
+
+def test_an_armed_scan_without_frames_is_aborted_by_the_next_start(m: Machine):
+    m.start("1")
+    out = m.start("1")
+    assert (sealed(out).scan_id, sealed(out).state) == ("A", "aborted")
+    assert kinds(m.end()) == ["SealScan"]
+
+
+def test_late_frames_go_to_a_draining_scan_and_are_dropped_after_it(m: Machine):
+    m.start()
+    m.frames(range(3))
+    m.end()
+    assert m.frame(3) == [ev.StoreFrame("A")]
+    m.positioned_frames("A", 4)
+    assert m.frame(4) == [ev.DropFrame("closed")]
+
+
+# ---- positions ---------------------------------------------------------------------------------
+
+
+def test_positions_before_their_scan_wait_for_it(m: Machine):
+    m.feed(ev.EpochStarted(0, "e", "1"))
+    assert m.positions("e", range(2), "1") == []
+    assert m.positions("e", range(2, 4), "1") == []
+    out = m.start("1")
+    assert kinds(out) == ["OpenScan", "BindEpoch", "StorePositions", "StorePositions"]
+
+
+def test_positions_of_another_series_wait_although_a_scan_is_open(m: Machine):
+    m.start("1")
+    assert m.positions("e", range(2), "2") == []
+    assert kinds(m.start("2"))[-2:] == ["BindEpoch", "StorePositions"]
+
+
+def test_an_epoch_without_a_series_belongs_to_the_scan_armed_nearest(m: Machine):
+    m.start("1")
+    m.frame(0)
+    m.later(20)
+    m.start("2")
+    m.now_ns += 2 * S
+    assert m.positions("e", range(2))[0] == ev.BindEpoch("B", "e")
+
+
+def test_an_epoch_without_a_series_and_a_scan_near_it_belongs_to_none(m: Machine):
+    m.start("1")
+    m.frame(0)
+    m.later(61)
+    assert m.positions("e", range(2)) == []
+    assert m.later(61) == [ev.DropPositions("e", 2)]
+    assert m.positions("e", range(2, 5)) == [ev.DropPositions("e", 3)]
+
+
+def test_an_epoch_stays_with_its_scan_and_a_scan_takes_one_epoch(m: Machine):
+    m.start("1")
+    m.frame(0)
+    m.positions("e1", range(1), "1")
+    assert m.positions("e2", range(1), "1") == []
+    m.end()
+    seal = sealed(m.positioned_frames("A", 1))
+    assert seal.state == "complete"
+    assert m.positions("e1", range(3), "1") == [ev.DropPositions("e1", 3)]
+    assert ev.BindEpoch("B", "e2") in m.start("1")
+
+
+def test_late_positions_of_an_aborted_scan_do_not_reach_the_next_of_its_series(m: Machine):
+    m.start("1")
+    m.frames(range(3))
+    m.feed(ev.AbortRequested(m.now_ns))
+    m.positions("late", range(3), "1")
+    assert kinds(m.start("1")) == ["OpenScan"]
+    m.frame(0)
+    assert m.positions("own", range(1), "1")[0] == ev.BindEpoch("B", "own")
+    assert m.positions("late", range(3), "1")[-1] == ev.DropPositions("late", 3)
+
+
+def test_positions_sent_ahead_after_an_aborted_scan_are_found_at_the_end(m: Machine):
+    m.start("1")
+    m.frames(range(3))
+    m.feed(ev.AbortRequested(m.now_ns))
+    m.positions("ahead", range(2), "1")
+    m.start("1")
+    m.frames(range(2))
+    assert kinds(m.end()) == ["SetState", "BindEpoch", "StorePositions"]
+    assert sealed(m.positioned_frames("B", 2)).state == "complete"
+
+
+def test_a_scan_without_positions_is_unmatched_after_its_wait(m: Machine):
+    m.start()
+    m.frames(range(3))
+    m.end()
+    assert m.later(9.9) == []
+    seal = sealed(m.later(0.2))
+    assert (seal.state, seal.counts["unpositioned"]) == ("unmatched", 3)
+
+
+def test_a_scan_with_some_positions_is_complete_after_its_wait(m: Machine):
+    m.start()
+    m.frames(range(3))
+    m.positioned_frames("A", 2)
+    m.end()
+    seal = sealed(m.later(10))
+    assert (seal.state, seal.counts["unpositioned"]) == ("complete", 1)
+
+
+def test_an_epoch_that_is_over_ends_the_wait(m: Machine):
+    m.start()
+    m.frames(range(3))
+    m.positions("e", range(2), "1")
+    m.positioned_frames("A", 2)
+    m.end()
+    assert sealed(m.feed(ev.EpochEnded(m.now_ns, "e"))).counts["unpositioned"] == 1
+
+
+def test_positions_that_no_scan_wants_are_held_within_a_bound():
+    book = EpochBook(S, max_held=10)
+    first = book.begin("first", "1", 0)
+    assert book.hold(first, positions("first", range(8))) == []
+    second = book.begin("second", "2", 0)
+    assert book.hold(second, positions("second", range(8))) == [("first", 8)]
+
+
+# ---- people ------------------------------------------------------------------------------------
+
+
+def test_a_scan_armed_by_hand_lends_the_next_series_its_name_and_metadata(m: Machine):
+    assert m.feed(ev.StartRequested(0, None, 7, {"sample": "x"})) == [ev.Armed("A")]
+    (opening,) = m.start(metadata={"sample": "y", "run": 1})
+    assert opening.scan_id == "A"
+    assert opening.start.expected_frames == 7
+    assert opening.start.metadata == {"sample": "x", "run": 1}
+
+
+def test_stop_ends_a_scan_and_drops_what_still_comes(m: Machine):
+    m.start(expected=100)
+    m.frames(range(3))
+    m.feed(ev.StopRequested(0))
+    assert m.frame(3) == [ev.DropFrame("closed")]
+    seal = sealed(m.positioned_frames("A", 3))
+    assert (seal.state, seal.counts["missing"]) == ("complete", 0)
+    assert m.frame(4) == [ev.DropFrame("closed")]
+
+
+def test_abort_seals_at_once_and_the_rest_of_the_series_is_no_new_scan(m: Machine):
+    m.start()
+    m.frames(range(3))
+    assert sealed(m.feed(ev.AbortRequested(0, "A"))).state == "aborted"
+    assert m.frame(3) == [ev.DropFrame("closed")]
+    assert m.end() == []
+
+
+@pytest.mark.parametrize("event", [ev.StopRequested(0), ev.AbortRequested(0, "X")])
+def test_a_request_about_no_scan_is_refused(m: Machine, event: ev.Event):
+    (refusal,) = m.feed(event)
+    assert refusal.code == "not_found"
+
+
+# ---- disks and restarts ------------------------------------------------------------------------
+
+
+def test_a_scan_that_cannot_be_written_is_interrupted_and_the_rest_of_it_dropped(m: Machine):
+    m.start()
+    m.frames(range(3))
+    seal = sealed(m.feed(ev.ScanFailed(0, "A", "the disk is full")))
+    assert (seal.state, seal.reason) == ("interrupted", "the disk is full")
+    assert m.frame(3) == [ev.DropFrame("disk_full")]
+
+
+def test_new_scans_are_refused_without_room_and_joined_once_there_is_some(m: Machine):
+    m.feed(ev.RoomChanged(0, has_room=False))
+    assert m.start() == []
+    assert m.frame(0) == [ev.DropFrame("disk_full")]
+    assert m.machine.refusing
+    m.feed(ev.RoomChanged(0, has_room=True))
+    assert kinds(m.frame(1)) == ["OpenScan", "SetState", "StoreFrame"]
+
+
+def test_a_recovered_scan_goes_on_and_what_was_in_flight_is_missing(m: Machine):
+    m.recovered()
+    assert m.frame(8) == [ev.StoreFrame("R")]
+    m.positioned_frames("R", 6)
+    assert sealed(m.end()).counts["missing"] == 4  # 5, 6, 7 and 9
+
+
+def test_a_recovered_scan_whose_numbers_start_again_is_another_one(m: Machine):
+    m.recovered()
+    out = m.frame(0)
+    assert sealed(out).scan_id == "R"
+    assert sealed(out).state == "interrupted"
+    assert kinds(out)[1:] == ["OpenScan", "SetState", "StoreFrame"]
+
+
+def test_a_recovered_scan_whose_stream_stays_silent_is_interrupted(m: Machine):
+    m.recovered()
+    assert m.later(29) == []
+    assert sealed(m.later(2)).state == "interrupted"
+
+
+def test_a_recovered_scan_keeps_its_epoch(m: Machine):
+    m.recovered(epoch="e")
+    assert kinds(m.positions("e", range(5, 7))) == ["StorePositions"]
+
+
+def test_a_recovered_draining_scan_still_waits_for_its_positions(m: Machine):
+    m.recovered(state="draining", reason=SUPERSEDED)
+    m.later(5)
+    seal = sealed(m.positioned_frames("R", 5))
+    assert (seal.state, seal.reason) == ("interrupted", SUPERSEDED)
+
+
+def test_a_lost_end_message_is_made_up_for_when_all_frames_are_there(m: Machine):
+    m.start(expected=3)
+    m.frames(range(3))
+    m.positioned_frames("A", 3)
+    assert m.later(9) == []
+    assert sealed(m.later(2)).state == "complete"
+
+
+def test_a_stop_of_the_daemon_seals_everything(m: Machine):
+    m.start("1")
+    m.frames(range(3))
+    m.start("2")
+    seals = {i.scan_id: i.state for i in m.feed(ev.Shutdown(0)) if isinstance(i, ev.SealScan)}
+    assert seals == {"A": "interrupted", "B": "aborted"}
+
+
+# ---- the ledger --------------------------------------------------------------------------------
+
+
+def test_the_ledger_holds_wild_numbers_without_the_memory_in_between():
+    ledger = FrameLedger()
+    assert ledger.take(0)
+    assert ledger.take(2**40)
+    assert not ledger.take(0)
+    assert 5 not in ledger
+    assert ledger.missing() == 2**40 - 1

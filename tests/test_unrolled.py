@@ -1,0 +1,108 @@
+"""The unrolled network: shapes, invariances, and what an untrained one does."""
+
+import numpy as np
+import pytest
+import torch
+
+from ptycho_stream.errors import ModelError
+from ptycho_stream.models.registry import ModelRegistry
+from ptycho_stream.networks.unrolled import UnrolledNetwork, UnrolledSettings
+from ptycho_stream.physics.forward import intensity
+from ptycho_stream.simulate.probes import random_probe, zone_plate_probe
+from ptycho_stream.simulate.samples import random_sample
+
+
+@pytest.fixture(scope="module")
+def network():
+    return ModelRegistry().load()[0]
+
+
+def _frames(size=64, frames=3, modes=1, photons=1e6):
+    rng = np.random.default_rng(5)
+    probe = torch.as_tensor(random_probe(rng, size, modes=modes, photons=photons).modes)[None]
+    obj = torch.as_tensor(np.stack([random_sample(rng, (size, size)) for _ in range(frames)]))
+    valid = torch.ones(1, size, size, dtype=torch.bool)
+    return intensity(probe, obj).sqrt(), probe, valid, obj
+
+
+@pytest.mark.parametrize(("size", "modes"), [(32, 1), (64, 3), (96, 2), (160, 1)])
+def test_any_multiple_of_32_and_any_number_of_modes(network, size, modes):
+    amplitude, probe, valid, _ = _frames(size, modes=modes)
+    with torch.inference_mode():
+        obj = network(amplitude, probe, valid)
+    assert obj.shape == amplitude.shape
+    assert obj.dtype == torch.complex64
+    assert torch.isfinite(torch.view_as_real(obj)).all()
+
+
+def test_the_object_does_not_depend_on_the_unit_of_intensity(network):
+    amplitude, probe, valid, _ = _frames()
+    with torch.inference_mode():
+        photons, adu = network(amplitude, probe, valid), network(amplitude * 50, probe * 50, valid)
+    torch.testing.assert_close(adu, photons, rtol=1e-3, atol=1e-3)
+
+
+def test_one_probe_for_all_frames_equals_one_each(network):
+    amplitude, probe, valid, _ = _frames()
+    each = probe.expand(len(amplitude), -1, -1, -1).contiguous()
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            network(amplitude, each, valid), network(amplitude, probe, valid), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_masked_pixels_may_hold_anything(network):
+    amplitude, probe, valid, _ = _frames()
+    valid = valid.clone()
+    valid[:, 10:14] = False
+    poisoned = amplitude.clone()
+    poisoned[:, 10:14] = 1e4
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            network(poisoned, probe, valid), network(amplitude, probe, valid)
+        )
+
+
+def test_an_untrained_network_is_plain_alternating_projection():
+    amplitude, probe, valid, obj = _frames()
+    network = UnrolledNetwork()
+    with torch.inference_mode():
+        stages = network.stages(amplitude, probe, valid)
+        misfits = [float((intensity(probe, s).sqrt() - amplitude).norm()) for s in stages]
+        start = float((intensity(probe, torch.ones_like(obj)).sqrt() - amplitude).norm())
+    assert misfits[0] < start
+    assert misfits == sorted(misfits, reverse=True)
+
+
+def test_a_flat_object_is_seen_flat(network):
+    probe = torch.as_tensor(zone_plate_probe(128, 1e6).modes)[None]
+    valid = torch.ones(1, 128, 128, dtype=torch.bool)
+    with torch.inference_mode():
+        obj = network(intensity(probe, torch.ones(1, 128, 128) + 0j).sqrt(), probe, valid)
+    power = probe.abs().square().sum(1)
+    error = (power * (obj - 1).abs()).sum() / power.sum()
+    assert float(error) < 0.03
+
+
+def test_settings_survive_json():
+    settings = UnrolledSettings(stages=2, channels=(8, 8, 8))
+    assert UnrolledSettings.from_json(settings.to_json()) == settings
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [({"depth": 3}, "depth"), ({"stages": 0}, "stages"), ({"channels": [8, 8]}, "channels")],
+)
+def test_settings_that_make_no_sense_are_refused(values, said):
+    with pytest.raises(ModelError, match=said):
+        UnrolledSettings.from_json(values)
+
+
+def test_shapes_that_do_not_fit_are_refused(network):
+    amplitude, probe, valid, _ = _frames(64)
+    with pytest.raises(ModelError, match="multiple of 32"):
+        network(amplitude[:, :60, :60], probe, valid)
+    with pytest.raises(ModelError, match="probe"):
+        network(amplitude, probe[..., :32, :32], valid)
+    with pytest.raises(ModelError, match="mask"):
+        network(amplitude, probe, valid[..., :32])
