@@ -55,6 +55,12 @@ class Beamline:
         self.positioner.close(linger=0)
         self._context.term()
 
+    def _bound(self, endpoint: str) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.PUSH)
+        socket.setsockopt(zmq.SNDHWM, 10_000)
+        socket.bind(endpoint)
+        return socket
+
     def send(self, parts: Sequence[bytes]) -> None:
         """A message of the detector."""
         self.detector.send_multipart(parts)

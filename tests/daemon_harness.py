@@ -188,7 +188,7 @@ class DaemonHarness:
 
     def control(self) -> Daemon:
         """A control client, to be closed."""
-        return Daemon(self.settings.control.endpoint)
+        return Daemon(self._tables["control"]["endpoint"])
 
     def status(self) -> dict[str, Any]:
         """What the control command of that name says."""

@@ -265,16 +265,23 @@ def test_a_view_changed_in_the_settings_reaches_the_open_scan(daemon, line):
 
 
 def test_a_killed_ingest_goes_on_with_the_scan_and_counts_what_was_in_flight(daemon, line):
+    """The epoch of positions stays with the scan, although its series is not named again."""
     line.dectris(1, key=1, numbers=range(200), end=False, expected=400)
-    wait_for(lambda: (daemon.ingest().get("scans") or [{}])[0].get("frames", 0) > 50)
-    line.send_positions(range(400), end=False)
+    line.send_positions(range(200), end=False)
+    wait_for(lambda: (daemon.ingest().get("scans") or [{}])[0].get("positioned", 0) == 200)
+    line.dectris(1, key=1, numbers=range(200, 300), start=False, end=False)
+    killed = daemon.stage_pid("ingest")
     daemon.kill("ingest")
-    line.dectris(1, key=1, numbers=range(200, 400), start=False)
+    line.dectris(1, key=1, numbers=range(300, 400), start=False)
+    wait_for(lambda: daemon.stage_pid("ingest") != killed and daemon.ingest())
+    wait_for(lambda: daemon.ingest().get("endpoints", [{}])[0].get("peers"))
+    line.send_positions(range(200, 400), name_series=False)
     (header,) = sealed(daemon, 1)
     counts = header.counts
     assert header.state == "complete"
     assert counts["frames"] + counts["missing"] == 400
     assert counts["frames"] > 200
+    assert counts["unpositioned"] == 0
     with Catalogue(daemon.data).open(header.scan_id) as reader:
         numbers = reader.records()["number"].tolist()
     assert len(numbers) == counts["frames"]

@@ -51,6 +51,16 @@ def test_the_error_ignores_a_patchs_phase_and_nothing_else():
     assert float(half[0]) == pytest.approx(0.5, rel=1e-3)
 
 
+def test_frames_of_one_sample_may_be_asked_to_agree_on_a_phase():
+    obj = torch.polar(torch.ones(4, 8, 8), torch.rand(4, 8, 8))
+    weight = torch.ones(4, 8, 8)
+    together, apart = obj * np.exp(0.7j), obj.clone()
+    apart[1::2] *= np.exp(0.7j)
+    assert float(frame_errors(together, obj, weight, 4)[1].max()) < 1e-3
+    assert float(frame_errors(apart, obj, weight, 1)[1].max()) < 1e-3
+    assert float(frame_errors(apart, obj, weight, 2)[1].min()) > 0.2
+
+
 def test_training_is_repeatable_and_its_rate_falls(tmp_path):
     first, second = (_train(tmp_path / name, 4) for name in ("a", "b"))
     for name, tensor in first.network.state_dict().items():
@@ -61,9 +71,9 @@ def test_training_is_repeatable_and_its_rate_falls(tmp_path):
 
 
 def test_a_resumed_run_equals_an_undisturbed_one(tmp_path):
-    whole = _train(tmp_path / "whole", 6, validate_every=2)
-    _train(tmp_path / "part", 6, validate_every=2, interrupt_after=4)
-    resumed = _train(tmp_path / "rest", 6, validate_every=2, resume=tmp_path / "part" / "last.ckpt")
+    whole = _train(tmp_path / "whole", 6, validate_every=4)
+    (interrupted,) = (tmp_path / "whole").glob("*step=4.ckpt")
+    resumed = _train(tmp_path / "rest", 6, validate_every=4, resume=interrupted)
     assert resumed.training["steps"] == 6
     for name, tensor in whole.network.state_dict().items():
         torch.testing.assert_close(tensor, resumed.network.state_dict()[name])

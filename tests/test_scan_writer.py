@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -169,6 +171,26 @@ def test_syncing_in_another_thread_while_committing(tmp_path: Path) -> None:
             path for path in Path("/proc/self/fd").iterdir() if "frames-0000" in str(path.resolve())
         ]
         assert len(held) < 8
+
+
+def test_a_failed_sync_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail_once(fd: int) -> None:
+        monkeypatch.undo()
+        raise OSError(errno.EIO, "Input/output error")
+
+    writer = ScanWriter.create(tmp_path, make_header(), FRAMES_PER_FILE)
+    write_frames(writer, range(10))
+    writer.commit()
+    monkeypatch.setattr(os, "fdatasync", fail_once)
+    for problem in ("Input/output error", "earlier sync"):
+        with pytest.raises(StoreError, match=problem):
+            writer.sync()
+    assert (writer.committed, writer.durable) == (10, 0)
+    with pytest.raises(StoreError, match="recover it"):
+        writer.seal("complete", {})
+    again, report = ScanWriter.recover(tmp_path, writer.scan_id)
+    with again:
+        assert (report.frames, again.sync()) == (10, 10)
 
 
 def test_there_is_one_writer(tmp_path: Path) -> None:

@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from ptycho_stream.cli.options import AsJson, Config, ControlEndpoint, control_endpoint
+from ptycho_stream.cli.options import (
+    AsJson,
+    Config,
+    ControlEndpoint,
+    control_endpoint,
+    print_table,
+)
 
 app = typer.Typer(
     help="Ask and command a running daemon.\n\nExample: ptycho-stream ctl status --json",
@@ -76,7 +81,7 @@ def _word(name: str, value: object) -> str:
 
 
 def _utc(time_ns: int) -> str:
-    return datetime.fromtimestamp(time_ns / 1e9, UTC).isoformat(" ", "seconds")
+    return f"{datetime.fromtimestamp(time_ns / 1e9, UTC):%Y-%m-%d %H:%M:%S}"
 
 
 @app.command()
@@ -123,9 +128,7 @@ def scans(
             ", ".join(f"{name} {count}" for name, count in counts.items() if count),
             str(header.get("reason", "")),
         )
-    console = Console()
-    # In a pipe a table must not be cut at a width that nobody chose.
-    console.print(table, width=None if console.is_terminal else 240)
+    print_table(table)
 
 
 @app.command()

@@ -22,7 +22,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from ptycho_stream.cli.watch import _view
+from ptycho_stream.cli.watch import open_view
 from ptycho_stream.client import ResultStream
 from ptycho_stream.errors import ControlError, EndpointError, PtychoStreamError
 from ptycho_stream.files.images import save_png
@@ -151,7 +151,7 @@ def _run(
     stream = _Stream()
     results = ResultStream(settings.results.endpoint, settings.results.resync_endpoint)
     first_image_s = last_image_s = 0.0
-    with results, Daemon(settings.control.endpoint) as daemon, _view(False) as view:
+    with results, Daemon(settings.control.endpoint) as daemon, open_view(False) as view:
         before = results.latest()
         after = before.scan_id if before else ""
         player = threading.Thread(target=_play, args=(settings, scan, rate, stream), daemon=True)

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from ptycho_stream.cli.options import AsJson, Config
+from ptycho_stream.cli.options import AsJson, Config, print_table
 from ptycho_stream.errors import ModelError
 
 if TYPE_CHECKING:
@@ -57,8 +56,7 @@ def list_models(config: Config = None, registry: Registry = None, as_json: AsJso
         table.add_row(
             manifest.name, manifest.architecture, manifest.created, manifest.parent or "-", metrics
         )
-    console = Console()
-    console.print(table, width=None if console.is_terminal else 240)
+    print_table(table)
 
 
 @app.command()

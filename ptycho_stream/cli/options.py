@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from ptycho_stream.errors import EndpointError
 
@@ -68,3 +70,11 @@ def control_endpoint(config: Path | None, endpoint: str | None) -> str:
     from ptycho_stream.settings import load_settings
 
     return load_settings(config).control.endpoint
+
+
+def print_table(table: Table) -> None:
+    """Print a table, in a pipe as wide as it needs to be: nobody chose a width there."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=1000)
+    console.print(table)

@@ -57,9 +57,10 @@ def replay(
         PositionTiming, typer.Option(help="When positions come; `inline` is native only.")
     ] = "during",
     positions_socket: Annotated[
-        SocketKind, typer.Option(help="pub loses what nobody has subscribed to yet.")
+        SocketKind,
+        typer.Option(help="push for a daemon with positions.socket = 'pull', pub for 'sub'."),
     ] = "push",
-    no_positions: Annotated[bool, typer.Option(help="Send frames only.")] = False,
+    no_positions: Annotated[bool, typer.Option("--no-positions", help="Send frames only.")] = False,
     positions_batch: Annotated[int, typer.Option(min=1, help="Positions a message.")] = 10,
     rate: Annotated[
         float | None, typer.Option(help="Frames a second. [as fast as they are taken]")
@@ -74,7 +75,10 @@ def replay(
     ] = None,
     header_detail: Annotated[HeaderDetail, typer.Option(help="Of DECTRIS headers.")] = "basic",
     one_part_each: Annotated[
-        bool, typer.Option(help="Send every part as a message of its own, as some proxies do.")
+        bool,
+        typer.Option(
+            "--one-part-each", help="Send every part as a message of its own, as some proxies do."
+        ),
     ] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for a receiver.")] = 30.0,
     as_json: AsJson = False,

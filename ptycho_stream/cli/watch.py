@@ -193,10 +193,7 @@ def watch(
 ) -> None:
     """Watch the image of the running scan grow.
 
-    Examples:
-      ptycho-stream watch
-      ptycho-stream watch --once --out image.npz
-      ptycho-stream watch --until-complete --out image.npz --timeout 600
+    Example: ptycho-stream watch --until-complete --out image.npz --timeout 600
     """
     from ptycho_stream.client import ResultStream
 
@@ -233,7 +230,8 @@ def fetch(stream: ResultStream, timeout_s: float | None) -> Image:
 
 
 @contextmanager
-def _view(as_json: bool) -> Generator[View]:
+def open_view(as_json: bool) -> Generator[View]:
+    """The view that fits where the output goes; closes the live display at the end."""
     console = Console()
     if as_json:
         yield JsonLines()
@@ -251,13 +249,13 @@ def _until_complete(
     if following:
         newest = stream.latest(timeout_s)
         after = newest.scan_id if newest is not None and newest.final else ""
-    with _view(as_json) as view:
+    with open_view(as_json) as view:
         return stream.wait_complete(timeout_s=timeout_s, after=after, on_image=view.show)
 
 
 def _for_ever(stream: ResultStream, as_json: bool) -> Image | None:
     image: Image | None = None
-    with _view(as_json) as view, suppress(KeyboardInterrupt):
+    with open_view(as_json) as view, suppress(KeyboardInterrupt):
         for image in stream:
             view.show(image)
     return image

@@ -100,7 +100,8 @@ def load_scan(path: Path) -> ScanFile:
     if not path.is_file():
         raise FileFormatError(f"there is no scan file {path}")
     try:
-        with np.load(path, allow_pickle=False) as held:
+        # numpy leaves a file open that it opened itself and could not read
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
             if not isinstance(held, np.lib.npyio.NpzFile):
                 raise FileFormatError("it is not an NPZ archive")
             arrays: dict[str, NDArray[Any]] = {key: held[key] for key in held.files}

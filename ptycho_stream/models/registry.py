@@ -88,9 +88,9 @@ class ModelRegistry:
         return network.eval(), manifest
 
     def save(self, network: nn.Module, manifest: Manifest) -> Manifest:
-        """Add a model to the folder; sha256 and, if empty, the time are filled in.
+        """Add a model to the folder, and return its manifest as it was written.
 
-        The directory appears complete or not at all.
+        sha256 and, if empty, the time are filled in. The directory appears complete or not at all.
 
         Raises:
             ModelError: there is no folder, or it already has a model of this name.
@@ -119,7 +119,7 @@ class ModelRegistry:
             shutil.rmtree(draft, ignore_errors=True)
             raise ModelError(f"cannot save model {written.name} to {target}: {error}") from error
         _sync_directory(self.root)
-        return written
+        return Manifest.read(target / MANIFEST_FILE)
 
     def _models(self) -> dict[str, Path]:
         found: dict[str, Path] = {}

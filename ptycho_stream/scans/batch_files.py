@@ -105,9 +105,10 @@ class BatchFiles:
         for index in list(self._fds):
             os.close(self._fds.pop(index))
         if keep is not None:
-            for path in self._directory.glob("frames-*.bin"):
-                if path.name >= batch_file_name(keep):
-                    self._spare.put(path)
+            with disk_errors(self._directory):
+                for path in self._directory.glob("frames-*.bin"):
+                    if path.name >= batch_file_name(keep):
+                        self._spare.put(path)
 
     def _make(self, index: int) -> int:
         with self._making:

@@ -17,6 +17,7 @@ from typing import Final
 
 from ptycho_stream.errors import ScanLocked, ScanNotFound, StoreError
 from ptycho_stream.geometry import View
+from ptycho_stream.scans.disk import disk_errors
 from ptycho_stream.scans.folders import announce_change, scan_directory, scans_directory
 from ptycho_stream.scans.header import HEADER_NAME, ScanHeader, read_header, write_header
 from ptycho_stream.scans.leases import Lease, live_holders
@@ -194,6 +195,10 @@ class Catalogue:
         """
         if not self._scans.is_dir():
             return RetentionReport((), 0, 0)
+        with disk_errors(self._root):
+            return self._retain(max_bytes)
+
+    def _retain(self, max_bytes: int) -> RetentionReport:
         spare = SpareFiles(self._root)
         spare.make_directory()
         max_spare_bytes = min(max_bytes // _SPARE_SHARE, _MAX_SPARE_BYTES)

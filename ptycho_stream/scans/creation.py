@@ -102,7 +102,8 @@ def try_to_reserve_space(directory: Path) -> None:
 
 def release_reserve(directory: Path) -> None:
     """Free the space that was set aside."""
-    (directory / _RESERVE_NAME).unlink(missing_ok=True)
+    with disk_errors(directory):
+        (directory / _RESERVE_NAME).unlink(missing_ok=True)
 
 
 def _sync_file(path: Path) -> None:

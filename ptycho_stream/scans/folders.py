@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from ptycho_stream.errors import ScanNotFound
+from ptycho_stream.scans.disk import disk_errors
 from ptycho_stream.scans.ulid import is_scan_id
 
 
@@ -43,5 +44,6 @@ def announce_change(root: Path) -> None:
     The time is given, because the kernel's own has steps of milliseconds, in which a second change
     would go unseen.
     """
-    now = time.time_ns()
-    os.utime(scans_directory(root), ns=(now, now))
+    directory, now = scans_directory(root), time.time_ns()
+    with disk_errors(directory):
+        os.utime(directory, ns=(now, now))

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Final
 
 from ptycho_stream.errors import ScanLocked, ScanNotFound
-from ptycho_stream.scans.disk import disk_errors
 from ptycho_stream.scans.folders import scans_directory
 from ptycho_stream.scans.scan_lock import ScanLock
 from ptycho_stream.scans.spare import SpareFiles
@@ -36,13 +35,12 @@ def retire(root: Path, scan_id: str, spare: SpareFiles) -> int:
     """Take a scan that was set aside apart; returns the bytes that became free.
 
     Raises:
-        StoreError: a file cannot be deleted.
+        OSError: a file cannot be deleted; :meth:`Catalogue.retain` says which.
     """
     directory = scans_directory(root) / f".old-{scan_id}"
-    with disk_errors(directory):
-        freed = sum(spare.put(path) for path in directory.glob("frames-*.bin"))
-        freed += directory_bytes(directory)
-        shutil.rmtree(directory)
+    freed = sum(spare.put(path) for path in directory.glob("frames-*.bin"))
+    freed += directory_bytes(directory)
+    shutil.rmtree(directory)
     return freed
 
 
@@ -50,7 +48,7 @@ def sweep(root: Path) -> int:
     """Delete what crashes left of scans half made or half deleted; returns the bytes freed.
 
     Raises:
-        StoreError: a file cannot be deleted.
+        OSError: a file cannot be deleted; :meth:`Catalogue.retain` says which.
     """
     freed = 0
     for pattern, min_age_s in ((".new-*", _BUILDING_S), (".old-*", 0.0)):
@@ -61,8 +59,9 @@ def sweep(root: Path) -> int:
                 lock = ScanLock(directory)
             except (ScanLocked, ScanNotFound, FileNotFoundError):  # somebody is at it
                 continue
-            with disk_errors(directory):
+            try:
                 freed += directory_bytes(directory)
-                shutil.rmtree(directory, ignore_errors=True)
-            lock.release()
+                shutil.rmtree(directory)
+            finally:
+                lock.release()
     return freed

@@ -81,6 +81,7 @@ class ScanWriter:
         self._files = BatchFiles(directory, SpareFiles(root), file_bytes)
         self._files_ahead = _FILES_AHEAD
         self._sync_lock = threading.Lock()
+        self._sync_failed = False
         self._closed = False
         self._enter_file(self._committed // header.frames_per_file)
 
@@ -332,21 +333,33 @@ class ScanWriter:
         closed writer there is nothing left to do.
 
         Raises:
-            StoreError: the disk failed; ``durable`` has not advanced.
+            StoreError: the disk failed, now or in an earlier call; ``durable`` has not advanced.
         """
         with self._sync_lock:
             if self._closed:
                 return 0
-            committed, durable = self._committed, self._counters.durable
-            if committed > durable:
-                per_file = self._header.frames_per_file
-                last, full = (committed - 1) // per_file, committed // per_file
-                self._files.sync(durable // per_file, last, full)
-                self._frames.sync()
-            self._joins.sync()
+            if self._sync_failed:
+                # The kernel reports lost pages once: a later fdatasync succeeds without them.
+                raise StoreError(
+                    f"an earlier sync of scan {self.scan_id} failed, so nobody knows what is on "
+                    "the disk: close the scan and recover it"
+                )
+            self._sync_failed = True
+            committed = self._sync_files()
+            self._sync_failed = False
             self._counters.durable = committed
             self._counters.heartbeat_monotonic_ns = time.monotonic_ns()
             return committed
+
+    def _sync_files(self) -> int:
+        committed, durable = self._committed, self._counters.durable
+        if committed > durable:
+            per_file = self._header.frames_per_file
+            last, full = (committed - 1) // per_file, committed // per_file
+            self._files.sync(durable // per_file, last, full)
+            self._frames.sync()
+        self._joins.sync()
+        return committed
 
     def set_state(self, state: ScanState) -> None:
         """Write a new state of an unsealed scan.
@@ -447,11 +460,13 @@ class ScanWriter:
         with self._sync_lock:
             self._closed = True
             used = -(-self._committed // self._header.frames_per_file)
-            self._files.close(keep=used if retire_unused_files else None)
-            self._frames.close()
-            self._joins.close()
-            self._counters.close()
-            self._lock.release()
+            try:
+                self._files.close(keep=used if retire_unused_files else None)
+            finally:
+                self._frames.close()
+                self._joins.close()
+                self._counters.close()
+                self._lock.release()
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,1 @@
+"""Simulated samples, probes, scans, detectors and positioners: for tests, training and demo."""

@@ -46,6 +46,7 @@ class Outlet:
         timeout_s: float = 30.0,
         linger_s: float = 5.0,
     ) -> None:
+        self._kind = kind
         self._timeout_s = timeout_s
         self._linger_ms = round(linger_s * 1000)
         self._context = zmq.Context()
@@ -95,7 +96,8 @@ class Outlet:
             if time.monotonic() > deadline_s:
                 raise EndpointError(
                     f"nobody connected to {self.endpoint} within {limit_s:g} s: start the daemon, "
-                    "or correct the endpoint in its settings"
+                    "or correct its settings (this endpoint, socket = "
+                    f"{'pull' if self._kind == 'push' else 'sub'!r})"
                 )
 
     def send(self, parts: Sequence[bytes]) -> None:
@@ -119,7 +121,7 @@ class Outlet:
                 )
 
     def _has_receiver(self, wait_ms: int) -> bool:
-        if self._socket.socket_type == zmq.PUSH:
+        if self._kind == "push":
             return bool(self._socket.poll(wait_ms, zmq.POLLOUT))
         while self._socket.poll(wait_ms if not self._subscribers else 0, zmq.POLLIN):
             self._subscribers += 1 if self._socket.recv()[:1] == b"\x01" else -1

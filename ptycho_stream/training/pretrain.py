@@ -22,6 +22,7 @@ from ptycho_stream.models.manifest import Manifest
 from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.networks.unrolled import UnrolledNetwork, UnrolledSettings
 from ptycho_stream.training.synthetic import (
+    FRAMES_OF_A_SAMPLE,
     SyntheticData,
     SyntheticSettings,
     TrainingBatch,
@@ -57,19 +58,24 @@ class Budget:
         return seconds / (60 * (self.minutes or 1))
 
 
-def frame_errors(estimate: Tensor, obj: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Probe-weighted errors of each frame after removing its arbitrary phase.
+def frame_errors(
+    estimate: Tensor, obj: Tensor, weight: Tensor, share_phase: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Probe-weighted errors of each frame after removing an arbitrary phase.
 
     Args:
         estimate: complex (B, N, N).
         obj: complex (B, N, N), the truth.
         weight: real (B, N, N).
+        share_phase: so many successive frames are of one sample and have one phase between them;
+            1 gives each frame its own.
 
     Returns:
         (weighted mean absolute error (B,), weighted relative root mean square error (B,)).
     """
     squared = weight.square()
-    inner = (squared * obj * estimate.conj()).sum((-2, -1), keepdim=True)
+    inner = (squared * obj * estimate.conj()).sum((-2, -1)).reshape(-1, share_phase)
+    inner = inner.sum(1, keepdim=True).expand(-1, share_phase).reshape(-1, 1, 1)
     phase = inner / inner.abs().clamp_min(1e-12)
     difference = estimate * phase.detach() - obj
     power = torch.view_as_real(difference).square().sum(-1)
@@ -118,8 +124,11 @@ class UnrolledTraining(lightning.LightningModule):
         total = batch.weight.new_zeros(())
         share = 1.0
         for estimate in reversed(estimates):
-            absolute, _ = frame_errors(estimate, batch.obj, batch.weight)
-            total = total + share * absolute.mean()
+            # Half of the loss lets every patch have a phase of its own, as a single frame does;
+            # the other half asks patches of one sample to agree, as stitching wants them to.
+            for together in (1, FRAMES_OF_A_SAMPLE):
+                absolute, _ = frame_errors(estimate, batch.obj, batch.weight, together)
+                total = total + 0.5 * share * absolute.mean()
             share *= _STAGE_DISCOUNT
         self.log("train_loss", total)
         return total
@@ -131,6 +140,8 @@ class UnrolledTraining(lightning.LightningModule):
         frames = len(absolute)
         self.log("val_error", absolute.mean(), batch_size=frames, on_epoch=True)
         self.log("val_nrmse", relative.mean(), batch_size=frames, on_epoch=True)
+        _, relative = frame_errors(estimate, batch.obj, batch.weight, FRAMES_OF_A_SAMPLE)
+        self.log("val_nrmse_one_phase", relative.mean(), batch_size=frames, on_epoch=True)
 
     def configure_optimizers(self) -> dict[str, object]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """AdamW, its rate set anew at every step."""
@@ -176,7 +187,8 @@ class PretrainResult:
 
     Attributes:
         network: the trained network, on the CPU, in evaluation mode.
-        metrics: validation figures at the end: ``val_error`` and ``val_nrmse``.
+        metrics: validation figures at the end: mean absolute and relative root mean square error
+            of frames, and the latter with one phase for the frames of a sample.
         training: what made the weights (data, steps, time, machine), for the manifest.
         seed: of the run.
         checkpoint: the file to resume from.

@@ -25,6 +25,9 @@ from ptycho_stream.simulate.samples import random_sample
 Complex = NDArray[np.complex64]
 Mask = NDArray[np.bool_]
 
+FRAMES_OF_A_SAMPLE = 4
+"""So many neighbouring frames of a batch show parts of one sample under one probe."""
+
 VALIDATION_SEED = 2**31
 """Added to the training seed, so that no validation batch is ever trained on."""
 
@@ -82,7 +85,7 @@ def synthetic_batch(seed: int, number: int, settings: SyntheticSettings) -> Trai
     modes = 1 if rng.random() < 0.72 else int(rng.integers(1, settings.max_modes + 1))
     ratio = max(settings.sizes_px) / size
     frames = round(settings.frames * ratio * ratio)
-    per_group = 4
+    per_group = FRAMES_OF_A_SAMPLE
     groups = [_group(rng, size, modes, settings) for _ in range(max(frames // per_group, 1))]
     obj = torch.as_tensor(np.concatenate([g.objects for g in groups]))
     valid = torch.as_tensor(np.repeat([g.valid for g in groups], per_group, 0))
@@ -104,9 +107,7 @@ def synthetic_batch(seed: int, number: int, settings: SyntheticSettings) -> Trai
     )
 
 
-def _group(
-    rng: np.random.Generator, size: int, modes: int, settings: SyntheticSettings, frames: int = 4
-) -> _Group:
+def _group(rng: np.random.Generator, size: int, modes: int, settings: SyntheticSettings) -> _Group:
     low, mode, high = (math.log10(n) for n in settings.photons)
     photons = float(10 ** rng.triangular(low, mode, high))
     hidden = int(rng.integers(1, 3)) if rng.random() < 0.35 else 0
@@ -115,7 +116,7 @@ def _group(
     if hidden and rng.random() < 0.5:
         told = told.normalised(photons)
     sample = random_sample(rng, (2 * size, 2 * size))
-    corners = rng.integers(0, size + 1, (frames, 2))
+    corners = rng.integers(0, size + 1, (FRAMES_OF_A_SAMPLE, 2))
     objects = np.stack([sample[y : y + size, x : x + size] for y, x in corners])
     return _Group(
         true_probe=probe.modes,

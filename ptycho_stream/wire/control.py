@@ -20,6 +20,9 @@ VERSION = 1
 MAX_REQUEST_BYTES = 1 << 20
 MAX_REPLY_BYTES = 64 << 20
 
+# What msgspec raises on bytes from outside: text that is not UTF-8 comes as a ValueError.
+UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
+
 RequestId = int | str
 
 
@@ -130,7 +133,7 @@ def decode_request(data: BytesLike) -> Request:
         raise LimitExceeded(f"a request of {len(data)} bytes; at most {MAX_REQUEST_BYTES}")
     try:
         request = _request_decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise MalformedMessage(f"not a control request: {error}") from error
     if request.v != VERSION:
         raise MalformedMessage(
@@ -151,7 +154,7 @@ def salvage_id(data: BytesLike) -> RequestId | None:
     """The ``id`` of a request that is otherwise unreadable, so that its sender learns of it."""
     try:
         return _id_decoder.decode(data).id
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         return None
 
 
@@ -175,7 +178,7 @@ def decode_reply(data: BytesLike) -> Reply:
     """
     try:
         reply = _reply_decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise MalformedMessage(f"not a control reply: {error}") from error
     if reply.v != VERSION:
         raise MalformedMessage(

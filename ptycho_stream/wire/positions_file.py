@@ -49,7 +49,8 @@ def load_positions(path: Path, epoch: str = "file", series: str | None = None) -
 
 
 def _read_npz(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    with np.load(path, allow_pickle=False) as held:
+    # numpy leaves a file open that it opened itself and could not read
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
         if not isinstance(held, np.lib.npyio.NpzFile):
             raise FileFormatError(f"{path} is not an NPZ: write it with numpy.savez")
         if "positions_yx_m" not in held.files:

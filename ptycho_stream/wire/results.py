@@ -34,6 +34,9 @@ MAX_TILE_PX = 4096
 MAX_PROBE_VALUES = 64 << 20
 MAX_HAVE_TILES = 1_000_000
 
+# What msgspec raises on bytes from outside: text that is not UTF-8 comes as a ValueError.
+UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
+
 Parts = list[BytesLike]
 
 
@@ -308,7 +311,7 @@ def _checked_probe_shape(shape: tuple[int, int, int] | None) -> tuple[int, int, 
 def _read(decoder: msgspec.msgpack.Decoder[_T], part: BytesLike) -> _T:
     try:
         return decoder.decode(part)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise MalformedMessage(f"not a message of the results protocol: {error}") from error
 
 

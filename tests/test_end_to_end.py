@@ -1,0 +1,278 @@
+"""Frames in on one side, the image out on the other: the whole daemon, undisturbed and disturbed.
+
+The scan is simulated at 64 x 64 pixels; detector, positioner and subscriber are the real ones.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from daemon_harness import DaemonHarness, wait_for
+
+from ptycho_stream.client import ResultStream
+from ptycho_stream.files.npz import ScanFile
+from ptycho_stream.reconstruct.recipe import load_recipe
+from ptycho_stream.reconstruct.scan_image import STATE_FILE, ScanImage
+from ptycho_stream.results import Image
+from ptycho_stream.scans import Catalogue, ScanReader
+from ptycho_stream.settings import Settings
+from ptycho_stream.simulate.detector import (
+    DetectorOptions,
+    DetectorSimulator,
+    PositionSimulator,
+    play,
+)
+from ptycho_stream.simulate.experiment import simulate_experiment
+from ptycho_stream.simulate.scan_file import scan_file_of
+from ptycho_stream.simulate.score import nrmse_to_truth
+
+FRAMES = 150
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(scope="module")
+def scan() -> ScanFile:
+    return scan_file_of(simulate_experiment(seed=3, frames=FRAMES, size_px=64))
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, scan: ScanFile) -> Iterator[DaemonHarness]:
+    np.savez(tmp_path / "probe.npz", probe=scan.probe)
+    settings = {
+        "detector": {"dialect": "dectris-v1"},
+        "reconstruct": {"save_interval_s": 0.3},
+    }
+    with DaemonHarness(tmp_path, settings) as harness:
+        yield harness
+
+
+class Line:
+    """The simulated beamline in front of a daemon, and a subscriber behind it."""
+
+    def __init__(self, daemon: DaemonHarness, rate_hz: float | None) -> None:
+        self.detector = DetectorSimulator(
+            daemon.detector_endpoint, DetectorOptions(rate_hz=rate_hz)
+        )
+        self.positions = PositionSimulator(daemon.positions_endpoint)
+        settings = daemon.settings.results
+        self.results = ResultStream(settings.endpoint, settings.resync_endpoint)
+
+    def play(self, scan: ScanFile, **options: object) -> None:
+        self.detector.wait_for_receiver()
+        self.positions.wait_for_receiver()
+        play(scan, self.detector, self.positions, **options)  # type: ignore[arg-type]
+
+
+@contextmanager
+def line(daemon: DaemonHarness, rate_hz: float | None = None) -> Iterator[Line]:
+    made = Line(daemon, rate_hz)
+    with made.detector, made.positions, made.results:
+        yield made
+
+
+@contextmanager
+def playing(beamline: Line, scan: ScanFile, **options: object) -> Iterator[threading.Thread]:
+    """A scan that is being played while the body runs; waits for its end."""
+    player = threading.Thread(target=beamline.play, args=(scan,), kwargs=options)
+    player.start()
+    try:
+        yield player
+    finally:
+        player.join(timeout=60)
+        assert not player.is_alive()
+
+
+def newest_scan(daemon: DaemonHarness) -> str:
+    header = Catalogue(daemon.data).latest()
+    assert header is not None
+    return header.scan_id
+
+
+def undisturbed(settings: Settings, scan_id: str, folder: Path) -> Image:
+    """What one quiet run makes of a scan's committed frames."""
+    torch.set_num_threads(1)
+    source = settings.data.directory / "scans" / scan_id
+    shutil.copytree(
+        source,
+        folder / "scans" / scan_id,
+        ignore=shutil.ignore_patterns(f"{STATE_FILE}*", "*.done", "lease*"),
+    )
+    recipe = load_recipe(settings)
+    with ScanReader.open(folder, scan_id) as reader:
+        image = ScanImage(reader, recipe, settings.reconstruct.tile_px)
+        while image.has_work:
+            image.step(list[int]().extend)
+        state = image.image(final=True)
+    assert state is not None
+    return Image(state)
+
+
+def assert_same_image(found: Image, expected: Image) -> None:
+    assert sorted(found.frame_numbers.tolist()) == sorted(expected.frame_numbers.tolist())
+    assert found.origin_yx_m == expected.origin_yx_m
+    a, b = found.object_yx, expected.object_yx
+    assert np.array_equal(np.isfinite(a), np.isfinite(b))
+    seen = np.isfinite(b)
+    assert np.linalg.norm(a[seen] - b[seen]) <= 1e-4 * np.linalg.norm(b[seen])
+
+
+def check_committed_frames(settings: Settings, scan_id: str, scan: ScanFile) -> list[int]:
+    """Assert that every committed frame is bit-exact and there once; their numbers."""
+    with ScanReader.open(settings.data.directory, scan_id) as reader:
+        records = reader.records()
+        assert reader.verify() == []
+        for slot, number in enumerate(records["number"].tolist()):
+            np.testing.assert_array_equal(reader.frame(slot), scan.counts[number])
+    numbers = records["number"].tolist()
+    assert len(set(numbers)) == len(numbers)
+    return sorted(numbers)
+
+
+def test_a_scan_becomes_an_image_while_it_runs(daemon, scan):
+    seen = []
+    with line(daemon, rate_hz=60) as beamline, playing(beamline, scan):
+        started_s = time.monotonic()
+        for image in beamline.results:
+            seen.append((time.monotonic() - started_s, image))
+            if image.final:
+                break
+    first_s, first = seen[0]
+    final = seen[-1][1]
+    assert first_s < 1.0 + 10 / 60  # positions come in messages of ten
+    assert len(first.frame_numbers) < FRAMES / 2 and first.state == "running"
+    assert final.complete and sorted(final.frame_numbers.tolist()) == list(range(FRAMES))
+    assert len(seen) >= 8
+    assert scan.object is not None and scan.object_origin_yx_m is not None
+    assert nrmse_to_truth(final, scan.object, scan.object_origin_yx_m) < 0.3
+    assert final.metadata["sample"] == "simulated"
+    daemon.metric("ptycho_stream_frames_reconstructed_total", FRAMES)
+    daemon.metric("ptycho_stream_frame_latency_seconds_count", FRAMES)
+
+
+def test_scans_in_a_row_do_not_mix(daemon, scan):
+    """Series numbers start again at 1; positions come before, during and after; one is aborted."""
+    finals = []
+    with line(daemon) as beamline:
+        for timing, stop_after in (("before", None), ("after", 40), ("after", None), ("during", 33)):
+            known = [image.scan_id for image in finals]
+            beamline.play(scan, timing=timing, series=1, stop_after=stop_after)
+            if stop_after is not None:
+                wait_for(lambda: daemon.ingest()["scans"], what="a running scan")
+                with daemon.control() as control:
+                    control.abort()
+            finals.append(beamline.results.wait_complete(timeout_s=30, after=max(known, default="")))
+    assert [image.state for image in finals] == ["complete", "aborted", "complete", "aborted"]
+    whole = [finals[0], finals[2]]
+    for image in whole:
+        assert sorted(image.frame_numbers.tolist()) == list(range(FRAMES))
+        assert np.array_equal(image.positions_yx_m, scan.positions_yx_m[image.frame_numbers])
+    assert_same_image(*whole)
+    assert set(finals[3].frame_numbers.tolist()) <= set(range(33))
+
+
+def test_the_last_partial_batch_is_reconstructed(daemon, scan):
+    """149 frames are no multiple of any batch, and the scan ends without another frame."""
+    with line(daemon) as beamline:
+        beamline.play(scan, stop_after=FRAMES - 1)
+        wait_for(
+            lambda: daemon.metrics().get("ptycho_stream_frames_reconstructed_total") == FRAMES - 1,
+            20,
+            "the last frame's reconstruction",
+        )
+
+
+@pytest.mark.parametrize("stage", ["reconstruct", "ingest"])
+def test_a_killed_stage_goes_on(daemon, scan, stage, tmp_path):
+    with line(daemon, rate_hz=40) as beamline:
+        with playing(beamline, scan):
+            time.sleep(1.5)
+            daemon.kill(stage)
+            killed_s = time.monotonic()
+            wait_for(
+                lambda: daemon.status()["stages"][stage]["alive"], 20, f"{stage} is alive again"
+            )
+            assert time.monotonic() - killed_s < 10
+        final = beamline.results.wait_complete(timeout_s=40)
+    numbers = check_committed_frames(daemon.settings, final.scan_id, scan)
+    stored = Catalogue(daemon.data).open(final.scan_id).header
+    assert stored.counts["missing"] == FRAMES - len(numbers)
+    assert len(numbers) == FRAMES if stage == "reconstruct" else len(numbers) > FRAMES // 2
+    assert_same_image(final, undisturbed(daemon.settings, final.scan_id, tmp_path / "again"))
+    assert daemon.metrics()[f'ptycho_stream_stage_restarts_total{{stage="{stage}"}}'] == 1
+
+
+def test_everything_killed_at_once_recovers(daemon, scan, tmp_path):
+    with line(daemon, rate_hz=40) as beamline, playing(beamline, scan):
+        time.sleep(2.0)
+        daemon.kill()
+        daemon.start()
+    with line(daemon) as beamline:
+        final = beamline.results.wait_complete(newest_scan(daemon), timeout_s=40)
+    assert final.state in ("complete", "interrupted")
+    numbers = check_committed_frames(daemon.settings, final.scan_id, scan)
+    assert len(numbers) > 20
+    assert set(final.frame_numbers.tolist()) <= set(numbers)
+    assert_same_image(final, undisturbed(daemon.settings, final.scan_id, tmp_path / "again"))
+
+
+def test_after_a_restart_the_last_image_is_still_there(daemon, scan):
+    with line(daemon) as beamline:
+        beamline.play(scan)
+        before = beamline.results.wait_complete(timeout_s=30)
+    assert daemon.stop() == 0
+    daemon.start()
+    with line(daemon) as beamline:
+        after = beamline.results.latest(timeout_s=10)
+    assert after is not None and after.scan_id == before.scan_id and after.complete
+    assert np.array_equal(after.object_yx, before.object_yx, equal_nan=True)
+
+
+def test_sigterm_in_mid_scan_seals_within_five_seconds(daemon, scan):
+    with line(daemon, rate_hz=100) as beamline:
+        player = threading.Thread(target=beamline.play, args=(scan,), kwargs={"stop_after": 100})
+        player.start()
+        player.join()
+        started_s = time.monotonic()
+        assert daemon.stop() == 0
+        assert time.monotonic() - started_s < 5
+    header = Catalogue(daemon.data).latest()
+    assert header is not None and header.state == "interrupted"
+    check_committed_frames(daemon.settings, header.scan_id, scan)
+
+
+def test_sighup_with_another_probe_opens_a_new_generation(daemon, scan, tmp_path):
+    with line(daemon, rate_hz=50) as beamline, playing(beamline, scan):
+        first = next(iter(beamline.results))
+        np.savez(tmp_path / "other.npz", probe=scan.probe * np.exp(0.5j))
+        daemon.write_config({"probe": {"path": "other.npz"}})
+        os.kill(daemon.pid, signal.SIGHUP)
+        final = beamline.results.wait_complete(timeout_s=40)
+    assert first.content.generation == 1 and final.content.generation == 2
+    assert sorted(final.frame_numbers.tolist()) == list(range(FRAMES))
+
+
+def test_a_missing_probe_is_said_and_costs_no_frame(daemon, scan, tmp_path):
+    daemon.stop()
+    probe = tmp_path / "probe.npz"
+    probe.rename(tmp_path / "later.npz")
+    daemon.start()
+    with line(daemon) as beamline:
+        beamline.play(scan)
+        wait_for(lambda: daemon.metrics()["ptycho_stream_frames_committed_total"] == FRAMES)
+        status = wait_for(
+            lambda: daemon.status()["stages"]["reconstruct"]["status"].get("problem")
+        )
+        assert "probe.npz" in status
+        (tmp_path / "later.npz").rename(probe)
+        final = beamline.results.wait_complete(timeout_s=40)
+    assert sorted(final.frame_numbers.tolist()) == list(range(FRAMES))
