@@ -26,15 +26,11 @@ from ptycho_stream.reconstruct.scan_image import STATE_FILE, ScanImage
 from ptycho_stream.results import Image
 from ptycho_stream.scans import Catalogue, ScanReader
 from ptycho_stream.settings import Settings
-from ptycho_stream.simulate.detector import (
-    DetectorOptions,
-    DetectorSimulator,
-    PositionSimulator,
-    play,
-)
+from ptycho_stream.simulate.detector import DetectorSimulator, PositionSimulator, play
 from ptycho_stream.simulate.experiment import simulate_experiment
 from ptycho_stream.simulate.scan_file import scan_file_of
 from ptycho_stream.simulate.score import nrmse_to_truth
+from ptycho_stream.simulate.series import DetectorOptions
 
 FRAMES = 150
 pytestmark = pytest.mark.timeout(120)

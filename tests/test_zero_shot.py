@@ -10,6 +10,7 @@ import pytest
 _SCRIPT = Path(__file__).parents[1] / "benchmarks" / "zero_shot.py"
 
 
+@pytest.mark.interop
 @pytest.mark.timeout(240)
 def test_the_shipped_model_reconstructs_the_siemens_star(tmp_path):
     folder = os.environ.get("PTYCHO_STREAM_DATA")

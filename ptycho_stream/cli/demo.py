@@ -30,12 +30,8 @@ from ptycho_stream.files.npz import ScanFile
 from ptycho_stream.remote import Daemon
 from ptycho_stream.results import Image
 from ptycho_stream.settings import Settings, load_settings
-from ptycho_stream.simulate.detector import (
-    DetectorOptions,
-    DetectorSimulator,
-    PositionSimulator,
-    play,
-)
+from ptycho_stream.simulate.detector import DetectorSimulator, PositionSimulator, play
+from ptycho_stream.simulate.series import DetectorOptions
 
 START_LIMIT_S = 60.0
 GOOD_NRMSE = 0.2
