@@ -21,6 +21,9 @@ from ptycho_stream.errors import FileFormatError
 
 TileKey = tuple[int, int]
 
+# A few frames with far-off positions can span a rectangle that no memory holds; this is 12 GiB.
+MAX_STITCHED_PX = 1 << 30
+
 
 def _no_frames() -> NDArray[np.int64]:
     return np.zeros(0, np.int64)
@@ -230,10 +233,10 @@ class Image:
         }
 
     def __repr__(self) -> str:
-        height, width = self.object_yx.shape
+        content = self.content
         return (
-            f"<Image of scan {self.scan_id} ({self.state}): {height} x {width} pixels, "
-            f"{self.frame_numbers.size} frames, generation {self.content.generation}>"
+            f"<Image of scan {self.scan_id} ({self.state}): {self.frame_numbers.size} frames in "
+            f"{len(content.tiles)} tiles of {content.tile_px} px, generation {content.generation}>"
         )
 
 
@@ -245,12 +248,20 @@ def stitch(
     Returns:
         ``object_yx`` complex64 (H, W) with NaN where nothing was seen, ``weight_yx`` float32
         (H, W), and the canvas pixel (y, x) of ``object_yx[0, 0]``; (0, 0) arrays if all is unseen.
+
+    Raises:
+        FileFormatError: the rectangle would hold more than ``MAX_STITCHED_PX`` pixels.
     """
     if not tiles:
         return np.zeros((0, 0), np.complex64), np.zeros((0, 0), np.float32), (0, 0)
     rows, columns = [key[0] for key in tiles], [key[1] for key in tiles]
     top, left = min(rows), min(columns)
     shape = ((max(rows) - top + 1) * tile_px, (max(columns) - left + 1) * tile_px)
+    if shape[0] * shape[1] > MAX_STITCHED_PX:
+        raise FileFormatError(
+            f"the image's {len(tiles)} tiles span {shape[0]} x {shape[1]} pixels, too many for one "
+            "array: look for stray positions (lower reconstruct.max_extent_m), or use the tiles"
+        )
     obj = np.full(shape, complex(np.nan, np.nan), np.complex64)
     weight = np.zeros(shape, np.float32)
     for (ty, tx), tile in tiles.items():

@@ -107,7 +107,7 @@ class PositionSettings(Section):
     source: Literal["native", "inline", "file"] = "native"
     endpoint: Endpoint | None = Field(default=None, description="of a native position stream")
     attach: Literal["connect", "bind"] = "connect"
-    socket: Literal["pull", "sub"] = "sub"
+    socket: Literal["pull", "sub"] = "pull"
     path: Path | None = Field(default=None, description="NPZ or CSV, for source = 'file'")
     wait_s: float = Field(
         default=10.0, gt=0, description="after a series' end, for positions to come"

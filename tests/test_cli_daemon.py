@@ -93,8 +93,7 @@ def test_every_control_command_on_a_daemon_that_has_seen_nothing(daemon):
     assert answer(daemon, "endpoints")
     assert {"applied", "needs_restart"} <= set(answer(daemon, "reload"))
     armed = answer(daemon, "start", "--meta", "sample=star", "--frames", 10)
-    assert answer(daemon, "scan", armed["scan_id"])["metadata"]["sample"] == "star"
-    answer(daemon, "abort", armed["scan_id"])
+    assert answer(daemon, "abort", armed["scan_id"]) == armed
     for given in (("scan", "no-such-scan"), ("stop",), ("export",)):
         done = run(daemon, "ctl", *given)
         assert done.returncode == 1 and done.stderr.startswith("error: "), given

@@ -14,7 +14,6 @@ from PIL import Image as Picture
 from results_source import PIXEL_M, SCANS, TILE_PX, Source, free_settings, grown
 
 from ptycho_stream.cli.picture import phase_picture, shrunk
-from ptycho_stream.results import Image
 
 FINAL = grown(6, state="complete", final=True)
 
@@ -221,12 +220,3 @@ def test_the_coarse_picture_keeps_shape_and_marks_the_unseen():
     assert np.isnan(small[:, 40:]).all() and np.allclose(small[:, :40], np.exp(0.3j))
     assert len(phase_picture(object_yx, 20, 60).plain.splitlines()) == 10
     assert phase_picture(np.zeros((0, 0), np.complex64), 20, 60).plain == "nothing seen yet"
-
-
-def test_an_image_knows_where_it_is_and_says_so():
-    image = Image(grown(3))
-    assert image.object_yx.shape == (TILE_PX, 3 * TILE_PX)
-    assert "3 frames" in repr(image) and SCANS[0] in repr(image)
-    empty = Image(grown(0))
-    assert empty.object_yx.shape == (0, 0)
-    assert "0 x 0 pixels" in repr(empty)

@@ -55,6 +55,7 @@ class Child:
         self._environment = dict(environment)
         self._inherited_fd = inherited_fd
         self._process: subprocess.Popen[bytes] | None = None
+        self._last_pid = 0
         self._started_s = 0.0
         self._last_beat_s: float | None = None
         self._backoff_s = FIRST_BACKOFF_S
@@ -95,6 +96,7 @@ class Child:
             pass_fds=(self._inherited_fd,),
             start_new_session=True,
         )
+        self._last_pid = self._process.pid
         self._started_s = time.monotonic()
         self._last_beat_s = None
         self.last_words = ""
@@ -108,8 +110,8 @@ class Child:
         return True
 
     def failed(self, fatal: Fatal) -> None:
-        """Keep the last words of the incarnation that runs now."""
-        if fatal.pid == self.pid:
+        """Keep the last words of the newest incarnation, which may have been reaped meanwhile."""
+        if fatal.pid == self._last_pid:
             self.last_words = fatal.message
 
     def check(self, settings: SupervisorSettings) -> Event:

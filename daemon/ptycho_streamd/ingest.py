@@ -101,8 +101,10 @@ class Ingest:
         with self._housekeeper:
             self._recover()
             while not self._stage.stopping:
-                if not self._round():
-                    poller.poll(self._patience_ms())
+                if not self._round() and (self._stage.socket, zmq.POLLIN) in poller.poll(
+                    self._patience_ms()
+                ):
+                    self._listen()
             self._stop()
         for source in self._sources:
             source.close()
@@ -243,10 +245,7 @@ class Ingest:
         self._feed(ev.Tick(now_ns))
         for source in self._sources:
             source.watch()
-        for request in self._stage.requests():
-            self._serve(request)
-        if self._stage.reload_requested:
-            self._reload()
+        self._listen()
         self._metrics.open_scans.set(len(self._recorders))
         self._metrics.free.set(free)
         self._metrics.refusing.set(self._machine.refusing)
@@ -391,6 +390,12 @@ class Ingest:
         self._recorders.clear()
         self._tick(time.monotonic_ns())
         self._beat(now=True)
+
+    def _listen(self) -> None:
+        for request in self._stage.requests():
+            self._serve(request)
+        if self._stage.reload_requested:
+            self._reload()
 
     def _serve(self, request: StageRequest) -> None:
         now_ns, arguments = time.monotonic_ns(), request.arguments

@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ptycho_stream.scans.state_machine import OpenedScan, ScanStateMachine
+from ptycho_stream.scans.opened_scan import OpenedScan
+from ptycho_stream.scans.state_machine import ScanStateMachine
 from ptycho_streamd.recorder import Recorder
 from ptycho_streamd.sources import Source
 
@@ -44,7 +45,7 @@ def describe(
 ) -> dict[str, Any]:
     """The status of ingest, as plain values."""
     scans = [
-        _scan(machine, scan, recorders[scan.scan_id])
+        _scan(scan, recorders[scan.scan_id])
         for scan in machine.open_scans.values()
         if scan.scan_id in recorders
     ]
@@ -61,7 +62,7 @@ def describe(
     }
 
 
-def _scan(machine: ScanStateMachine, scan: OpenedScan, recorder: Recorder) -> dict[str, Any]:
+def _scan(scan: OpenedScan, recorder: Recorder) -> dict[str, Any]:
     return {
         "scan_id": scan.scan_id,
         "series": scan.series,
@@ -69,7 +70,7 @@ def _scan(machine: ScanStateMachine, scan: OpenedScan, recorder: Recorder) -> di
         "expected": scan.start.expected_frames,
         "committed": recorder.writer.committed,
         "positions": recorder.position_count,
-        **machine.accounting(scan),
+        **scan.accounting(),
     }
 
 

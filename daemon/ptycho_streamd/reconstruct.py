@@ -200,6 +200,7 @@ class ReconstructStage:
             self._give_up(scan_id, error)
             return
         self._open[scan_id] = OpenScan(image, lease)
+        self._latencies_ms.clear()
         log.info("scan %s: image begins", scan_id)
 
     def _scan_image(self, scan_id: str) -> ScanImage:

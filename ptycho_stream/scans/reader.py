@@ -27,7 +27,7 @@ from ptycho_stream.scans.header import HEADER_NAME, ScanHeader, read_header
 from ptycho_stream.scans.records import FRAME_RECORD, PAIR_RECORD, POSITION_RECORD, intact
 
 # A map holds a file descriptor; frames handed out keep theirs alive after it has left the cache.
-_MAPS_KEPT: Final = 64
+_MAPS_KEPT: Final = 4
 _RECORDS_AT_ONCE: Final = 65536
 
 

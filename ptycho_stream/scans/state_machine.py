@@ -13,16 +13,14 @@ without a frame) or ``unmatched`` (no positions came).  Several scans may drain 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
-
-import numpy as np
 
 from ptycho_stream.messages import ScanStart
 from ptycho_stream.scans import scan_events as ev
 from ptycho_stream.scans.epochs import Epoch, EpochBook
-from ptycho_stream.scans.frame_ledger import FrameLedger
 from ptycho_stream.scans.header import ScanState
+from ptycho_stream.scans.opened_scan import OpenedScan
 
 MAX_CLOSED_SERIES: Final = 1024
 SUPERSEDED: Final = "superseded by a new start"
@@ -44,35 +42,6 @@ class ScanRules:
     match_window_ns: int
     resume_ns: int
     positions_stream: bool
-
-
-@dataclass(slots=True)
-class OpenedScan:
-    """A scan that is not sealed yet, as the machine sees it."""
-
-    scan_id: str
-    series: str
-    start: ScanStart
-    armed_ns: int
-    state: ScanState = "armed"
-    opened: bool = False
-    joined_late: bool = False
-    recovered: bool = False
-    epoch: str | None = None
-    positioned: int = 0
-    last_frame_ns: int = 0
-    ended_ns: int = 0
-    end_state: ScanState = "complete"
-    end_reason: str = ""
-    stopped: bool = False
-    ledger: FrameLedger = field(default_factory=FrameLedger)
-    counts: dict[str, int] = field(default_factory=dict[str, int])
-    accepted: tuple[tuple[int, int], str] | None = None
-    store: tuple[ev.StoreFrame, ...] = ()
-
-    def count(self, name: str) -> None:
-        """Count one more of ``name`` in the scan's final accounting."""
-        self.counts[name] = self.counts.get(name, 0) + 1
 
 
 Out = Sequence[ev.Instruction]
@@ -153,7 +122,7 @@ class ScanStateMachine:
             scan.recovered = False
             out.append(ev.Say("info", f"scan {scan.scan_id} goes on at frame {event.number}"))
         if (event.shape_yx, event.dtype) != scan.accepted:
-            if scan.state != "armed" and not self._same_layout(scan, event):
+            if scan.state != "armed" and not scan.looks_like(event.shape_yx, event.dtype):
                 scan.count("wrong_shape")
                 return [*out, ev.DropFrame("wrong_shape")]
             if scan.state == "armed":
@@ -182,18 +151,11 @@ class ScanStateMachine:
         out += self._open_in_store(scan)
         return scan
 
-    def _same_layout(self, scan: OpenedScan, event: ev.FrameArrived) -> bool:
-        """The slow way, for a dtype that is spelt in two ways (uint16, <u2)."""
-        return (event.shape_yx, _dtype(event.dtype)) == (
-            scan.start.frame_shape_yx,
-            _dtype(scan.start.dtype),
-        )
-
     def _lay_out(self, scan: OpenedScan, event: ev.FrameArrived) -> list[ev.Instruction]:
         """Open an armed scan for its first frame, anew if its header had announced another."""
         out: list[ev.Instruction] = []
         replaced: str | None = None
-        if self._same_layout(scan, event):
+        if scan.looks_like(event.shape_yx, event.dtype):
             scan.accepted = (event.shape_yx, event.dtype)
             return out
         if scan.opened:
@@ -262,15 +224,10 @@ class ScanStateMachine:
     def _open_in_store(self, scan: OpenedScan, replaces: str | None = None) -> list[ev.Instruction]:
         assert scan.start.frame_shape_yx is not None and scan.start.dtype is not None
         scan.opened = True
-        self._accept(scan)
+        scan.accept()
         opening = ev.OpenScan(scan.scan_id, scan.start, scan.state, scan.joined_late, replaces)
         epoch = self._epochs.find_epoch(scan) if scan.epoch is None else None
         return [opening, *(self._bind(epoch, scan) if epoch else ())]
-
-    def _accept(self, scan: OpenedScan) -> None:
-        assert scan.start.frame_shape_yx is not None and scan.start.dtype is not None
-        scan.accepted = (scan.start.frame_shape_yx, scan.start.dtype)
-        scan.store = (ev.StoreFrame(scan.scan_id), ev.StoreFrame(scan.scan_id, out_of_order=True))
 
     def _refuse(self, series: str, out: list[ev.Instruction]) -> None:
         self._refused[series] = None
@@ -326,20 +283,7 @@ class ScanStateMachine:
         says = ev.Say(level, f"{text}: {reason}" if reason else text)
         if not scan.opened:
             return (says,)
-        return (ev.SealScan(scan.scan_id, state, self.accounting(scan), reason), says)
-
-    def accounting(self, scan: OpenedScan) -> dict[str, int]:
-        """What came of a scan's frames, so far or finally."""
-        ledger = scan.ledger
-        ended = scan.state == "draining" and scan.end_state == "complete" and not scan.stopped
-        return scan.counts | {
-            "frames": ledger.count,
-            "duplicate": ledger.duplicate,
-            "out_of_order": ledger.out_of_order,
-            "missing": ledger.missing(scan.start.expected_frames if ended else None),
-            "positioned": scan.positioned,
-            "unpositioned": ledger.count - scan.positioned,
-        }
+        return (ev.SealScan(scan.scan_id, state, scan.accounting(), reason), says)
 
     def _close_series(self, series: str) -> None:
         self._closed[series] = None
@@ -448,7 +392,7 @@ class ScanStateMachine:
         scan.end_reason = event.reason
         scan.end_state = "interrupted" if event.reason == SUPERSEDED else "complete"
         scan.stopped = event.state == "draining" and event.reason not in ("", SUPERSEDED)
-        self._accept(scan)
+        scan.accept()
         self._open[scan.scan_id] = scan
         self._by_series[scan.series] = scan
         out: list[ev.Instruction] = []
@@ -499,10 +443,6 @@ class ScanStateMachine:
             scan = self._open.get(scan_id)
             return scan if scan is not None and scan.state in states else None
         return next((s for s in reversed(self._open.values()) if s.state in states), None)
-
-
-def _dtype(name: str | None) -> str | None:
-    return None if name is None else np.dtype(name).str
 
 
 def _no_such_scan(scan_id: str | None, state: str) -> ev.Refuse:
