@@ -159,14 +159,21 @@ def test_scans_in_a_row_do_not_mix(daemon, scan):
     """Series numbers start again at 1; positions come before, during and after; one is aborted."""
     finals = []
     with line(daemon) as beamline:
-        for timing, stop_after in (("before", None), ("after", 40), ("after", None), ("during", 33)):
+        for timing, stop_after in (
+            ("before", None),
+            ("after", 40),
+            ("after", None),
+            ("during", 33),
+        ):
             known = [image.scan_id for image in finals]
             beamline.play(scan, timing=timing, series=1, stop_after=stop_after)
             if stop_after is not None:
                 wait_for(lambda: daemon.ingest()["scans"], what="a running scan")
                 with daemon.control() as control:
                     control.abort()
-            finals.append(beamline.results.wait_complete(timeout_s=30, after=max(known, default="")))
+            finals.append(
+                beamline.results.wait_complete(timeout_s=30, after=max(known, default=""))
+            )
     assert [image.state for image in finals] == ["complete", "aborted", "complete", "aborted"]
     whole = [finals[0], finals[2]]
     for image in whole:
@@ -265,9 +272,7 @@ def test_a_missing_probe_is_said_and_costs_no_frame(daemon, scan, tmp_path):
     with line(daemon) as beamline:
         beamline.play(scan)
         wait_for(lambda: daemon.metrics()["ptycho_stream_frames_committed_total"] == FRAMES)
-        status = wait_for(
-            lambda: daemon.status()["stages"]["reconstruct"]["status"].get("problem")
-        )
+        status = wait_for(lambda: daemon.status()["stages"]["reconstruct"]["status"].get("problem"))
         assert "probe.npz" in status
         (tmp_path / "later.npz").rename(probe)
         final = beamline.results.wait_complete(timeout_s=40)

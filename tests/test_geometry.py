@@ -26,7 +26,7 @@ def test_object_pixel_is_lambda_z_over_n_p():
 
 
 @pytest.mark.parametrize(
-    "energy, distance, pixel",
+    ("energy", "distance", "pixel"),
     [(0.0, 1.0, (1e-6, 1e-6)), (8e3, -1.0, (1e-6, 1e-6)), (8e3, 1.0, (1e-6, 0.0))],
 )
 def test_impossible_experiments_are_refused(energy, distance, pixel):
@@ -49,7 +49,7 @@ def test_orientations_are_the_eight_different_ones():
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_an_orientation_acts_on_frequencies_about_zero(orientation):
-    """A frame turned by the detector and turned back by the view is the frame, at every frequency."""
+    """A frame turned by the detector and back by the view is the frame, at every frequency."""
     rng = np.random.default_rng(3)
     frequencies = rng.integers(0, 100, (31, 31))  # odd: zero frequency exactly in the middle
     even = np.pad(orient(frequencies, orientation), ((1, 0), (1, 0)))

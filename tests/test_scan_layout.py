@@ -1,0 +1,83 @@
+"""How a new scan is laid out: crop, geometry, pixel and view from header and settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ptycho_stream.messages import DetectorGeometry, ScanStart
+from ptycho_stream.scans.scan_events import OpenScan
+from ptycho_stream.scans.ulid import new_scan_id
+from ptycho_stream.settings import Settings
+from ptycho_streamd.scan_layout import ScanLayout, crop_of_header, lay_out, start_of_header
+
+KNOWN = DetectorGeometry(2.0, 8800.0, (75e-6, 75e-6))
+
+
+def layout(
+    shape: tuple[int, int], stream: DetectorGeometry = KNOWN, mask: Any = None, **tables: Any
+) -> ScanLayout:
+    values = {"probe": {"path": Path("p.npz")}, "reconstruct": {"size_px": 64}, **tables}
+    start = ScanStart("s", "1", 10, shape, "<u2", stream, pixel_mask=mask)
+    opening = OpenScan(new_scan_id(), start, "armed", joined_late=False)
+    return lay_out(opening, Settings.model_validate(values), 1)
+
+
+def test_the_pixel_follows_from_the_stream_or_the_settings():
+    by_stream = layout((64, 64)).header.pixel_yx_m
+    by_settings = layout(
+        (64, 64),
+        DetectorGeometry(),
+        geometry={
+            "photon_energy_eV": 8800.0,
+            "detector_distance_m": 2.0,
+            "detector_pixel_yx_m": (75e-6, 75e-6),
+        },
+    ).header.pixel_yx_m
+    assert by_stream == by_settings
+    assert by_stream == pytest.approx((5.8705e-8, 5.8705e-8), rel=1e-4)
+
+
+@pytest.mark.parametrize(("override", "energy"), [(False, 8800.0), (True, 5000.0)])
+def test_settings_override_the_stream_only_if_they_say_so(override, energy):
+    told = {"photon_energy_eV": 5000.0, "override_stream": override}
+    assert layout((64, 64), geometry=told).header.geometry.photon_energy_eV == energy
+
+
+def test_without_geometry_frames_are_recorded_and_the_warning_says_what_to_set():
+    found = layout((64, 64), DetectorGeometry())
+    assert found.header.pixel_yx_m is None
+    assert "[geometry]" in found.warning
+
+
+@pytest.mark.parametrize(
+    ("beam", "corner"),
+    [((100, 120), (52, 72)), ((2, 2), (0, 0)), ((-1, 0), (80, 80)), (None, (80, 80))],
+)
+def test_a_crop_lies_about_the_beam_and_inside_the_frame(beam, corner):
+    geometry = DetectorGeometry(2.0, 8800.0, (75e-6, 75e-6), beam)
+    found = layout((256, 256), geometry, detector={"crop_yx_px": (96, 96)})
+    assert found.header.frame_shape_yx == (96, 96)
+    assert found.header.crop_corner_yx_px == corner
+    assert crop_of_header(found.header) == found.crop
+    assert start_of_header(found.header).frame_shape_yx == (256, 256)
+
+
+def test_a_beam_centre_is_believed_only_if_a_window_about_it_fits():
+    for beam, center in (((40.0, 50.0), (40.0, 50.0)), ((0.0, 0.0), None)):
+        geometry = DetectorGeometry(2.0, 8800.0, (75e-6, 75e-6), beam)
+        assert layout((128, 128), geometry).header.view.center_yx_px == center
+
+
+def test_a_mask_is_cropped_with_the_frames_and_refused_if_it_does_not_fit():
+    mask = np.zeros((128, 128), bool)
+    mask[64, 60] = True
+    found = layout((128, 128), mask=mask, detector={"crop_yx_px": (64, 64)})
+    assert found.bad_pixels is not None
+    assert np.argwhere(found.bad_pixels).tolist() == [[32, 28]]
+    other = layout((64, 64), mask=mask)
+    assert other.bad_pixels is None
+    assert "mask" in other.warning
