@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +51,7 @@ def daemon(tmp_path: Path, scan: ScanFile) -> DaemonHarness:
 
 
 @pytest.fixture
-def score(data_folder: Path, tmp_path: Path) -> Iterator[Callable[[Image], dict[str, float]]]:
+def score(data_folder: Path, tmp_path: Path) -> Callable[[Image], dict[str, float]]:
     tool = data_folder.parent / "tools" / "score_object.py"
 
     def judge(image: Image) -> dict[str, float]:
@@ -65,7 +65,7 @@ def score(data_folder: Path, tmp_path: Path) -> Iterator[Callable[[Image], dict[
         )
         return {name: float(v) for name, v in (row.split() for row in answer.stdout.splitlines())}
 
-    yield judge
+    return judge
 
 
 def final_image(daemon: DaemonHarness) -> Image:

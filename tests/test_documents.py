@@ -1,0 +1,69 @@
+"""The documents say what is: their commands parse, their links lead somewhere, their code compiles."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from ptycho_stream.cli import build_app
+from ptycho_stream.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
+COMMAND = re.compile(r"^(?: {4,}|\$ )(ptycho-stream .*?)\s*(?:#.*)?$", re.MULTILINE)
+IMPORT = re.compile(r"^ *from (ptycho_stream[\w.]*) import ([\w, ]+)$", re.MULTILINE)
+
+
+def names(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=names)
+def test_links_lead_to_files(document):
+    for target in LINK.findall(document.read_text()):
+        assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def commands() -> list[tuple[str, str]]:
+    return [
+        (document.name, found)
+        for document in DOCUMENTS
+        for found in COMMAND.findall(document.read_text())
+        if not re.search(r"[A-Z]{2,} \||…|\.\.\.|\|", found)
+    ]
+
+
+@pytest.mark.parametrize(("document", "text"), commands())
+def test_commands_parse(document, text):
+    """Every option of every command line is one that the program knows."""
+    arguments = shlex.split(text)[1:]
+    command = typer.main.get_command(build_app(arguments))
+    context = command.make_context("ptycho-stream", list(arguments))
+    while hasattr(command, "resolve_command"):
+        rest = [*context._protected_args, *context.args]
+        name, command, rest = command.resolve_command(context, rest)
+        assert command is not None
+        context = command.make_context(name, rest, parent=context)
+
+
+def test_there_are_commands_to_check():
+    assert len(commands()) >= 5
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=names)
+def test_python_imports_exist(document):
+    for module, imported in IMPORT.findall(document.read_text()):
+        for name in imported.split(","):
+            assert hasattr(importlib.import_module(module), name.strip())
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.toml")), ids=names)
+def test_configurations_are_sound(config):
+    Settings.model_validate(tomllib.loads(config.read_text()))
