@@ -65,7 +65,7 @@ def main() -> int:
     parser.add_argument("--model", default="default")
     parser.add_argument("--registry", type=Path)
     parser.add_argument("--out", type=Path, default=Path("out/zero_shot"))
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--limit", type=float, help="exit 1 if the leading mode's nrmse is above")
     args = parser.parse_args()
     if args.data is None:

@@ -60,7 +60,7 @@ def settings_with(
             "data": {"directory": folder / "data", "min_free_bytes": 0},
             "probe": {"path": folder / "probe.npz"},
             "detector": {"endpoint": detector or here.format(free_port())},
-            "positions": {"endpoint": positions or here.format(free_port())},
+            "positions": {"endpoint": positions or here.format(free_port()), "socket": "sub"},
             "results": {
                 "endpoint": here.format(free_port()),
                 "resync_endpoint": here.format(free_port()),

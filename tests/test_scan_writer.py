@@ -217,7 +217,7 @@ def test_sealing_ends_a_scan(tmp_path: Path) -> None:
     header = writer.seal("aborted", {"missing": 3}, reason="stopped by the operator")
     assert (header.state, header.counts, header.reason) == (
         "aborted",
-        {"missing": 3},
+        {"missing": 3, "frames": 5},
         "stopped by the operator",
     )
     assert header.ended_ns is not None

@@ -44,6 +44,7 @@ from ptycho_streamd.bus import StageRequest
 from ptycho_streamd.housekeeping import Housekeeper
 from ptycho_streamd.ingest_metrics import IngestMetrics
 from ptycho_streamd.ingest_status import RateMeter, describe
+from ptycho_streamd.log_limit import LimitedLog
 from ptycho_streamd.recorder import EPOCH_KEY, Recorder
 from ptycho_streamd.reload import merge_reloaded
 from ptycho_streamd.scan_layout import start_of_header
@@ -61,6 +62,7 @@ LAST_DRAIN_S = 1.0
 """At a stop: how long what has arrived already is still taken."""
 
 log = logging.getLogger(__name__)
+trouble = LimitedLog(log)
 
 
 class Ingest:
@@ -164,7 +166,7 @@ class Ingest:
             recorder.store(frame, time.time_ns(), now_ns)
         except WireError as error:
             self._metrics.undecodable.labels(error.reason).inc()
-            log.warning("frame %d of series %s: %s", frame.number, frame.series, error)
+            trouble.warning(error.reason, f"frame {frame.number} of series {frame.series}: {error}")
             self._feed(ev.FrameLost(now_ns, instruction.scan_id, frame.number, error.reason))
         except StoreError as error:
             self._metrics.dropped.labels("disk_full").inc()
@@ -194,7 +196,9 @@ class Ingest:
                 self._feed(ev.EpochEnded(now_ns, message.epoch))
             case Undecodable():
                 self._metrics.undecodable.labels(message.reason).inc()
-                log.warning("not understood (%s): %s", message.reason, message.detail)
+                trouble.warning(
+                    message.reason, f"not understood ({message.reason}): {message.detail}"
+                )
                 self._feed(ev.MessageUndecodable(now_ns, message.series, message.reason))
             case Frame():
                 self._frame(message)
@@ -340,8 +344,9 @@ class Ingest:
             return
         finally:
             self._housekeeper.detach(sealing.scan_id)
-        lost = header.counts.get("dropped_disk_full", 0)
         metrics, counts = self._metrics, header.counts
+        lost = counts.get("dropped_disk_full", 0) - sealing.counts.get("dropped_disk_full", 0)
+        metrics.dropped.labels("disk_full").inc(lost)
         metrics.committed.inc(max(pending - lost, 0))
         metrics.missing.inc(max(counts.get("missing", 0), 0))
         metrics.unpositioned.inc(counts.get("unpositioned", 0))

@@ -390,7 +390,7 @@ class ScanWriter:
         """End the scan: commit, sync, write the final accounting, close.
 
         On a full disk the space set aside for this moment is used; frames that still do not fit are
-        dropped and counted as ``dropped_disk_full``.
+        dropped and added to ``dropped_disk_full``.  ``frames`` counts those that are stored.
 
         Returns:
             The final header.
@@ -408,12 +408,11 @@ class ScanWriter:
             release_reserve(self._directory)
             dropped = self._commit_or_drop()
             self.sync()
+            final = {**self._header.counts, **counts, "frames": self._committed}
+            for name, number in dropped.items():
+                final[name] = final.get(name, 0) + number
             header = replace(
-                self._header,
-                state=state,
-                ended_ns=time.time_ns(),
-                counts={**self._header.counts, **counts, **dropped},
-                reason=reason,
+                self._header, state=state, ended_ns=time.time_ns(), counts=final, reason=reason
             )
             self._write_header(header)
         finally:

@@ -256,7 +256,9 @@ def pretrain(
     module = UnrolledTraining(settings or UnrolledSettings(), budget, learning_rate)
     data = data or SyntheticSettings()
     feed = SyntheticData(seed, first=first, workers=workers, settings=data)
-    saver = ModelCheckpoint(out_dir, save_last=True, every_n_train_steps=validate_every)
+    saver = ModelCheckpoint(
+        out_dir, save_last=True, every_n_train_steps=validate_every, enable_version_counter=False
+    )
     trainer = lightning.Trainer(
         accelerator="auto",
         devices=1,
