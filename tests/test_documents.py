@@ -1,4 +1,4 @@
-"""The documents say what is: their commands parse, their links lead somewhere, their code compiles."""
+"""The documents say what is: commands parse, links lead somewhere, imports exist."""
 
 from __future__ import annotations
 
