@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-interop test-long lint bench setup clean
+.PHONY: demo test test-interop test-long lint bench pretrain setup clean
 
 setup: .venv/installed
 
@@ -40,6 +40,10 @@ test-long: .venv/interop
 bench: .venv/interop
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/live.py
+
+# The command that made the shipped weights (docs/models.md); 42 minutes on two cores.
+pretrain: .venv/installed
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/ptycho-stream models pretrain unrolled-v1 --registry out/models --minutes 42 --threads 2
 
 clean:
 	rm -rf .venv build out *.egg-info

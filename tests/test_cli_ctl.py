@@ -154,6 +154,18 @@ def test_models_are_listed_and_described():
     assert missing.returncode == 1 and name in missing.stderr
 
 
+def test_a_model_is_trained_into_a_registry(tmp_path):
+    made = run(
+        *("models", "pretrain", "tiny", "--registry", tmp_path / "models"),
+        *("--minutes", "0.02", "--threads", "1", "--work", tmp_path / "work"),
+        timeout=55,
+    )
+    assert made.returncode == 0, made.stderr
+    listed = json.loads(run("models", "list", "--registry", tmp_path / "models", "--json").stdout)
+    tiny = next(model for model in listed if model["name"] == "tiny")
+    assert tiny["seed"] == 1 and tiny["metrics"] and tiny["sha256"]
+
+
 def test_help_lists_every_command():
     done = run("--help")
     assert done.returncode == 0, done.stderr

@@ -76,3 +76,39 @@ def show(
             return
     known = ", ".join(manifest.name for manifest in manifests) or "none"
     raise ModelError(f"there is no model {name!r}; there are: {known}")
+
+
+@app.command()
+def pretrain(
+    name: Annotated[str, typer.Argument(help="Name of the new model.")],
+    registry: Annotated[
+        Path, typer.Option("--registry", metavar="FOLDER", help="Folder of models to add it to.")
+    ],
+    minutes: Annotated[float, typer.Option(min=0.01, help="How long to train.")] = 25.0,
+    seed: Annotated[int, typer.Option(help="Of the weights and of every frame.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of torch. [all cores]")] = None,
+    work: Annotated[
+        Path, typer.Option("--work", metavar="FOLDER", help="For checkpoint and curves.")
+    ] = Path("out/pretrain"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint in the work folder.")
+    ] = False,
+) -> None:
+    """Train an unrolled network on synthetic frames alone and add it to a registry.
+
+    Example: ptycho-stream models pretrain mine --registry models --minutes 25
+    """
+    from ptycho_stream.models.registry import ModelRegistry
+    from ptycho_stream.training.pretrain import Budget  # imports Lightning
+    from ptycho_stream.training.pretrain import pretrain as train
+
+    result = train(
+        work,
+        Budget(minutes=minutes),
+        seed=seed,
+        threads=threads,
+        resume=work / "last.ckpt" if resume else None,
+    )
+    manifest = result.save(ModelRegistry(registry), name)
+    metrics = ", ".join(f"{key} {value:.4g}" for key, value in manifest.metrics.items())
+    typer.echo(f"model {manifest.name} is in {registry}: {metrics}")
