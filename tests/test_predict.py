@@ -84,6 +84,13 @@ def test_the_weight_is_the_shifted_probes_intensity(scan, network):
     assert weights.dtype == np.float32
 
 
+def test_the_weighted_mean_of_a_patch_has_no_phase(scan, network):
+    _, shift = _corners(scan)
+    patches, weights = Predictor(network, scan.probe).predict(scan.counts, shift)
+    mean = (patches * weights).sum((1, 2)) / weights.sum((1, 2))
+    np.testing.assert_allclose(np.angle(mean), 0, atol=1e-4)
+
+
 def test_no_frames_give_no_patches(scan, network):
     patches, weights = Predictor(network, scan.probe).predict(scan.counts[:0], np.zeros((0, 2)))
     assert patches.shape == weights.shape == (0, 64, 64)

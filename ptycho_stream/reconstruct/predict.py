@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ptycho_stream.errors import ModelError
+from ptycho_stream.physics.forward import mode_sum
 from ptycho_stream.physics.probe import Probe, shifted_modes, spectrum_of
 
 
@@ -66,7 +67,8 @@ class Predictor:
 
         Returns:
             (patches complex64 (B, N, N), weights float32 (B, N, N)); the weight is the shifted
-            probe's intensity over the peak of the unshifted one.
+            probe's intensity over the peak of the unshifted one. One frame does not tell the phase
+            of its patch: it is chosen so that the weighted mean of the patch is real and positive.
 
         Raises:
             ModelError: the shapes do not fit each other or the probe.
@@ -88,9 +90,9 @@ class Predictor:
                 amplitude = _corner_amplitude(counts[part]).to(self.device)
                 amplitude = torch.where(mask, amplitude, amplitude.new_zeros(()))
                 modes = shifted_modes(self._spectrum, shifts[part].to(self.device))
-                patches[part] = self._network(amplitude, modes, mask).cpu().numpy()
-                power = torch.view_as_real(modes).square().sum((1, -1))
-                weights[part] = (power / self._peak).cpu().numpy()
+                weight = mode_sum(modes) / self._peak
+                patch = _in_gauge(self._network(amplitude, modes, mask), weight)
+                patches[part], weights[part] = patch.cpu().numpy(), weight.cpu().numpy()
         return patches, weights
 
     def _mask(self, valid: NDArray[np.bool_] | None) -> Tensor:
@@ -100,6 +102,16 @@ class Predictor:
         if valid.shape != (size, size):
             raise ModelError(f"the mask is {valid.shape}, the frames are ({size}, {size})")
         return torch.as_tensor(np.fft.ifftshift(valid)[None].copy()).to(self.device)
+
+
+def _in_gauge(patch: Tensor, weight: Tensor) -> Tensor:
+    """Turn each patch so that its weighted mean has no phase.
+
+    On the measured siemens star, and on simulated scans, this makes patches agree better than the
+    phases that the network happens to choose (docs/models.md).
+    """
+    mean = (patch * weight).sum((-2, -1), keepdim=True)
+    return patch * torch.polar(torch.ones_like(mean.real), -mean.angle())
 
 
 def _corner_amplitude(counts: NDArray[Any]) -> Tensor:
