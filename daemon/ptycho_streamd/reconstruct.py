@@ -11,13 +11,14 @@ import logging
 import sys
 import time
 from collections import deque
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import zmq
-from numpy.typing import NDArray
 
 from ptycho_stream.errors import (
     FileFormatError,
@@ -26,20 +27,20 @@ from ptycho_stream.errors import (
     ProbeError,
     PtychoStreamError,
     ScanNotFound,
+    SettingsError,
     StoreError,
 )
-from ptycho_stream.files.images import save_png
 from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.reconstruct.recipe import Recipe, load_recipe
 from ptycho_stream.reconstruct.scan_image import ScanImage
-from ptycho_stream.results import Image, ImageState
+from ptycho_stream.results import ImageState
 from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_stream.scans.folders import scan_directory
-from ptycho_stream.scans.leases import Lease
-from ptycho_stream.scans.reader import ScanReader
 from ptycho_stream.scans.ulid import new_scan_id
 from ptycho_stream.settings import Settings, load_settings
 from ptycho_streamd.bus import StageRequest
+from ptycho_streamd.exports import export
+from ptycho_streamd.open_scan import OpenScan
 from ptycho_streamd.publish import Publisher
 from ptycho_streamd.reconstruct_metrics import ReconstructMetrics
 from ptycho_streamd.stage import Stage, run_stage
@@ -48,49 +49,13 @@ log = logging.getLogger(__name__)
 
 DONE_FILE = "reconstruct.done"
 IDLE_POLL_MS = 2
-HEADER_POLL_S = 0.02
 RECIPE_RETRY_S = 2.0
+MAX_FAULTS = 5
+"""So many tries in a row, then a sealed scan is left alone until recipe or settings change."""
 DRAIN_S = 2.0
 """After a stop, how long pairs that are in the store are still reconstructed."""
-SAVE_SHARE = 0.05
-"""At most this share of the time goes into saving states."""
-
-
-class OpenScan:
-    """A scan whose image may still grow, and what is due for it."""
-
-    def __init__(self, image: ScanImage, lease: Lease) -> None:
-        self.image = image
-        self.lease = lease
-        self.unpublished: list[NDArray[np.int64]] = []
-        self.changed = True
-        self.saved_at_s = time.monotonic()
-        self.save_took_s = 0.0
-        self.unsaved = False
-        self.header_read_at_s = 0.0
-
-    @property
-    def reader(self) -> ScanReader:
-        """The scan in the store."""
-        return self.image.reader
-
-    def refresh(self, now_s: float) -> None:
-        """Look, now and then, whether the scan's header has changed."""
-        if now_s - self.header_read_at_s >= HEADER_POLL_S:
-            self.header_read_at_s = now_s
-            self.changed |= self.reader.refresh()
-
-    def ready(self, batch_frames: int, deadline_ns: float) -> bool:
-        """Whether a batch is full, late, or the last one."""
-        if not self.image.has_work:
-            return False
-        backlog = self.image.backlog
-        if backlog == 0 or backlog >= batch_frames or self.reader.header.sealed:
-            return True
-        oldest = self.image.oldest_pending_monotonic_ns()
-        now = time.monotonic_ns()
-        # Times of before a reboot lie in the future, or far back: such pairs are late in any case.
-        return oldest is None or not 0 <= now - oldest < deadline_ns
+MAX_BATCH_S = 1.0
+"""A batch takes no longer, however large frames are, so that heartbeats and requests go on."""
 
 
 class ReconstructStage:
@@ -104,9 +69,11 @@ class ReconstructStage:
         self._metrics = ReconstructMetrics()
         self._catalogue = Catalogue(settings.data.directory)
         self._open: dict[str, OpenScan] = {}
+        self._left_alone: set[str] = set()
         self._recipe: Recipe | None = None
         self._recipe_tried_at_s = float("-inf")
         self._problem = ""
+        self._frame_s = 0.0
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._publisher = Publisher(self._context, settings.results, new_scan_id())
         self._poller = zmq.Poller()
@@ -140,17 +107,25 @@ class ReconstructStage:
         self._publisher.serve()
         self._finish_scans()
         self._save_if_due()
-        self._stage.beat(self._status(), self._metrics.registry)
+        self._beat()
         return worked
+
+    def _beat(self, *, now: bool = False) -> None:
+        self._stage.beat(self._status(), self._metrics.registry, now=now)
 
     # -- recipe and scans ---------------------------------------------------------------------
 
     def _reload(self) -> None:
         self._stage.reloaded()
-        self._settings = load_settings(self._config)
+        try:
+            self._settings = load_settings(self._config)
+        except SettingsError as error:
+            log.error("the settings stay as they were: %s", error)
+            return
+        logging.getLogger().setLevel(self._settings.log_level.upper())
         self._recipe_tried_at_s = float("-inf")
         self._load_recipe()
-        log.info("settings read again from %s", self._config)
+        log.info("settings read again")
 
     def _load_recipe(self) -> None:
         """Load network and probe; on failure keep those in use, and say what is wrong."""
@@ -162,15 +137,20 @@ class ReconstructStage:
             recipe = load_recipe(self._settings)
         except (ProbeError, ModelError) as error:
             if str(error) != self._problem:
-                log.error("nothing is reconstructed for now: %s", error)
+                log.error("network and probe are not loaded: %s", error)
             self._problem = str(error)
             self._metrics.recipe_failures.inc()
             return
-        recipe.warm_up()
+        self._beat(now=True)
+        self._frame_s = recipe.warm_up()
         self._problem = ""
         self._recipe = recipe
         for scan in self._open.values():
             scan.image.use(recipe)
+            scan.retry()
+        if self._left_alone:
+            self._left_alone.clear()
+            self._catalogue_seen = False
         log.info("reconstructing with model %s on %s", recipe.model, recipe.device)
 
     def _find_scans(self) -> None:
@@ -180,89 +160,119 @@ class ReconstructStage:
             return
         headers = self._catalogue.scans()
         for header in reversed(headers):
-            if header.scan_id not in self._open:
-                self._open_scan(header.scan_id)
+            scan_id = header.scan_id
+            if not (scan_id in self._open or scan_id in self._left_alone or self._done(scan_id)):
+                self._open_scan(scan_id, self._recipe)
         if not self._catalogue_seen and headers and self._shown is None:
             self._show_last(headers[0].scan_id)
         self._catalogue_seen = True
 
-    def _open_scan(self, scan_id: str) -> None:
-        if (self._directory(scan_id) / DONE_FILE).exists():
-            return
+    def _open_scan(self, scan_id: str, recipe: Recipe) -> None:
         try:
             lease = self._catalogue.lease(scan_id, "reconstruct")
         except ScanNotFound:
             return  # retired in this moment
-        try:
-            image = self._scan_image(scan_id)
-        except (GeometryError, StoreError) as error:
-            lease.release()
-            self._give_up(scan_id, error)
+        except StoreError as error:
+            self._leave_alone(scan_id, error)
             return
+        try:
+            reader = self._catalogue.open(scan_id)
+        except StoreError as error:
+            lease.release()
+            self._leave_alone(scan_id, error)
+            return
+        image = ScanImage(reader, recipe, self._settings.reconstruct.tile_px)
         self._open[scan_id] = OpenScan(image, lease)
         self._latencies_ms.clear()
+        if image.problem:
+            log.error("%s", image.problem)
+            self._metrics.scans_failed.inc()
         log.info("scan %s: image begins", scan_id)
 
-    def _scan_image(self, scan_id: str) -> ScanImage:
-        assert self._recipe is not None
-        reader = self._catalogue.open(scan_id)
-        try:
-            return ScanImage(reader, self._recipe, self._settings.reconstruct.tile_px)
-        except PtychoStreamError:
-            reader.close()
-            raise
+    def _leave_alone(self, scan_id: str, error: PtychoStreamError) -> None:
+        """This scan cannot be reconstructed as things are; its frames stay."""
+        log.error("scan %s is not reconstructed: %s", scan_id, error)
+        self._metrics.scans_failed.inc()
+        self._left_alone.add(scan_id)
+        scan = self._open.pop(scan_id, None)
+        if scan is not None:
+            if scan.reader.header.sealed:  # whoever waits for its end gets what there is
+                self._publish(scan, final=True)
+            scan.close()
 
     def _show_last(self, scan_id: str) -> None:
         """Publish the last finished image again, so that clients of a restarted daemon get it."""
-        if scan_id in self._open:
+        if scan_id in self._open or scan_id in self._left_alone:
             return
         try:
-            image = self._scan_image(scan_id)
-        except (GeometryError, StoreError) as error:
-            log.info("scan %s: its image cannot be shown again: %s", scan_id, error)
+            with self._stored_image(scan_id) as image:
+                self._shown = image.image(final=True)
+        except (ModelError, StoreError) as error:
+            log.warning("scan %s: its image cannot be shown again: %s", scan_id, error)
             return
-        state = image.image(final=True)
-        image.reader.close()
-        if state is not None:
-            self._publisher.publish(state)
-            self._shown = state
+        self._publisher.publish(self._shown)
 
-    def _give_up(self, scan_id: str, error: PtychoStreamError) -> None:
-        """A scan that cannot be reconstructed: its frames stay, its image ends here."""
-        log.error("scan %s is not reconstructed: %s", scan_id, error)
-        self._metrics.scans_failed.inc()
-        self._problem = f"scan {scan_id}: {error}"
-        self._mark_done(scan_id)
-        scan = self._open.pop(scan_id, None)
-        if scan is not None:
-            self._close(scan)
+    @contextmanager
+    def _stored_image(self, scan_id: str) -> Generator[ScanImage]:
+        """The image of a scan that is not open, as it was saved."""
+        if self._recipe is None:
+            raise ModelError(self._problem or "network and probe are not loaded yet: try again")
+        with (
+            self._catalogue.lease(scan_id, "reconstruct-export"),
+            self._catalogue.open(scan_id) as reader,
+        ):
+            yield ScanImage(reader, self._recipe, self._settings.reconstruct.tile_px)
 
-    def _directory(self, scan_id: str) -> Path:
-        return scan_directory(self._settings.data.directory, scan_id)
+    def _done_file(self, scan_id: str) -> Path:
+        return scan_directory(self._settings.data.directory, scan_id) / DONE_FILE
 
-    def _mark_done(self, scan_id: str) -> None:
-        (self._directory(scan_id) / DONE_FILE).touch()
+    def _done(self, scan_id: str) -> bool:
+        return self._done_file(scan_id).exists()
 
     # -- work ---------------------------------------------------------------------------------
 
     def _work(self) -> bool:
-        now_s = time.monotonic()
-        deadline_ns = self._settings.reconstruct.batch_deadline_ms * 1e6
-        newest_first = sorted(self._open.items(), reverse=True)
-        for scan_id, scan in newest_first:
-            scan.refresh(now_s)
-            if not scan.ready(self._settings.reconstruct.batch_frames, deadline_ns):
-                continue
-            try:
-                shown = scan.image.step(self._on_damaged)
-            except (GeometryError, StoreError) as error:
-                self._give_up(scan_id, error)
-                return True
-            self._metrics.count_batch(len(shown))
-            scan.unpublished.append(shown)
-            scan.changed = scan.unsaved = True
-            return True
-        return False
+        """A batch of the newest scan that has one ready; else of one that is being rebuilt."""
+        settings = self._settings.reconstruct
+        limit = settings.batch_frames
+        if self._frame_s > 0:
+            limit = max(1, min(limit, int(MAX_BATCH_S / self._frame_s)))
+        newest_first = sorted(self._open, reverse=True)
+        for scan_id in newest_first:
+            self._guarded(scan_id, self._open[scan_id].refresh)
+        scans = [self._open[scan_id] for scan_id in newest_first if scan_id in self._open]
+        deadline_ns = settings.batch_deadline_ms * 1e6
+        waited_for = (scan for scan in scans if scan.ready(limit, deadline_ns))
+        to_rebuild = (scan for scan in scans if scan.to_rebuild)
+        scan = next(waited_for, None) or next(to_rebuild, None)
+        if scan is None:
+            return False
+        self._guarded(scan.reader.scan_id, lambda: self._step(scan, limit))
+        return True
+
+    def _step(self, scan: OpenScan, limit: int) -> None:
+        started_s = time.monotonic()
+        shown = scan.image.step(limit, self._on_damaged)
+        if len(shown):
+            self._frame_s = (time.monotonic() - started_s) / len(shown)
+        self._metrics.count_batch(len(shown))
+        scan.extended(shown)
+
+    def _guarded(self, scan_id: str, action: Callable[[], None]) -> None:
+        """Do something for a scan; a fault in it parks that scan and touches no other."""
+        scan = self._open[scan_id]
+        try:
+            action()
+        except ScanNotFound as error:
+            self._leave_alone(scan_id, error)
+        except (GeometryError, ModelError, StoreError) as error:
+            if scan.faults == 0:
+                log.error("scan %s waits: %s", scan_id, error)
+            self._problem = f"scan {scan_id}: {error}"
+            self._metrics.scan_faults.inc()
+            scan.park()
+            if scan.faults >= MAX_FAULTS and scan.reader.header.sealed:
+                self._leave_alone(scan_id, error)
 
     def _on_damaged(self, slots: list[int]) -> None:
         log.error("stored frames whose checksums do not match are left out: slots %s", slots)
@@ -275,17 +285,16 @@ class ReconstructStage:
         if now_s - self._published_at_s < self._settings.results.publish_interval_ms * 1e-3:
             return
         for _, scan in sorted(self._open.items()):
-            if scan.changed:
+            if scan.changed and scan.image.current is not None:
                 self._published_at_s = now_s
                 self._publish(scan, final=False)
 
     def _publish(self, scan: OpenScan, *, final: bool) -> None:
         scan.changed = False
         state = scan.image.image(final)
-        if state is None:
-            return
         self._publisher.publish(state)
-        self._shown = state
+        if self._shown is None or state.scan_id >= self._shown.scan_id:
+            self._shown = state
         now_ns = time.monotonic_ns()
         for paired_ns in scan.unpublished:
             for latency_ns in (now_ns - paired_ns).tolist():
@@ -296,59 +305,66 @@ class ReconstructStage:
 
     def _finish_scans(self) -> None:
         for scan_id, scan in list(self._open.items()):
-            if not scan.reader.header.sealed or scan.image.has_work:
+            if scan.parked or not scan.over:
                 continue
             scan.reader.refresh()
-            self._publish(scan, final=True)
-            self._save(scan)
-            self._export_finished(scan_id)
-            self._mark_done(scan_id)
+            if not scan.finished:
+                self._publish(scan, final=True)
+                scan.finished = True
+                scan.unsaved = True
+            if not self._save(scan):
+                scan.park()
+                continue
+            self._done_file(scan_id).touch()
+            counts = scan.image.counts()
             log.info(
                 "scan %s: %s, %d frames in the image",
                 scan_id,
                 scan.reader.header.state,
-                scan.image.counts()["reconstructed"],
+                counts["reconstructed"],
             )
-            self._close(self._open.pop(scan_id))
-
-    def _close(self, scan: OpenScan) -> None:
-        scan.reader.close()
-        scan.lease.release()
+            self._export_finished(scan)
+            scan.close()
+            del self._open[scan_id]
 
     def _save_if_due(self) -> None:
-        now_s = time.monotonic()
         for scan in self._open.values():
-            interval_s = max(
-                self._settings.reconstruct.save_interval_s, scan.save_took_s / SAVE_SHARE
-            )
-            if scan.unsaved and now_s - scan.saved_at_s >= interval_s:
+            if scan.save_due(self._settings.reconstruct.save_interval_s):
                 self._save(scan)
 
-    def _save(self, scan: OpenScan) -> None:
-        started_s = time.monotonic()
+    def _save(self, scan: OpenScan) -> bool:
         try:
-            scan.image.save()
+            self._metrics.save_seconds.set(scan.save())
         except StoreError as error:
             log.error("%s", error)
             self._metrics.saves_failed.inc()
-        scan.unsaved = False
-        scan.saved_at_s = time.monotonic()
-        scan.save_took_s = scan.saved_at_s - started_s
-        self._metrics.save_seconds.set(scan.save_took_s)
+            return False
+        return True
+
+    def _export_finished(self, scan: OpenScan) -> None:
+        settings = self._settings.export
+        if not settings.formats or scan.image.current is None:
+            return
+        try:
+            export(scan.image.image(final=True), settings.directory, settings.formats)
+        except FileFormatError as error:
+            log.error("scan %s is not exported: %s", scan.reader.scan_id, error)
+            self._metrics.exports_failed.inc()
 
     def _drain(self) -> None:
         """After stop: what the store holds already, for a while; the rest at the next start."""
         until_s = time.monotonic() + DRAIN_S
         while time.monotonic() < until_s and self._open:
-            self._work()
+            if not self._work():
+                self._poller.poll(IDLE_POLL_MS)
             self._finish_scans()
         for scan in self._open.values():
-            if scan.changed:
+            if scan.changed and scan.image.current is not None:
                 self._publish(scan, final=False)
             if scan.unsaved:
                 self._save(scan)
-            self._close(scan)
-        self._stage.beat(self._status(), self._metrics.registry, now=True)
+            scan.close()
+        self._beat(now=True)
 
     # -- requests -----------------------------------------------------------------------------
 
@@ -363,10 +379,10 @@ class ReconstructStage:
                     self._stage.fail(
                         request, "unknown_command", f"reconstruct knows no {request.command!r}"
                     )
+        except ScanNotFound as error:
+            self._stage.fail(request, "not_found", str(error))
         except PtychoStreamError as error:
             self._stage.fail(request, "failed", str(error))
-        except TypeError as error:
-            self._stage.fail(request, "bad_request", f"wrong arguments: {error}")
 
     def _models(self) -> list[dict[str, Any]]:
         in_use = self._recipe.model if self._recipe else None
@@ -375,57 +391,34 @@ class ReconstructStage:
             for manifest in ModelRegistry(self._settings.model.registry).list()
         ]
 
-    def _export(self, scan_id: str | None = None, formats: list[str] | None = None) -> Any:
+    def _export(self, scan_id: str | None, formats: list[str]) -> dict[str, Any]:
         state = self._state_of(scan_id)
-        paths = self._write(state, tuple(formats or ("npz", "png")))
+        if not state.tiles:
+            raise ScanNotFound(
+                f"scan {state.scan_id} has no image: none of its frames has a position"
+            )
+        paths = export(state, self._settings.export.directory, tuple(formats))
         return {"scan_id": state.scan_id, "paths": [str(path) for path in paths]}
 
     def _state_of(self, scan_id: str | None) -> ImageState:
-        if scan_id is None or (self._shown is not None and self._shown.scan_id == scan_id):
+        if scan_id is None:
             if self._shown is None:
                 raise ScanNotFound(
-                    "there is no image yet: wait for a scan's first positioned frame"
+                    "there is no image yet: wait for a scan's first frame with a position"
                 )
             return self._shown
-        image = self._open[scan_id].image if scan_id in self._open else self._scan_image(scan_id)
-        state = image.image(final=scan_id not in self._open)
-        if state is None:
-            raise ScanNotFound(f"scan {scan_id} has no image: none of its frames had a position")
-        return state
-
-    def _export_finished(self, scan_id: str) -> None:
-        formats = self._settings.export.formats
-        if not formats or self._shown is None or self._shown.scan_id != scan_id:
-            return
-        try:
-            self._write(self._shown, formats)
-        except FileFormatError as error:
-            log.error("scan %s is not exported: %s", scan_id, error)
-            self._metrics.exports_failed.inc()
-
-    def _write(self, state: ImageState, formats: tuple[str, ...]) -> list[Path]:
-        directory = self._settings.export.directory
-        directory.mkdir(parents=True, exist_ok=True)
-        image, paths = Image(state), []
-        for name in formats:
-            path = directory / f"{state.scan_id}.{name}"
-            match name:
-                case "npz":
-                    image.save(path)
-                case "png":
-                    save_png(image, path)
-                case _:
-                    raise FileFormatError(f"no export format {name!r}: use npz or png")
-            paths.append(path)
-        return paths
+        if scan_id in self._open:
+            return self._open[scan_id].image.image(final=False)
+        with self._stored_image(scan_id) as image:
+            return image.image(final=True)
 
     def _status(self) -> dict[str, Any]:
-        newest = self._open[max(self._open)] if self._open else None
+        newest = max(self._open) if self._open else None
         backlog = sum(scan.image.backlog for scan in self._open.values())
         self._metrics.backlog.set(backlog)
         latencies = np.array(self._latencies_ms or [0.0])
         return {
-            "scan_id": newest.reader.header.scan_id if newest else None,
+            "scan_id": newest,
             "open_scans": len(self._open),
             "backlog_frames": backlog,
             "frames_per_s": self._metrics.frames_per_s(),
@@ -433,7 +426,7 @@ class ReconstructStage:
             "latency_p99_ms": float(np.percentile(latencies, 99)),
             "model": self._recipe.model if self._recipe else None,
             "device": str(self._recipe.device) if self._recipe else None,
-            "problem": self._problem,
+            "problem": self._problem or (self._open[newest].image.problem if newest else ""),
         }
 
 

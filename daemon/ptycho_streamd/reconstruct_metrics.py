@@ -32,6 +32,11 @@ class ReconstructMetrics:
             "Scans that could not be reconstructed; their frames are kept",
             registry=self.registry,
         )
+        self.scan_faults = Counter(
+            "ptycho_stream_scan_faults",
+            "Batches that failed; the scan is tried again",
+            registry=self.registry,
+        )
         self.recipe_failures = Counter(
             "ptycho_stream_recipes_failed",
             "Attempts to load the network and the probe that failed",

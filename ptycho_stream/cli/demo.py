@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -22,9 +22,14 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from ptycho_stream.cli.watch import open_view
+from ptycho_stream.cli.watch import View, open_view
 from ptycho_stream.client import ResultStream
-from ptycho_stream.errors import ControlError, EndpointError, PtychoStreamError
+from ptycho_stream.errors import (
+    ControlError,
+    EndpointError,
+    FileFormatError,
+    PtychoStreamError,
+)
 from ptycho_stream.files.images import save_png
 from ptycho_stream.files.npz import ScanFile
 from ptycho_stream.remote import Daemon
@@ -34,16 +39,19 @@ from ptycho_stream.simulate.detector import DetectorSimulator, PositionSimulator
 from ptycho_stream.simulate.series import DetectorOptions
 
 START_LIMIT_S = 60.0
+SILENCE_LIMIT_S = 60.0
 GOOD_NRMSE = 0.2
 """Above this the demo's image counts as bad: one flat value scores about twice as much."""
 
 
 @dataclass
 class _Stream:
-    """What the thread that plays detector and stage has to tell."""
+    """What has come of the stream so far; one thread plays detector and stage, one follows."""
 
     sent: int = 0
     started_s: float = 0.0
+    first_image_s: float = 0.0
+    last_image_s: float = 0.0
     failure: list[PtychoStreamError] = field(default_factory=list[PtychoStreamError])
 
 
@@ -63,15 +71,20 @@ def demo(
     Example:  ptycho-stream demo --frames 400 --rate 30
     """
     console = Console(stderr=as_json)
-    out.mkdir(parents=True, exist_ok=True)
+    config = out / "demo.toml"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        config.write_text(_template(), encoding="utf-8")
+    except OSError as error:
+        raise FileFormatError(
+            f"cannot write to {out}: {error.strerror}; choose another folder with --out"
+        ) from error
     with console.status("simulating a scan"):
         scan = _simulate(out, seed, frames)
-    config = out / "demo.toml"
-    config.write_text(_template(), encoding="utf-8")
     settings = load_settings(config)
     console.print(f"starting ptycho-streamd with {config}, its log is {out / 'daemon.log'}")
     with _daemon(config, settings, out / "daemon.log"):
-        report, image = _run(console, settings, scan, rate)
+        report, image = _run(settings, scan, rate, quiet=as_json)
     image.save(out / "object.npz")
     save_png(image, out / "preview.png")
     text = json.dumps(report, indent=2)
@@ -141,30 +154,21 @@ def _wait_ready(process: subprocess.Popen[bytes], settings: Settings, log: Path)
 
 
 def _run(
-    console: Console, settings: Settings, scan: ScanFile, rate: float
+    settings: Settings, scan: ScanFile, rate: float, *, quiet: bool
 ) -> tuple[dict[str, Any], Image]:
     """Stream the scan, follow the image, and put together the report."""
     stream = _Stream()
-    results = ResultStream(settings.results.endpoint, settings.results.resync_endpoint)
-    first_image_s = last_image_s = 0.0
-    with results, Daemon(settings.control.endpoint) as daemon, open_view(False) as view:
+    with (
+        ResultStream(settings.results.endpoint, settings.results.resync_endpoint) as results,
+        Daemon(settings.control.endpoint) as daemon,
+        nullcontext() if quiet else open_view(as_json=False) as view,
+    ):
         before = results.latest()
-        after = before.scan_id if before else ""
         player = threading.Thread(target=_play, args=(settings, scan, rate, stream), daemon=True)
         player.start()
-        image = None
-        for image in results:
-            if stream.failure:
-                raise stream.failure[0]
-            if image.scan_id <= after:
-                continue
-            last_image_s = time.monotonic()
-            first_image_s = first_image_s or last_image_s
-            view.show(image)
-            if image.final:
-                break
+        after = before.scan_id if before else ""
+        image = _follow(results, daemon, after, stream, view)
         player.join()
-        assert image is not None
         stage = daemon.status()["stages"]["reconstruct"]["status"]
         stored = daemon.scan(image.scan_id)
     return {
@@ -172,12 +176,46 @@ def _run(
         "sent": stream.sent,
         "received": stored["committed"],
         "reconstructed": len(image.frame_numbers),
-        "frames_per_s": round(len(image.frame_numbers) / (last_image_s - stream.started_s), 1),
+        "frames_per_s": round(
+            len(image.frame_numbers) / (stream.last_image_s - stream.started_s), 1
+        ),
         "latency_p50_ms": round(stage["latency_p50_ms"], 1),
         "latency_p99_ms": round(stage["latency_p99_ms"], 1),
-        "first_image_s": round(first_image_s - stream.started_s, 3),
+        "first_image_s": round(stream.first_image_s - stream.started_s, 3),
         "nrmse": round(_nrmse(image, scan), 4),
     }, image
+
+
+def _follow(
+    results: ResultStream, daemon: Daemon, after: str, stream: _Stream, view: View | None
+) -> Image:
+    """Show each image of the scan after ``after`` until the final one, which is returned.
+
+    Raises:
+        PtychoStreamError: the detector or the positioner failed.
+        EndpointError: there was no new image for a long time.
+    """
+
+    def show(image: Image) -> None:
+        if image.scan_id > after:
+            stream.last_image_s = time.monotonic()
+            stream.first_image_s = stream.first_image_s or stream.last_image_s
+            if view is not None:
+                view.show(image)
+
+    began_s = time.monotonic()
+    while True:
+        try:
+            return results.wait_complete(timeout_s=1.0, after=after, on_image=show)
+        except EndpointError:
+            if stream.failure:
+                raise stream.failure[0] from None
+            if time.monotonic() - max(began_s, stream.last_image_s) < SILENCE_LIMIT_S:
+                continue
+            problem = daemon.status()["stages"]["reconstruct"]["status"].get("problem", "")
+            raise EndpointError(
+                f"no new image for {SILENCE_LIMIT_S:.0f} s: {problem or 'see daemon.log'}"
+            ) from None
 
 
 def _play(settings: Settings, scan: ScanFile, rate: float, stream: _Stream) -> None:

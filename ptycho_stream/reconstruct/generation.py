@@ -21,15 +21,25 @@ from ptycho_stream.reconstruct.patches import Patches
 
 @dataclass(frozen=True, slots=True)
 class GenerationIdentity:
-    """What an image is made with.  Patches of equal identity may be added together."""
+    """What an image is made with.  Patches of equal identity may be added together.
 
+    Attributes:
+        software: version of this package; the next one may predict otherwise.
+        photons: of the unattenuated beam, a frame.
+        photon_frames: how many frames that was measured from; 0: it is from the settings.
+        corrected_below: corrections of positions up to this pair are in the image.
+    """
+
+    software: str
     model: str
     model_sha256: str
     probe_digest: str
     view_version: int
     photons: float
+    photon_frames: int
     pixel_yx_m: tuple[float, float]
     tile_px: int
+    corrected_below: int
 
     @classmethod
     def from_json(cls, text: str) -> GenerationIdentity:

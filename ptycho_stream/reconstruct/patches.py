@@ -18,7 +18,7 @@ from ptycho_stream.reconstruct.recipe import Recipe
 from ptycho_stream.scans.reader import ScanReader
 
 PHOTON_FRAMES = 8
-"""The first pairs whose frames' sums give the photons of the unattenuated beam."""
+"""So many frames, the first of the scan, give the photons of the unattenuated beam."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class PatchMaker:
                 f"probe has {recipe.probe.size_px}: use a probe of {size_px} pixels"
             )
         self._reader = reader
-        self._view = reader.header.views[-1]
+        self._view = reader.header.view
         self._valid = valid_pixels(reader, self._view)
         self._predictor = Predictor(
             recipe.network, recipe.probe.normalised(photons), recipe.device, recipe.batch_frames
@@ -76,12 +76,11 @@ def valid_pixels(reader: ScanReader, view: View) -> NDArray[np.bool_]:
     return view.valid(reader.frame(0), reader.bad_pixels)
 
 
-def measured_photons(reader: ScanReader) -> float:
-    """Photons of the unattenuated beam, from the first pairs' frames.
+def measured_photons(reader: ScanReader, frames: int) -> float:
+    """Photons of the unattenuated beam, from the first ``frames`` stored frames.
 
     A high percentile of their sums: what passes where the sample is thin.
     """
-    view = reader.header.views[-1]
-    slots = reader.pairs(0, min(PHOTON_FRAMES, reader.pair_count))["slot"]
-    counts = np.where(valid_pixels(reader, view), view.apply(reader.frames(slots)), 0)
+    view = reader.header.view
+    counts = np.where(valid_pixels(reader, view), view.apply(reader.frames(slice(0, frames))), 0)
     return max(float(np.percentile(counts.sum((-2, -1), dtype=np.float64), 90)), 1.0)

@@ -6,12 +6,13 @@ image.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import torch
 import xxhash
 
-from ptycho_stream.errors import ProbeError
+from ptycho_stream.errors import ModelError, ProbeError
 from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.physics.probe import Probe, load_probe
 from ptycho_stream.reconstruct.predict import Predictor
@@ -38,9 +39,17 @@ class Recipe:
         """Hash of the probe's modes."""
         return xxhash.xxh3_128_hexdigest(self.probe.modes.tobytes())
 
-    def warm_up(self) -> None:
-        """Run one batch of nothing, so that a scan's first frames wait for no set-up."""
-        Predictor(self.network, self.probe, self.device, self.batch_frames).warm_up()
+    def warm_up(self) -> float:
+        """Run a batch of nothing, so that a scan's first frames wait for no set-up.
+
+        Returns:
+            The seconds that one frame takes.
+        """
+        predictor = Predictor(self.network, self.probe, self.device, 1)
+        predictor.warm_up()
+        started_s = time.monotonic()
+        predictor.warm_up()
+        return time.monotonic() - started_s
 
 
 def load_recipe(settings: Settings) -> Recipe:
@@ -48,11 +57,11 @@ def load_recipe(settings: Settings) -> Recipe:
 
     Raises:
         ProbeError: the probe file is missing, unusable, or not of ``reconstruct.size_px``.
-        ModelError: the model is missing or damaged.
+        ModelError: the model is missing or damaged, or this machine lacks the device.
     """
     probe = load_probe(settings.probe.path)
     if settings.probe.modes is not None:
-        probe = Probe(probe.modes[: settings.probe.modes])
+        probe = probe.leading(settings.probe.modes)
     size = settings.reconstruct.size_px
     if probe.size_px != size:
         raise ProbeError(
@@ -60,15 +69,30 @@ def load_recipe(settings: Settings) -> Recipe:
             f"reconstruct.size_px is {size}: make them equal"
         )
     network, manifest = ModelRegistry(settings.model.registry).load(settings.model.name)
-    name = settings.reconstruct.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
     return Recipe(
         network=network,
         model=manifest.name,
         model_sha256=manifest.sha256,
         probe=probe,
         photons=settings.probe.photons,
-        device=torch.device(name),
+        device=usable_device(settings.reconstruct.device),
         batch_frames=settings.reconstruct.batch_frames,
     )
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is the first GPU where there is one.
+
+    Raises:
+        ModelError: this machine has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"reconstruct.device is {name!r} and cannot be used here: {str(error).splitlines()[0]}"
+        ) from error
+    return device

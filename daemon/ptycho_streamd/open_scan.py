@@ -1,0 +1,128 @@
+"""A scan whose image may still grow, as the reconstruct stage holds it: what is due, and when.
+
+Owns the scan's lease and reader; the stage's loop decides what to do, this knows the state.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_stream.reconstruct.scan_image import ScanImage
+from ptycho_stream.scans.leases import Lease
+from ptycho_stream.scans.reader import ScanReader
+
+HEADER_POLL_S = 0.02
+RETRY_S = 5.0
+"""After a fault in a scan, when it is tried again."""
+SAVE_SHARE = 0.05
+"""At most this share of the time goes into saving states."""
+
+
+class OpenScan:
+    """A scan, its image, and what is due for it.
+
+    Attributes:
+        changed: subscribers have not seen the newest state.
+        unsaved: the state on disk is older than the image.
+        unpublished: ``paired_monotonic_ns`` of pairs that are in the image and were not sent.
+        faults: how often in a row its image could not be extended.
+        finished: the final image was published; what is left is to save it.
+    """
+
+    def __init__(self, image: ScanImage, lease: Lease) -> None:
+        self.image = image
+        self.changed = True
+        self.unsaved = False
+        self.unpublished: list[NDArray[np.int64]] = []
+        self.faults = 0
+        self.finished = False
+        self._lease = lease
+        self._header_read_at_s = 0.0
+        self._retry_at_s = 0.0
+        self._saved_at_s = time.monotonic()
+        self._save_took_s = 0.0
+
+    @property
+    def reader(self) -> ScanReader:
+        """The scan in the store."""
+        return self.image.reader
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing will be added to the image any more."""
+        return self.reader.header.sealed and not self.image.has_work
+
+    def refresh(self) -> None:
+        """Look, now and then, whether the scan's header has changed.
+
+        Raises:
+            ScanNotFound: the scan was deleted.
+        """
+        now_s = time.monotonic()
+        if now_s - self._header_read_at_s >= HEADER_POLL_S:
+            self._header_read_at_s = now_s
+            if self.reader.refresh():
+                self.changed = True
+                self.retry()
+
+    def ready(self, batch_frames: int, deadline_ns: float) -> bool:
+        """Whether a batch that subscribers wait for is full, late, or the last one."""
+        backlog = self.image.backlog
+        if self.parked or not backlog or not self.image.has_work:
+            return False
+        if backlog >= batch_frames or self.reader.header.sealed:
+            return True
+        oldest = self.image.oldest_pending_monotonic_ns()
+        # Times of before a reboot lie in the future, or far back: such pairs are late in any case.
+        return oldest is None or not 0 <= time.monotonic_ns() - oldest < deadline_ns
+
+    @property
+    def to_rebuild(self) -> bool:
+        """Whether there is work that no subscriber waits for: another generation."""
+        return not self.parked and not self.image.backlog and self.image.has_work
+
+    @property
+    def parked(self) -> bool:
+        """Whether a fault keeps this scan waiting for another try."""
+        return time.monotonic() < self._retry_at_s
+
+    def park(self) -> None:
+        """Its image could not be extended: try again later."""
+        self.faults += 1
+        self._retry_at_s = time.monotonic() + RETRY_S
+
+    def retry(self) -> None:
+        """What was wrong may have changed: try at once."""
+        self._retry_at_s = 0.0
+
+    def extended(self, shown: NDArray[np.int64]) -> None:
+        """A batch is in the image; ``shown`` are its pairs' times that subscribers wait for."""
+        self.faults = 0
+        self.unpublished.append(shown)
+        self.changed = self.unsaved = True
+
+    def save_due(self, interval_s: float) -> bool:
+        """Whether the state should be saved, at most every ``interval_s``."""
+        interval_s = max(interval_s, self._save_took_s / SAVE_SHARE)
+        return self.unsaved and time.monotonic() - self._saved_at_s >= interval_s
+
+    def save(self) -> float:
+        """Save the image's state; the seconds that it took.
+
+        Raises:
+            StoreError: the disk refused; tried again after the interval.
+        """
+        started_s = self._saved_at_s = time.monotonic()
+        self.image.save()
+        self._saved_at_s = time.monotonic()
+        self._save_took_s = self._saved_at_s - started_s
+        self.unsaved = False
+        return self._save_took_s
+
+    def close(self) -> None:
+        """Let go of the scan."""
+        self.reader.close()
+        self._lease.release()

@@ -1,0 +1,156 @@
+"""The reconstruct stage when something is wrong: the image waits or ends, nothing dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from daemon_harness import DaemonHarness, wait_for
+
+from ptycho_stream.client import ResultStream
+from ptycho_stream.errors import ControlError
+from ptycho_stream.files.npz import ScanFile
+from ptycho_stream.results import Image
+from ptycho_stream.simulate.detector import DetectorSimulator, PositionSimulator, play
+from ptycho_stream.simulate.experiment import simulate_experiment
+from ptycho_stream.simulate.scan_file import scan_file_of
+
+FRAMES = 40
+pytestmark = pytest.mark.timeout(90)
+
+
+@pytest.fixture(scope="module")
+def scan() -> ScanFile:
+    return scan_file_of(simulate_experiment(seed=8, frames=FRAMES, size_px=64))
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, scan: ScanFile) -> Iterator[DaemonHarness]:
+    np.savez(tmp_path / "probe.npz", probe=scan.probe)
+    harness = DaemonHarness(tmp_path, {"detector": {"dialect": "dectris-v1"}})
+    yield harness
+    harness.stop()
+
+
+def send(daemon: DaemonHarness, scan: ScanFile, *, positions: bool = True) -> None:
+    with (
+        DetectorSimulator(daemon.detector_endpoint) as detector,
+        PositionSimulator(daemon.positions_endpoint) as positioner,
+    ):
+        detector.wait_for_receiver()
+        positioner.wait_for_receiver()
+        play(scan, detector, positioner if positions else None)
+
+
+def final_image(daemon: DaemonHarness) -> Image:
+    settings = daemon.settings.results
+    with ResultStream(settings.endpoint, settings.resync_endpoint) as results:
+        return results.wait_complete(timeout_s=30)
+
+
+def restarts(daemon: DaemonHarness) -> int:
+    return daemon.status()["stages"]["reconstruct"]["restarts"]
+
+
+def test_an_export_folder_that_cannot_be_made_is_said_and_costs_nothing_else(daemon, scan):
+    blocked = daemon.folder / "blocked"
+    blocked.write_text("a file where the folder should be")
+    daemon.write_config({"export": {"directory": str(blocked / "here"), "formats": ["npz"]}})
+    daemon.start()
+    send(daemon, scan)
+    assert final_image(daemon).complete
+    daemon.metric("ptycho_stream_exports_failed_total", 1)
+    with daemon.control() as control, pytest.raises(ControlError, match=r"export\.directory"):
+        control.export()
+    assert restarts(daemon) == 0
+    assert "cannot make the export folder" in daemon.log
+
+
+def test_files_are_exported_at_the_end_and_on_request(daemon, scan):
+    daemon.write_config({"export": {"directory": "files", "formats": ["npz"]}})
+    daemon.start()
+    send(daemon, scan)
+    image = final_image(daemon)
+    path = daemon.folder / "files" / f"{image.scan_id}.npz"
+    wait_for(path.exists, what="the export")
+    with np.load(path) as held:
+        assert np.array_equal(held["object"], image.object_yx, equal_nan=True)
+    with daemon.control() as control:
+        made = control.export(image.scan_id, ["png"])
+    assert made["scan_id"] == image.scan_id
+    assert Path(made["paths"][0]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_requests_before_there_is_a_probe_are_refused_in_words(daemon, scan):
+    (daemon.folder / "probe.npz").unlink()
+    daemon.start()
+    send(daemon, scan)
+    with daemon.control() as control:
+        wait_for(lambda: control.scans(), what="a scan in the store")
+        scan_id = control.scans()[0]["scan_id"]
+        with pytest.raises(ControlError, match=r"probe\.npz"):
+            control.export(scan_id)
+        with pytest.raises(ControlError, match="no image yet"):
+            control.export()
+    assert restarts(daemon) == 0
+
+
+def test_a_wrong_view_is_corrected_without_losing_the_image(daemon, scan):
+    daemon.start()
+    with (
+        DetectorSimulator(daemon.detector_endpoint) as detector,
+        PositionSimulator(daemon.positions_endpoint) as positioner,
+    ):
+        detector.wait_for_receiver()
+        positioner.wait_for_receiver()
+        frames = detector.frames(scan)
+        positioner.send_scan(scan)
+        for _ in range(10):
+            next(frames)
+        name = "ptycho_stream_frames_reconstructed_total"
+        wait_for(lambda: daemon.metrics().get(name, 0) >= 10, what="the first frames")
+        daemon.write_config({"view": {"center_yx_px": [9000.0, 9000.0]}})
+        os.kill(daemon.pid, signal.SIGHUP)
+        wait_for(
+            lambda: "nothing is left" in str(daemon.status()["stages"]["reconstruct"]["status"]),
+            what="the complaint about the view",
+        )
+        daemon.write_config({"view": {"center_yx_px": [32.0, 32.0]}})
+        os.kill(daemon.pid, signal.SIGHUP)
+        wait_for(lambda: "has view 3" in daemon.log, what="the corrected view")
+        for _ in frames:
+            pass
+    final = final_image(daemon)
+    assert final.complete and sorted(final.frame_numbers.tolist()) == list(range(FRAMES))
+    assert restarts(daemon) == 0
+
+
+def test_a_scan_without_positions_ends_with_an_empty_image(daemon, scan):
+    daemon.start()
+    send(daemon, scan, positions=False)
+    final = final_image(daemon)
+    assert final.final and final.state == "unmatched"
+    assert final.frame_numbers.size == 0 and final.object_yx.size == 0
+
+
+def test_a_scan_without_geometry_says_what_to_set_and_ends(daemon, scan):
+    daemon.write_config({"geometry": None})
+    daemon.start()
+    bare = ScanFile(scan.counts, scan.positions_yx_m, scan.frame_numbers)
+    send(daemon, bare)
+    final = final_image(daemon)
+    assert final.state == "complete" and final.object_yx.size == 0
+    assert "[geometry]" in daemon.log
+    assert restarts(daemon) == 0
+
+
+def test_a_device_that_is_not_there_is_said(daemon, scan):
+    daemon.write_config({"reconstruct": {"device": "cuda:63"}})
+    daemon.start()
+    problem = wait_for(lambda: daemon.status()["stages"]["reconstruct"]["status"].get("problem"))
+    assert "cuda:63" in problem
+    assert restarts(daemon) == 0
