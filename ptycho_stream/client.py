@@ -13,8 +13,8 @@ For programs of one's own, the terminal commands and the viewer.  ::
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Self
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from typing import Self, TypeVar
 
 import zmq
 import zmq.asyncio
@@ -38,15 +38,24 @@ MAX_MESSAGE_BYTES = 512 << 20
 MAX_MESSAGES_PER_TURN = 64
 LONGEST_POLL_S = 1.0
 
+_T = TypeVar("_T")
+# What to wait for, step by step: it yields the time up to which a poll may wait, and returns.
+_Steps = Generator[float, None, _T]
+
 
 class _Link:
-    """The two sockets of a stream, and the follower that knows what came over them."""
+    """The two sockets of a stream, the follower that knows what came over them, and what to do.
+
+    The streams differ in how they wait only: they poll the sockets between the steps of
+    :meth:`next_image`, :meth:`latest` and :meth:`wait_complete`.
+    """
 
     def __init__(
         self, endpoint: str, resync_endpoint: str, scan_id: str | None, timeout_s: float | None
     ) -> None:
         self.follower = Follower(scan_id)
         self.endpoints = f"{endpoint} and {resync_endpoint}"
+        self._scan_id = scan_id
         self._timeout_s = timeout_s
         self._heard_at_s = time.monotonic()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -112,11 +121,53 @@ class _Link:
             )
         self.follower.check_wanted(now_s)
 
-    def found(self) -> bool:
-        """Whether it is known what there is: the whole image, or that there is none."""
-        return self.follower.empty or self.follower.settled() is not None
+    def next_image(self) -> _Steps[Image]:
+        """To the next image that differs from the one before."""
+        image = self.follower.take()
+        while image is None:
+            yield float("inf")
+            image = self.follower.take()
+        return image
 
-    def late(self, what: str, timeout_s: float) -> EndpointError:
+    def latest(self, timeout_s: float | None) -> _Steps[Image | None]:
+        """To the newest image, whole, or to the news that there is none."""
+        follower, until_s = self.follower, _until(timeout_s)
+        follower.want(self._scan_id)  # ask even if nothing seems to be missing
+        while not follower.empty and follower.settled() is None:
+            if timeout_s is not None and time.monotonic() >= until_s:
+                raise self._late("whole image", timeout_s)
+            yield until_s
+        return follower.settled()
+
+    def wait_complete(
+        self,
+        scan_id: str | None,
+        timeout_s: float | None,
+        after: str,
+        on_image: Callable[[Image], None] | None,
+    ) -> _Steps[Image]:
+        """To the final image of a scan."""
+        follower, until_s = self.follower, _until(timeout_s)
+        wanted = scan_id or self._scan_id
+        follower.want(wanted)
+        while True:
+            step = follower.take()
+            if on_image is not None and step is not None and step.scan_id > after:
+                on_image(step)
+            image = follower.settled()
+            if image is not None and image.scan_id > after:
+                if image.final:
+                    break
+                if wanted is None:
+                    wanted = image.scan_id
+                    follower.want(wanted)
+            if timeout_s is not None and time.monotonic() >= until_s:
+                raise self._late("final image", timeout_s)
+            yield until_s
+        follower.want(self._scan_id)
+        return image
+
+    def _late(self, what: str, timeout_s: float) -> EndpointError:
         """The error for ``what`` not having come in time."""
         follower = self.follower
         if not follower.heard:
@@ -193,10 +244,7 @@ class ResultStream:
         """
         if self._over:
             raise StopIteration
-        image = self._link.follower.take()
-        while image is None:
-            self._turn(float("inf"))
-            image = self._link.follower.take()
+        image = self._run(self._link.next_image())
         self._over = self._scan_id is not None and image.final
         return image
 
@@ -206,13 +254,7 @@ class ResultStream:
         Raises:
             EndpointError: nothing was heard for the stream's timeout, or not in ``timeout_s``.
         """
-        until_s = _until(timeout_s)
-        self._link.follower.want(self._scan_id)  # ask even if nothing seems to be missing
-        while not self._link.found():
-            if timeout_s is not None and time.monotonic() >= until_s:
-                raise self._link.late("whole image", timeout_s)
-            self._turn(until_s)
-        return self._link.follower.settled()
+        return self._run(self._link.latest(timeout_s))
 
     def wait_complete(
         self,
@@ -234,26 +276,15 @@ class ResultStream:
             EndpointError: it did not come in time, or nothing was heard for the stream's timeout.
             ScanNotFound: the scan's image is not held any more.
         """
-        until_s = _until(timeout_s)
-        follower = self._link.follower
-        wanted = scan_id or self._scan_id
-        follower.want(wanted)
+        return self._run(self._link.wait_complete(scan_id, timeout_s, after, on_image))
+
+    def _run(self, steps: _Steps[_T]) -> _T:
         while True:
-            step = follower.take()
-            if on_image is not None and step is not None and step.scan_id > after:
-                on_image(step)
-            image = follower.settled()
-            if image is not None and image.scan_id > after:
-                if image.final:
-                    break
-                if wanted is None:
-                    wanted = image.scan_id
-                    follower.want(wanted)
-            if timeout_s is not None and time.monotonic() >= until_s:
-                raise self._link.late("final image", timeout_s)
+            try:
+                until_s = next(steps)
+            except StopIteration as end:
+                return end.value
             self._turn(until_s)
-        follower.want(self._scan_id)
-        return image
 
     def _turn(self, until_s: float) -> None:
         self._link.ask()
@@ -302,22 +333,13 @@ class AsyncResultStream:
         """The next image that differs from the one before; errors as in ResultStream."""
         if self._over:
             raise StopAsyncIteration
-        image = self._link.follower.take()
-        while image is None:
-            await self._turn(float("inf"))
-            image = self._link.follower.take()
+        image = await self._run(self._link.next_image())
         self._over = self._scan_id is not None and image.final
         return image
 
     async def latest(self, timeout_s: float | None = None) -> Image | None:
         """The newest image, whole; None if the daemon says that it has none yet."""
-        until_s = _until(timeout_s)
-        self._link.follower.want(self._scan_id)  # ask even if nothing seems to be missing
-        while not self._link.found():
-            if timeout_s is not None and time.monotonic() >= until_s:
-                raise self._link.late("whole image", timeout_s)
-            await self._turn(until_s)
-        return self._link.follower.settled()
+        return await self._run(self._link.latest(timeout_s))
 
     async def wait_complete(
         self,
@@ -328,28 +350,15 @@ class AsyncResultStream:
         on_image: Callable[[Image], None] | None = None,
     ) -> Image:
         """Wait for the final image of a scan, however the scan ends; as in ResultStream."""
-        until_s = _until(timeout_s)
-        follower = self._link.follower
-        wanted = scan_id or self._scan_id
-        follower.want(wanted)
-        while True:
-            step = follower.take()
-            if on_image is not None and step is not None and step.scan_id > after:
-                on_image(step)
-            image = follower.settled()
-            if image is not None and image.scan_id > after:
-                if image.final:
-                    break
-                if wanted is None:
-                    wanted = image.scan_id
-                    follower.want(wanted)
-            if timeout_s is not None and time.monotonic() >= until_s:
-                raise self._link.late("final image", timeout_s)
-            await self._turn(until_s)
-        follower.want(self._scan_id)
-        return image
+        steps = self._link.wait_complete(scan_id, timeout_s, after, on_image)
+        return await self._run(steps)
 
-    async def _turn(self, until_s: float) -> None:
-        self._link.ask()
-        await self._poller.poll(self._link.wait_ms(until_s))
-        self._link.drain()
+    async def _run(self, steps: _Steps[_T]) -> _T:
+        while True:
+            try:
+                until_s = next(steps)
+            except StopIteration as end:
+                return end.value
+            self._link.ask()
+            await self._poller.poll(self._link.wait_ms(until_s))
+            self._link.drain()

@@ -37,7 +37,7 @@ class ScanStart:
 
     ``series`` is the sender's own identity of it, unique only among the series now open.
     ``frame_shape_yx`` and ``dtype`` are None where the header does not tell (the first frame does).
-    ``pixel_mask`` is bool (y, x), True where a pixel is bad; ``flatfield`` is float32 (y, x).
+    ``pixel_mask`` is bool (y, x), True where a pixel is bad.
     """
 
     source: str
@@ -48,7 +48,6 @@ class ScanStart:
     geometry: DetectorGeometry = field(default_factory=DetectorGeometry)
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
     pixel_mask: NDArray[np.bool_] | None = None
-    flatfield: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ The reconstruct stage makes an :class:`ImageState` for the publisher and for exp
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_stream.atomic_file import atomic_file
 from ptycho_stream.errors import FileFormatError
 
 TileKey = tuple[int, int]
@@ -193,8 +193,6 @@ class Image:
         Raises:
             FileFormatError: the path cannot be written.
         """
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         arrays: dict[str, Any] = {
             "object": self.object_yx,
             "weight": self.weight_yx,
@@ -206,16 +204,8 @@ class Image:
             "scan_id": np.asarray(self.scan_id),
             "metadata": np.asarray(json.dumps(self._described(), default=str)),
         }
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
-            partial.replace(target)
-        except OSError as error:
-            raise FileFormatError(
-                f"cannot write {target}: {error.strerror}; choose an existing folder with room"
-            ) from error
-        finally:
-            partial.unlink(missing_ok=True)
+        with atomic_file(Path(path)) as file:
+            np.savez(file, allow_pickle=False, **arrays)
 
     def _described(self) -> dict[str, Any]:
         content = self.content

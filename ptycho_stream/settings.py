@@ -6,6 +6,7 @@ Unknown keys are errors.  Relative paths count from the configuration file's fol
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -36,7 +37,7 @@ def _endpoint(value: str) -> str:
         port = parts.port
     except ValueError:
         port = None
-    if parts.scheme != "tcp" or not parts.hostname or port is None:
+    if parts.scheme != "tcp" or not parts.hostname or not port:
         raise ValueError("is not a ZeroMQ endpoint: write tcp://HOST:PORT or ipc:///PATH")
     return value
 
@@ -50,14 +51,38 @@ def _local_endpoint(value: str) -> str:
     return value
 
 
+def _check_attached(attach: str, endpoint: str) -> None:
+    if attach == "bind":
+        _local_endpoint(endpoint)
+    elif urlsplit(endpoint).hostname == "*":
+        raise ValueError("tcp://*:PORT can only be bound: name the sender's host to connect to")
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", value):
+        raise ValueError("is no device: write auto, cpu, cuda or cuda:N")
+    return value
+
+
+def _storable(value: str | int | float | bool) -> str | int | float | bool:
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("is an integer of more than 64 bits: write it as text")
+    return value
+
+
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
 LocalEndpoint = Annotated[str, AfterValidator(_local_endpoint)]
+MetadataValue = Annotated[str | int | float | bool, AfterValidator(_storable)]
+SizePx = Annotated[int, Field(gt=0)]
+LengthM = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
     """A table of the file: frozen, and strict about its keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 class DataSettings(Section):
@@ -73,7 +98,7 @@ class DataSettings(Section):
     sync_interval_ms: int = Field(
         default=100, ge=1, description="how often frames are synced to disk"
     )
-    frames_per_file: int = Field(default=1024, ge=1)
+    frames_per_file: int = Field(default=1024, ge=1, le=65_536)
     resume_s: float = Field(
         default=30.0, gt=0, description="a scan found open after a crash waits so for its stream"
     )
@@ -86,18 +111,25 @@ class DetectorSettings(Section):
     endpoint: Endpoint = "tcp://127.0.0.1:9999"
     attach: Literal["connect", "bind"] = "connect"
     socket: Literal["pull", "sub"] = "pull"
-    crop_yx_px: tuple[int, int] | None = Field(
+    crop_yx_px: tuple[SizePx, SizePx] | None = Field(
         default=None,
         description="height and width stored, about the beam centre; the whole frame if unset",
     )
-    max_shape_yx_px: tuple[int, int] = Field(
+    max_shape_yx_px: tuple[SizePx, SizePx] = Field(
         default=(8192, 8192), description="larger frames are refused"
+    )
+    queue_bytes: int = Field(
+        default=1_000_000_000,
+        ge=1_000_000,
+        description="of the largest frames, kept for a busy ingest by a SUB socket",
+    )
+    silence_s: float = Field(
+        default=60.0, gt=0, description="a scan without a frame for so long is taken for cut short"
     )
 
     @model_validator(mode="after")
-    def _bound_sockets_stay_local(self) -> DetectorSettings:
-        if self.attach == "bind":
-            _local_endpoint(self.endpoint)
+    def _endpoint_can_be_attached(self) -> DetectorSettings:
+        _check_attached(self.attach, self.endpoint)
         return self
 
 
@@ -115,7 +147,7 @@ class PositionSettings(Section):
     match_window_s: float = Field(
         default=60.0,
         gt=0,
-        description="an epoch without a series id belongs to a scan armed this close",
+        description="how far apart a scan and an epoch that waits for one may be armed",
     )
 
     @model_validator(mode="after")
@@ -124,8 +156,8 @@ class PositionSettings(Section):
             raise ValueError("source = 'native' needs an endpoint (tcp://HOST:PORT)")
         if self.source == "file" and self.path is None:
             raise ValueError("source = 'file' needs a path (NPZ or CSV)")
-        if self.attach == "bind" and self.endpoint is not None:
-            _local_endpoint(self.endpoint)
+        if self.endpoint is not None:
+            _check_attached(self.attach, self.endpoint)
         return self
 
 
@@ -134,7 +166,7 @@ class GeometrySettings(Section):
 
     photon_energy_eV: float | None = Field(default=None, gt=0)
     detector_distance_m: float | None = Field(default=None, gt=0)
-    detector_pixel_yx_m: tuple[float, float] | None = None
+    detector_pixel_yx_m: tuple[LengthM, LengthM] | None = None
     override_stream: bool = Field(default=False, description="prefer these to the stream's header")
 
 
@@ -178,13 +210,15 @@ class ReconstructSettings(Section):
     """The reconstruct stage."""
 
     size_px: int = Field(default=128, multiple_of=32, ge=32, le=1024)
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    device: Annotated[str, AfterValidator(_device)] = Field(
+        default="auto", description="auto, cpu, cuda or cuda:N"
+    )
     threads: int = Field(default=1, ge=1, description="of the network on a CPU")
-    batch_frames: int = Field(default=16, ge=1)
+    batch_frames: int = Field(default=16, ge=1, le=1024)
     batch_deadline_ms: float = Field(
         default=50.0, ge=0, description="a partial batch waits no longer"
     )
-    tile_px: int = Field(default=128, ge=32)
+    tile_px: int = Field(default=128, ge=32, le=4096, description="clients refuse larger ones")
     save_interval_s: float = Field(default=5.0, gt=0, description="of the image's state on disk")
     max_extent_m: float = Field(default=0.01, gt=0, description="positions further out are flagged")
     max_step_m: float = Field(
@@ -228,7 +262,7 @@ class SupervisorSettings(Section):
         default=15.0, gt=1, description="a silent stage is restarted"
     )
     stop_timeout_s: float = Field(
-        default=4.0, gt=0, description="to drain and seal, before a stage is killed"
+        default=4.0, gt=0, le=4.5, description="to drain and seal, before a stage is killed"
     )
     max_backoff_s: float = Field(
         default=30.0, gt=0, description="between restarts of a failing stage"
@@ -239,7 +273,7 @@ class Settings(Section):
     """All of a configuration file."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    metadata: dict[str, str | int | float | bool] = Field(
+    metadata: dict[str, MetadataValue] = Field(
         default_factory=dict, description="sample, proposal, operator ...: goes into every result"
     )
     data: DataSettings = DataSettings()
@@ -255,6 +289,27 @@ class Settings(Section):
     http: HttpSettings = HttpSettings()
     export: ExportSettings = ExportSettings()
     supervisor: SupervisorSettings = SupervisorSettings()
+
+    @model_validator(mode="after")
+    def _bound_endpoints_differ(self) -> Settings:
+        bound = {
+            "results.endpoint": self.results.endpoint,
+            "results.resync_endpoint": self.results.resync_endpoint,
+            "control.endpoint": self.control.endpoint,
+        }
+        if self.http.port:
+            bound["http.port"] = f"tcp://{self.http.host}:{self.http.port}"
+        if self.detector.attach == "bind":
+            bound["detector.endpoint"] = self.detector.endpoint
+        if self.positions.attach == "bind" and self.positions.endpoint is not None:
+            bound["positions.endpoint"] = self.positions.endpoint
+        keys: dict[str, str] = {}
+        for key, endpoint in bound.items():
+            place = endpoint.replace("//localhost:", "//127.0.0.1:")
+            if place in keys:
+                raise ValueError(f"{keys[place]} and {key} are the same endpoint ({endpoint})")
+            keys[place] = key
+        return self
 
     @field_validator("*", mode="after")
     @classmethod
@@ -304,4 +359,5 @@ def _explain(problem: Any) -> str:
             return f"  {key}: missing; it has no default and must be set"
         case _:
             text = problem["msg"].removeprefix("Value error, ")
-            return f"  {key}: {text} (got {problem['input']!r})"
+            given = problem["input"]
+            return f"  {key}: {text}" + ("" if isinstance(given, dict) else f" (got {given!r})")

@@ -14,6 +14,8 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,29 @@ START = (
     "sys.exit(Supervisor(path, load_settings(path), tuple(sys.argv[2:])).run())"
 )
 READY_S = 60.0
+FIRST_PORT, N_PORTS = 20_000, 12_000
+
+
+def _untaken_ports() -> Iterator[int]:
+    """Ports to try, each once; processes that run at the same time begin far apart."""
+    first = os.getpid() * 211 % N_PORTS
+    yield from (FIRST_PORT + (first + n) % N_PORTS for n in range(N_PORTS))
+
+
+_ports = _untaken_ports()
 
 
 def free_port() -> int:
-    """A TCP port of the loopback that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A TCP port of the loopback that nobody uses now, and no other call in this process gets.
+
+    It lies below the range from which systems take ports for connections and for binds to any
+    port, so that no other program is given it before its user binds it.
+    """
+    for port in _ports:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError(f"no port from {FIRST_PORT} on is free")
 
 
 def wait_for(condition: Any, timeout_s: float = 10.0, what: str = "it") -> Any:
@@ -129,7 +147,18 @@ class DaemonHarness:
                 env=environment,
             )
         if ready:
-            self.wait_ready()
+            try:
+                self.wait_ready()
+            except BaseException:
+                self._end()
+                raise
+
+    def _end(self) -> None:
+        """Leave nothing behind of a daemon that did not start."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
 
     def wait_ready(self, timeout_s: float = READY_S) -> None:
         """Wait until every stage runs and was heard of."""

@@ -6,7 +6,6 @@ SCAN_ID`` publishes one growing image a scan until it is killed, for tests that 
 
 from __future__ import annotations
 
-import socket
 import sys
 import threading
 import time
@@ -14,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 import zmq
+from daemon_harness import free_port
 
 from ptycho_stream.results import ImageState, Tile
 from ptycho_stream.settings import ResultSettings
@@ -25,13 +25,7 @@ SCANS = [f"01JB{n:022d}" for n in range(20)]
 
 
 def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for held in sockets:
-        held.bind(("127.0.0.1", 0))
-    ports = [held.getsockname()[1] for held in sockets]
-    for held in sockets:
-        held.close()
-    return ports
+    return [free_port() for _ in range(count)]
 
 
 def free_settings(**changes):

@@ -187,3 +187,33 @@ def test_light_commands_do_not_load_torch(name):
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program, name], timeout=30).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["no/name", "there"])
+def test_pretraining_under_an_impossible_name_fails_before_it_trains(tmp_path, name):
+    (tmp_path / "models" / "there").mkdir(parents=True)
+    done = run(
+        *("models", "pretrain", name, "--registry", tmp_path / "models"),
+        *("--minutes", 60, "--work", tmp_path / "work"),
+    )
+    assert done.returncode == 1 and name in done.stderr
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("simulate", "--out", "scan.npz", "--step-px", "0"),
+        ("simulate", "--out", "scan.npz", "--photons", "-1"),
+        ("simulate", "--out", "scan.npz", "--energy-ev", "nan"),
+        ("simulate", "--out", "scan.npz", "--distance-m", "0"),
+        ("simulate", "--out", "scan.npz", "--seed", "-1"),
+        ("watch", "--next"),
+        ("watch", "--next", "--once"),
+    ],
+)
+def test_options_that_could_do_nothing_are_wrong_usage(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run(*words)
+    assert done.returncode == 2, done.stderr
+    assert words[-2 if words[0] == "simulate" else 1] in done.stderr

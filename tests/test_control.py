@@ -116,6 +116,21 @@ def test_a_result_that_cannot_be_sent_is_answered_as_a_failure(endpoint):
             "bad_arguments",
             1,
         ),
+        *(
+            ([wire.encode_request(1, command, arguments)], "bad_arguments", 1)
+            for command, arguments in (
+                ("scans", {"limit": 0}),
+                ("scans", {"limit": 2**62}),
+                ("start", {"expected_frames": 0}),
+                ("start", {"expected_frames": 2**40 + 1}),
+                ("start", {"expected_frames": 2**63 + 5}),
+                ("start", {"series": ""}),
+                ("start", {"series": "x" * 300}),
+                ("start", {"series": "1\nSTATUS=fine"}),
+                ("start", {"metadata": {"a": [[[[[[[[[[1]]]]]]]]]]}}),
+                ("start", {"metadata": {"a": list(range(10_001))}}),
+            )
+        ),
         ([wire.encode_request(1, "status", {}), b"more"], "bad_request", 1),
         ([b"\x91" * 100_000], "bad_request", None),
     ],
@@ -136,6 +151,12 @@ def test_every_damaged_request_is_answered(endpoint, parts, code, reply_id):
         socket.send(wire.encode_request(2, "status", {}))
         assert socket.poll(5000)
         assert wire.decode_reply(socket.recv()).ok
+
+
+def test_metadata_of_a_start_hold_nothing_that_is_not_json(endpoint):
+    with Answering(endpoint, echo), Daemon(endpoint) as daemon:
+        answer = daemon.start({"a": float("nan"), "b": b"xx", "c": [1.5, None]})
+        assert answer["arguments"]["metadata"] == {"a": "nan", "b": "b'xx'", "c": [1.5, None]}
 
 
 def test_a_request_that_is_too_long_does_not_reach_the_daemon(endpoint):

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import zmq
 from daemon_harness import DaemonHarness, free_port, wait_for
 
-from ptycho_stream.cli.checkup import check_files
+from ptycho_stream.cli.checkup import check_files, check_machine
 from ptycho_stream.cli.endpoint_checkup import check_endpoints
 from ptycho_stream.cli.knock import knock
 from ptycho_stream.files.npz import ScanFile
@@ -127,21 +128,24 @@ def test_no_frame_is_taken_while_it_looks(senders: Senders, tmp_path: Path) -> N
     reader = senders.socket(zmq.PULL)
     reader.connect(endpoint)
     got: list[int] = []
-    sending = threading.Event()
+    sent = threading.Event()
 
     def stream() -> None:
         for k in range(FRAMES):
             sender.send(k.to_bytes(4, "big"))
             time.sleep(0.0002)
-        sending.set()
+        sent.set()
 
     thread = threading.Thread(target=stream)
     thread.start()
     settings = settings_with(tmp_path, detector=endpoint)
     looks = 0
-    looker = threading.Thread(
-        target=lambda: [check_endpoints(settings, 0.5) for _ in range(100) if not sending.is_set()]
-    )
+
+    def look() -> None:
+        while not sent.is_set():
+            check_endpoints(settings, 0.5)
+
+    looker = threading.Thread(target=look)
     looker.start()
     while len(got) < FRAMES and reader.poll(2000):
         got.append(int.from_bytes(reader.recv(), "big"))
@@ -173,6 +177,36 @@ def test_a_port_that_another_program_uses_is_told(tmp_path: Path) -> None:
     port = int(settings.results.endpoint.rpartition(":")[2])
     with socket.create_server(("127.0.0.1", port)):
         assert states(settings)["results"] == "in use"
+
+
+def test_an_address_of_ipv6_is_looked_at(tmp_path: Path) -> None:
+    settings = settings_with(tmp_path)
+    http = settings.http.model_copy(update={"host": "::1"})
+    settings = settings.model_copy(update={"http": http})
+    assert states(settings)["http"] in ("OK", "in use")  # in use: this machine has no IPv6
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "state"),
+    [
+        ("auto", 0, "OK"),
+        ("cpu", 1, "OK"),
+        ("cuda", 0, "missing"),
+        ("cuda", 1, "OK"),
+        ("cuda:1", 2, "OK"),
+        ("cuda:1", 1, "missing"),
+    ],
+)
+def test_the_device_must_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, gpus: int, state: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    settings = settings_with(tmp_path)
+    reconstruct = settings.reconstruct.model_copy(update={"device": device})
+    (found,) = check_machine(settings.model_copy(update={"reconstruct": reconstruct}))
+    assert (found.state, found.ok) == (state, state == "OK")
 
 
 def test_files_are_looked_at(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -21,8 +22,10 @@ from beamline import (
     sealed_headers,
 )
 from daemon_harness import DaemonHarness, wait_for
+from scan_samples import make_header
 
 from ptycho_stream.scans.catalogue import Catalogue
+from ptycho_stream.scans.writer import ScanWriter
 from ptycho_stream.wire import DectrisV1Encoder, NativeEncoder
 
 
@@ -80,7 +83,8 @@ def test_scans_follow_each_other_with_series_numbers_that_start_again(daemon, li
     wait_for(lambda: daemon.ingest()["scans"])
     wait_for(lambda: daemon.ingest()["scans"][0]["frames"] == 25)
     with daemon.control() as control:
-        control.abort()
+        running = daemon.ingest()["scan_id"]
+        assert control.abort() == {"scan_id": running}
     line.dectris(1, key=3, numbers=range(25, 30), start=False, end=False)
     line.dectris(1, key=4, numbers=range(60))
     time.sleep(0.3)
@@ -114,6 +118,8 @@ def test_duplicates_disorder_and_holes_are_counted(daemon, line):
     assert header.counts["missing"] == 5
     check_scan(Catalogue(daemon.data), header.scan_id, 1, [0, 1, 5, 3, 4])
     daemon.metric("ptycho_stream_frames_duplicate_total", 1)
+    assert 'frames_dropped_total{reason="duplicate"}' not in str(daemon.metrics())
+    assert "frame 3 of series 1, (64, 64) <u2, is dropped: its number has come before" in daemon.log
     daemon.metric("ptycho_stream_frames_out_of_order_total", 2)
     daemon.metric("ptycho_stream_frames_missing_total", 5)
 
@@ -137,6 +143,7 @@ def test_bad_input_costs_itself_only(daemon, line):
     check_scan(Catalogue(daemon.data), header.scan_id, 1, [*range(5), *range(7, 12)])
     assert header.counts["missing"] == 2
     assert header.counts["wrong_shape"] >= 1
+    assert "frame 6 of series 1, (64, 32) <u2, is dropped: the frames of its scan" in daemon.log
 
     def undecodable() -> float:
         name = "ptycho_stream_messages_undecodable"
@@ -154,6 +161,11 @@ def test_positions_that_are_nan_or_absurd_are_counted_and_flagged(daemon, line):
     where[5] = (0.5, 0.0)
     line.positioner.send_multipart(encoder.positions_start())
     line.positioner.send_multipart(encoder.positions(range(10), where))
+    daemon.metric("ptycho_stream_positions_invalid_total", 1)
+    daemon.metric('ptycho_stream_positions_flagged_total{reason="jump"}', 1)
+    assert "1 positions are invalid (NaN" in daemon.log
+    assert "1 positions are beyond reconstruct.max_extent_m" in daemon.log
+    assert "1 positions are further than reconstruct.max_step_m" in daemon.log
     line.positioner.send_multipart(encoder.positions_end())
     (header,) = sealed(daemon, 1)
     assert header.counts["unpositioned"] == 1
@@ -163,6 +175,52 @@ def test_positions_that_are_nan_or_absurd_are_counted_and_flagged(daemon, line):
     assert set(flags.values()) == {0}
     daemon.metric("ptycho_stream_positions_invalid_total", 1)
     daemon.metric('ptycho_stream_positions_flagged_total{reason="extent"}', 1)
+
+
+def test_an_odd_first_frame_does_not_cost_the_scan(daemon, line):
+    line.send_positions(range(10))
+    line.dectris(1, key=1, numbers=[], end=False, expected=10)
+    head, array, blob, times = DectrisV1Encoder(1, "bs16-lz4<").frame(0, pixels(1, 0, (64, 63)))
+    line.send([head, array, blob[: len(blob) // 2], times])
+    line.dectris(1, key=1, numbers=range(1, 10), start=False)
+    *aborted, header = sealed(daemon, 3)
+    assert {h.state for h in aborted} == {"aborted"}
+    assert (header.state, header.counts["missing"]) == ("complete", 1)
+    check_scan(Catalogue(daemon.data), header.scan_id, 1, range(1, 10))
+    assert header.counts["positioned"] == 9
+
+
+def test_a_scan_whose_end_is_lost_is_interrupted_after_a_silence(tmp_path):
+    tables = {"detector": {"silence_s": 1.0}, "positions": {"source": "inline"}}
+    with (
+        native_daemon(tmp_path, **tables) as d,
+        Beamline(d.detector_endpoint, d.positions_endpoint) as line,
+    ):
+        encoder = NativeEncoder("7")
+        line.send(encoder.scan_start(30))
+        for n in range(5):
+            line.send(encoder.frame(n, pixels(1, n), position(n)))
+        (header,) = sealed(d, 1)
+        assert header.state == "interrupted"
+        assert "no frame came for 1 s (detector.silence_s)" in header.reason
+        line.send(encoder.frame(9, pixels(1, 9), position(9)))
+        _, second = sealed(d, 2)
+        assert second.joined_late
+        check_scan(Catalogue(d.data), second.scan_id, 1, [9])
+
+
+def test_ever_new_epochs_do_not_cost_a_scan_its_own(daemon, line):
+    line.dectris(1, key=1, numbers=range(10), end=False, expected=20)
+    line.send_positions(range(10), "1", "own", end=False)
+    wait_for(lambda: daemon.metrics()["ptycho_stream_positions_received_total"] == 10)
+    for n in range(4200):
+        encoder = NativeEncoder(f"other {n}", f"other {n}")
+        line.positioner.send_multipart(encoder.positions([n], positions([n])))
+    line.dectris(1, key=1, numbers=range(10, 20), start=False)
+    line.send_positions(range(10, 20), "1", "own")
+    (header,) = sealed(daemon, 1)
+    assert (header.state, header.counts["positioned"]) == ("complete", 20)
+    assert daemon.status()["stages"]["ingest"]["restarts"] == 0
 
 
 def test_a_scan_without_positions_is_unmatched(daemon, line):
@@ -196,7 +254,8 @@ def test_inline_positions_and_metadata_come_with_the_frames(tmp_path):
         assert header.state == "complete"
         assert dict(header.metadata) == {"beamline": "X", "sample": "star"}
         check_scan(Catalogue(d.data), header.scan_id, 1, range(30))
-        assert header.counts["positioned"] == 30
+        assert header.counts["positioned"] == header.counts["positions"] == 30
+        d.metric("ptycho_stream_positions_received_total", 30)
 
 
 def test_positions_of_a_file_are_joined(tmp_path):
@@ -235,11 +294,12 @@ def test_a_scan_is_armed_stopped_and_aborted_by_hand(daemon, line):
         line.dectris(1, key=1, numbers=range(10), end=False, expected=100)
         line.send_positions(range(10))
         wait_for(lambda: [s for s in daemon.ingest()["scans"] if s["positioned"] == 10])
-        control.stop()
+        running = daemon.ingest()["scan_id"]
+        assert control.stop() == {"scan_id": running}
         (header,) = sealed(daemon, 1)
         assert (header.state, header.metadata["sample"]) == ("complete", "mine")
         assert header.counts["missing"] == 0
-        with pytest.raises(Exception, match="no scan is open"):
+        with pytest.raises(Exception, match="no scan is running"):
             control.abort()
 
 
@@ -366,6 +426,43 @@ def test_a_full_disk_interrupts_the_scan_and_the_next_is_refused(tmp_path, small
         )
         assert len(headers(Catalogue(d.data))) == 1
         assert d.status()["stages"]["ingest"]["restarts"] == 0
+
+
+def test_old_scans_make_room_for_new_ones_before_those_are_refused(tmp_path, small_disk):
+    tables = {
+        "data": {"directory": str(small_disk), "min_free_bytes": 3_000_000, "frames_per_file": 32},
+        "positions": {"source": "inline"},
+    }
+    with (
+        native_daemon(tmp_path, **tables) as d,
+        Beamline(d.detector_endpoint, d.positions_endpoint) as line,
+    ):
+        catalogue = Catalogue(d.data)
+        for n in range(6):
+            line.native(str(n), n, range(150))
+            wait_for(
+                lambda n=n: [h for h in headers(catalogue) if h.series == str(n) and h.sealed],
+                what=f"scan {n}\n{d.log}",
+            )
+            time.sleep(1.2)
+        newest = headers(catalogue)[-1]
+        assert newest.counts["frames"] == 150
+        check_scan(catalogue, newest.scan_id, 5, range(150))
+        assert "was deleted: less than data.min_free_bytes were free" in d.log
+
+
+def test_a_stored_scan_of_absurd_shape_does_not_keep_ingest_from_starting(tmp_path):
+    daemon = native_daemon(tmp_path, positions={"source": "inline"})
+    with ScanWriter.create(daemon.data, make_header()) as writer:
+        path = daemon.data / "scans" / writer.scan_id / "scan.json"
+    changes = {"frame_shape_yx": [2**40, 2**40], "expected_frames": 2**100}
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with daemon, Beamline(daemon.detector_endpoint, daemon.positions_endpoint) as line:
+        line.native("1", 1, range(5))
+        absurd, good = sealed(daemon, 2)
+        assert (absurd.state, good.counts["frames"]) == ("interrupted", 5)
+        daemon.metric("ptycho_stream_scans_unrecoverable_total", 1)
+        assert daemon.status()["stages"]["ingest"]["restarts"] == 0
 
 
 def test_ingest_and_supervisor_do_without_torch():

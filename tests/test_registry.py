@@ -142,3 +142,32 @@ def test_a_broken_manifest_is_refused(registry, text):
 def test_unfinished_saves_are_not_listed(registry):
     shutil.copytree(registry.root / "mine", registry.root / ".other-draft")
     assert [m.name for m in registry.list() if m.name != DEFAULT_MODEL] == ["mine"]
+
+
+def test_a_stray_folder_does_not_hide_the_others(registry, caplog):
+    (registry.root / "notes").mkdir()
+    shutil.copytree(registry.root / "mine", registry.root / "broken")
+    (registry.root / "broken" / MANIFEST_FILE).write_text("{")
+    assert "mine" in [m.name for m in registry.list()]
+    assert "notes" in caplog.text and "broken" in caplog.text
+    with pytest.raises(ModelError, match=MANIFEST_FILE):
+        registry.load("notes")
+
+
+def test_a_model_that_was_renamed_by_hand_is_refused(registry):
+    (registry.root / "mine").rename(registry.root / "yours")
+    with pytest.raises(ModelError, match=r"'mine'.*yours"):
+        registry.load("yours")
+
+
+@pytest.mark.parametrize("name", ["../up", "", "mine"])
+def test_a_name_can_be_checked_before_there_is_a_model(registry, name):
+    with pytest.raises(ModelError):
+        registry.check_new(name)
+    registry.check_new("other")
+
+
+def test_a_registry_that_is_a_file_is_refused_before_there_is_a_model(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelError, match="file"):
+        ModelRegistry(tmp_path / "file").check_new("mine")

@@ -20,6 +20,7 @@ from scan_samples import (
 from ptycho_stream.errors import ScanLocked, ScanNotFound, StoreError
 from ptycho_stream.geometry import View
 from ptycho_stream.scans import Catalogue, ScanReader, ScanWriter, new_scan_id
+from ptycho_stream.scans.leases import live_holders
 from ptycho_stream.scans.spare import SpareFiles
 
 PLENTY = 10**12
@@ -51,7 +52,7 @@ def test_changes_are_noticed_cheaply(tmp_path: Path) -> None:
     assert not catalogue.changed()
     with ScanWriter.create(tmp_path, make_header(), FRAMES_PER_FILE) as writer:
         for change in (
-            lambda: writer.set_state("running"),
+            lambda: writer.update_header(state="running"),
             lambda: writer.update_header(metadata={"comment": "again"}),
             lambda: writer.seal("complete", {}),
         ):
@@ -104,11 +105,11 @@ def test_a_lease_keeps_a_scan(tmp_path: Path) -> None:
     catalogue = Catalogue(tmp_path)
     scan_id = make_scan(tmp_path, 10)
     with catalogue.lease(scan_id, "reconstruct"), catalogue.lease(scan_id, "export") as second:
-        assert catalogue.holders(scan_id) == ["export", "reconstruct"]
+        assert live_holders(tmp_path / "scans" / scan_id) == ["export", "reconstruct"]
         second.release()
         assert catalogue.retain(0).deleted == ()
-        assert catalogue.holders(scan_id) == ["reconstruct"]
-    assert catalogue.holders(scan_id) == []
+        assert live_holders(tmp_path / "scans" / scan_id) == ["reconstruct"]
+    assert live_holders(tmp_path / "scans" / scan_id) == []
     assert catalogue.retain(0).deleted == (scan_id,)
 
 
@@ -119,10 +120,10 @@ def test_a_lease_ends_with_its_process(tmp_path: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "holding\n"
     assert catalogue.retain(0).deleted == ()
-    assert catalogue.holders(scan_id) == ["training"]
+    assert live_holders(tmp_path / "scans" / scan_id) == ["training"]
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert catalogue.holders(scan_id) == []
+    assert live_holders(tmp_path / "scans" / scan_id) == []
     assert catalogue.retain(0).deleted == (scan_id,)
 
 
@@ -184,6 +185,22 @@ def test_retention_counts_and_limits_the_spares(tmp_path: Path) -> None:
     assert report.kept_bytes <= limit
     assert Catalogue(tmp_path).retain(0).kept_bytes < FILE_BYTES
     assert list(tmp_path.rglob("*.bin")) == []
+
+
+def test_room_is_made_of_spares_first_and_then_of_the_oldest_scans(tmp_path: Path) -> None:
+    scans = [make_scan(tmp_path, 350) for _ in range(4)]
+    catalogue = Catalogue(tmp_path)
+    spare_bytes = SpareFiles(tmp_path).total_bytes()
+    assert spare_bytes >= FILE_BYTES
+    assert catalogue.make_room(spare_bytes).deleted == ()
+    with catalogue.lease(scans[0], "export"):
+        report = catalogue.make_room(FILE_BYTES)
+        assert report.deleted == (scans[1],)
+        assert report.freed_bytes >= FILE_BYTES
+        # The newest one stays: somebody has just recorded it.
+        assert catalogue.make_room(PLENTY).deleted == (scans[2],)
+    assert stored(tmp_path) == [scans[3], scans[0]]
+    assert list((tmp_path / "spare").iterdir()) == []
 
 
 def test_a_file_that_somebody_still_maps_is_not_written_again(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_a_disk_filled_by_others_to_the_last_byte(small_disk: Path) -> None:
         writer.commit()
         fill_up(small_disk)
         with pytest.raises(DiskFull):
-            writer.set_state("draining")
+            writer.update_header(state="draining")
         assert writer.header.state == "armed"
         header = writer.seal("interrupted", {}, reason="the disk is full")
     with ScanReader.open(small_disk, writer.scan_id) as reader:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from ptycho_stream.scans.records import (
     FRAME_RECORD,
     PAIR_FLAG_JUMP,
     PAIR_FLAG_OUT_OF_EXTENT,
+    PAIR_RECORD,
     POSITION_RECORD,
 )
 
@@ -123,3 +126,39 @@ def test_a_recovered_join_makes_the_pairs_that_were_lost():
     found = join.frame(9, 3)
     assert found is not None
     assert found.y_m == 3e-6
+
+
+def test_sparse_numbers_cost_memory_for_themselves_only():
+    join = Join(LIMITS)
+    numbers = np.arange(20_000) * 1_000_000
+    tracemalloc.start()
+    join.positions(numbers, np.zeros((20_000, 2)), 1)
+    assert tracemalloc.get_traced_memory()[0] < 20_000_000
+    tracemalloc.stop()
+    pair = join.frame(19_999_000_000, 0)
+    assert pair is not None
+
+
+def test_positions_without_frames_are_held_within_a_bound():
+    join = Join(LIMITS, max_waiting=100)
+    join.frame(500, 0)
+    pairs = join.positions(np.arange(400, 600), where(list(range(400, 600))), 1)
+    assert pairs["number"].tolist() == [500]
+    assert join.invalid == 200 - 101
+    assert join.frame(450, 1) is not None
+    assert join.frame(590, 2) is None
+    assert join.positions(np.array([590, 7]), where([590, 7]), 1)["number"].tolist() == [590]
+
+
+def test_inline_positions_that_were_logged_are_paired_again():
+    frames = np.zeros(3, FRAME_RECORD)
+    frames["number"], frames["slot"] = [0, 1, 2], [0, 1, 2]
+    first, again = Join(LIMITS), Join(LIMITS)
+    logged = np.zeros(3, POSITION_RECORD)
+    for n in range(3):
+        pair = first.frame_with_position(n, n, n * 1e-6, 2e-6)
+        assert pair is not None
+        logged["number"][n], logged["y_m"][n], logged["x_m"][n] = n, pair.y_m, pair.x_m
+    lost = again.restore(frames, logged, np.zeros(0, PAIR_RECORD))
+    assert lost["number"].tolist() == [0, 1, 2]
+    assert lost["y_m"].tolist() == [0.0, 1e-6, 2e-6]

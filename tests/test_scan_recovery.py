@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -232,12 +233,32 @@ def test_the_catalogue_recovers_what_nobody_writes(tmp_path: Path) -> None:
     write_frames(dead, range(10))
     dead.close()
     with live:
-        (recovered,) = Catalogue(tmp_path).recover_all()
+        (recovered,), failed = Catalogue(tmp_path).recover_all()
+        assert failed == []
         assert recovered.writer.scan_id == dead.scan_id
         assert recovered.report.frames == 10
         recovered.writer.seal("interrupted", {}, reason="the writer died")
     states = {header.scan_id: header.state for header in Catalogue(tmp_path).scans()}
     assert states == {live.scan_id: "armed", dead.scan_id: "interrupted"}
+
+
+def test_a_header_of_absurd_shape_is_sealed_and_others_are_recovered(tmp_path: Path) -> None:
+    scan_ids: list[str] = []
+    for _ in range(3):
+        with ScanWriter.create(tmp_path, make_header(), FRAMES_PER_FILE) as writer:
+            scan_ids.append(writer.scan_id)
+    path = tmp_path / "scans" / scan_ids[0] / "scan.json"
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps(raw | {"frame_shape_yx": [2**40, 2**40]}))
+    (tmp_path / "scans" / scan_ids[1] / "counters").unlink()
+    (tmp_path / "scans" / scan_ids[1] / "counters").mkdir()
+    (recovered,), failed = Catalogue(tmp_path).recover_all()
+    with recovered.writer as writer:
+        assert writer.scan_id == scan_ids[2]
+    assert failed == [scan_ids[1], scan_ids[0]]
+    header = Catalogue(tmp_path).scans()[-1]
+    assert (header.scan_id, header.state) == (scan_ids[0], "interrupted")
+    assert "no frame is so large" in header.reason
 
 
 def test_bit_flips_are_found(tmp_path: Path) -> None:

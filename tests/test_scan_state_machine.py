@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import count
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from ptycho_stream.messages import Positions, ScanStart
 from ptycho_stream.scans import scan_events as ev
-from ptycho_stream.scans.epochs import EpochBook
+from ptycho_stream.scans.epochs import MAX_EPOCHS, EpochBook
 from ptycho_stream.scans.frame_ledger import FrameLedger
 from ptycho_stream.scans.state_machine import SUPERSEDED, ScanRules, ScanStateMachine
 
@@ -26,6 +27,7 @@ class Machine:
             "wait_ns": 10 * S,
             "match_window_ns": 60 * S,
             "resume_ns": 30 * S,
+            "silence_ns": 60 * S,
             "positions_stream": True,
         }
         names = (chr(ord("A") + n) for n in count())
@@ -131,10 +133,50 @@ def test_a_header_without_shape_is_opened_by_the_first_frame(m: Machine):
 def test_a_header_that_announces_other_frames_is_corrected_by_the_first_one(m: Machine):
     m.start(dtype="<u4")
     m.positions("e", range(3), "1")
-    opening, state, store = m.frame(0)
+    opening, bound, state, store = m.frame(0)
+    assert bound == ev.BindEpoch("B", "e")
     assert (opening.scan_id, opening.replaces, opening.start.dtype) == ("B", "A", "<u2")
     assert (state, store) == (ev.SetState("B", "running"), ev.StoreFrame("B"))
     assert m.positions("e", range(3, 4), "1")[0].scan_id == "B"
+
+
+def test_an_odd_first_frame_that_does_not_decode_leaves_the_scan_to_the_good_ones(m: Machine):
+    m.start()
+    assert m.frame(0, shape=(8, 7))[0].replaces == "A"
+    assert m.feed(ev.FrameLost(0, "B", 0, "undecodable")) == [ev.SetState("B", "armed")]
+    out = m.frame(1)
+    assert kinds(out) == ["OpenScan", "SetState", "StoreFrame"]
+    assert (out[0].start.frame_shape_yx, out[0].replaces) == (SHAPE, "B")
+    assert m.frame(2) == [ev.StoreFrame("C")]
+    assert m.frame(3, shape=(8, 7)) == [ev.DropFrame("wrong_shape")]
+
+
+def test_a_good_shape_with_a_damaged_first_blob_keeps_its_layout(m: Machine):
+    m.start()
+    m.frame(0)
+    m.feed(ev.FrameLost(0, "A", 0, "undecodable"))
+    assert m.frame(1) == [ev.SetState("A", "running"), ev.StoreFrame("A")]
+
+
+def test_frames_of_ever_new_shapes_do_not_make_ever_new_scans(m: Machine):
+    m.start()
+    opened = 0
+    for n in range(50):
+        out = m.frame(n, shape=(8, 9 + n))
+        opened += kinds(out).count("OpenScan")
+        for store in out:
+            if isinstance(store, ev.StoreFrame):
+                m.feed(ev.FrameLost(0, store.scan_id, n, "undecodable"))
+    assert opened < 20
+    assert kinds(m.frame(50))[-1] == "StoreFrame"
+    assert m.frame(51) == [m.frame(52)[-1]]
+
+
+def test_an_epoch_follows_a_scan_that_is_laid_out_anew(m: Machine):
+    m.start()
+    m.positions("e", range(2), "1")
+    assert ev.BindEpoch("B", "e") in m.frame(0, shape=(8, 7))
+    assert kinds(m.positions("e", range(2, 4))) == ["StorePositions"]
 
 
 def test_two_spellings_of_a_dtype_are_the_same(m: Machine):
@@ -257,7 +299,8 @@ def test_an_epoch_without_a_series_belongs_to_the_scan_armed_nearest(m: Machine)
     assert m.positions("e", range(2))[0] == ev.BindEpoch("B", "e")
 
 
-def test_an_epoch_without_a_series_and_a_scan_near_it_belongs_to_none(m: Machine):
+def test_an_epoch_without_a_series_and_a_scan_near_it_belongs_to_none():
+    m = Machine(silence_ns=1000 * S)
     m.start("1")
     m.frame(0)
     m.later(61)
@@ -327,6 +370,33 @@ def test_an_epoch_that_is_over_ends_the_wait(m: Machine):
     assert sealed(m.feed(ev.EpochEnded(m.now_ns, "e"))).counts["unpositioned"] == 1
 
 
+def test_positions_of_a_series_that_does_not_come_are_not_kept_for_a_later_one(m: Machine):
+    m.positions("stale", range(4), "1")
+    assert m.later(59) == []
+    assert m.later(2) == [ev.DropPositions("stale", 4)]
+    assert kinds(m.start("1")) == ["OpenScan"]
+    assert m.positions("stale", range(4, 6), "1") == [ev.DropPositions("stale", 2)]
+    assert m.positions("own", range(4), "1")[0] == ev.BindEpoch("A", "own")
+
+
+def test_an_epoch_that_still_sends_is_not_stale(m: Machine):
+    for n in range(5):
+        m.positions("e", range(n, n + 1), "1")
+        assert m.later(40) == []
+    assert kinds(m.start("1"))[:2] == ["OpenScan", "BindEpoch"]
+
+
+def test_an_epoch_that_a_scan_holds_outlives_any_number_of_others(m: Machine):
+    m.start("1")
+    m.frame(0)
+    m.positions("own", range(1), "1")
+    dropped = [i for n in range(MAX_EPOCHS + 1) for i in m.positions(f"e{n}", range(3), f"s{n}")]
+    assert dropped == [ev.DropPositions("e0", 3), ev.DropPositions("e1", 3)]
+    assert kinds(m.positions("own", range(1, 2))) == ["StorePositions"]
+    assert m.end() == [ev.SetState("A", "draining")]
+    assert sealed(m.positioned_frames("A", 1)).state == "complete"
+
+
 def test_positions_that_no_scan_wants_are_held_within_a_bound():
     book = EpochBook(S, max_held=10)
     first = book.begin("first", "1", 0)
@@ -339,7 +409,7 @@ def test_positions_that_no_scan_wants_are_held_within_a_bound():
 
 
 def test_a_scan_armed_by_hand_lends_the_next_series_its_name_and_metadata(m: Machine):
-    assert m.feed(ev.StartRequested(0, None, 7, {"sample": "x"})) == [ev.Armed("A")]
+    assert m.feed(ev.StartRequested(0, None, 7, {"sample": "x"})) == [ev.Accepted("A")]
     (opening,) = m.start(metadata={"sample": "y", "run": 1})
     assert opening.scan_id == "A"
     assert opening.start.expected_frames == 7
@@ -349,7 +419,7 @@ def test_a_scan_armed_by_hand_lends_the_next_series_its_name_and_metadata(m: Mac
 def test_stop_ends_a_scan_and_drops_what_still_comes(m: Machine):
     m.start(expected=100)
     m.frames(range(3))
-    m.feed(ev.StopRequested(0))
+    assert m.feed(ev.StopRequested(0))[0] == ev.Accepted("A")
     assert m.frame(3) == [ev.DropFrame("closed")]
     seal = sealed(m.positioned_frames("A", 3))
     assert (seal.state, seal.counts["missing"]) == ("complete", 0)
@@ -362,6 +432,26 @@ def test_abort_seals_at_once_and_the_rest_of_the_series_is_no_new_scan(m: Machin
     assert sealed(m.feed(ev.AbortRequested(0, "A"))).state == "aborted"
     assert m.frame(3) == [ev.DropFrame("closed")]
     assert m.end() == []
+
+
+def test_abort_without_an_id_is_of_the_running_scan_and_says_which(m: Machine):
+    m.start("1")
+    m.frames(range(3))
+    m.end("1")
+    (refusal,) = m.feed(ev.AbortRequested(0))
+    assert refusal.code == "not_found"
+    m.start("2")
+    m.frame(0, "2")
+    out = m.feed(ev.AbortRequested(0))
+    assert (out[0], sealed(out).scan_id) == (ev.Accepted("B"), "B")
+    out = m.feed(ev.AbortRequested(0, "A"))
+    assert (out[0], sealed(out).scan_id) == (ev.Accepted("A"), "A")
+
+
+def test_a_scan_armed_by_hand_is_given_up_by_abort(m: Machine):
+    m.feed(ev.StartRequested(0))
+    assert m.feed(ev.AbortRequested(0)) == [ev.Accepted("A")]
+    assert m.start()[0].scan_id == "B"
 
 
 @pytest.mark.parametrize("event", [ev.StopRequested(0), ev.AbortRequested(0, "X")])
@@ -431,6 +521,38 @@ def test_a_lost_end_message_is_made_up_for_when_all_frames_are_there(m: Machine)
     assert sealed(m.later(2)).state == "complete"
 
 
+def test_a_scan_whose_stream_falls_silent_is_interrupted_and_later_frames_make_a_new_one(
+    m: Machine,
+):
+    m.start(expected=10)
+    m.frames(range(3))
+    m.positions("e", range(3), "1")
+    m.positioned_frames("A", 3)
+    assert m.later(59) == []
+    seal = sealed(m.later(2))
+    assert (seal.state, seal.counts["missing"]) == ("interrupted", 0)
+    assert "no frame came for 60 s" in seal.reason
+    (opening, *_) = m.frame(3)
+    assert (opening.scan_id, opening.joined_late) == ("B", True)
+
+
+def test_a_silent_scan_that_was_joined_late_ends_too_and_one_that_is_armed_does_not(m: Machine):
+    m.frame(7)
+    m.later(61)
+    assert sealed(m.later(10)).state == "interrupted"
+    m.start("2")
+    assert m.later(1000) == []
+
+
+def test_a_recovered_scan_that_had_fallen_silent_is_still_interrupted(m: Machine):
+    m.start()
+    m.frames(range(5))
+    (ending,) = m.later(61)
+    other = Machine()
+    other.recovered(state="draining", reason=ending.reason)
+    assert sealed(other.positioned_frames("R", 5)).state == "interrupted"
+
+
 def test_a_stop_of_the_daemon_seals_everything(m: Machine):
     m.start("1")
     m.frames(range(3))
@@ -449,3 +571,12 @@ def test_the_ledger_holds_wild_numbers_without_the_memory_in_between():
     assert not ledger.take(0)
     assert 5 not in ledger
     assert ledger.missing() == 2**40 - 1
+
+
+def test_many_wild_numbers_cost_the_ledger_little_memory():
+    ledger = FrameLedger()
+    tracemalloc.start()
+    for n in range(10_000):
+        ledger.take(n * 10_000)
+    assert tracemalloc.get_traced_memory()[0] < 10_000_000
+    tracemalloc.stop()

@@ -87,6 +87,35 @@ def test_times_that_are_unknown_are_minus_one(tmp_path: Path) -> None:
         assert (record["start_ns"], record["stop_ns"]) == (-1, -1)
 
 
+def test_a_frames_own_position_is_logged_before_the_frame(tmp_path: Path) -> None:
+    """A writer that dies between the two leaves a position without its frame, never the reverse."""
+    with (
+        ScanWriter.create(tmp_path, make_header(), FRAMES_PER_FILE) as writer,
+        ScanReader.open(tmp_path, writer.scan_id) as reader,
+    ):
+        writer.append_positions(np.array([7]), np.array([[7e-6, 0.0]]), 1)
+        writer.append_position(8, 8e-6, 1e-6, 2)
+        writer.append(8, make_frame(8), 0, 0)
+        before: list[int] = []
+        commit_frames = writer._commit_within_file
+
+        def watched() -> None:
+            before.append(reader.position_count)
+            commit_frames()
+
+        writer._commit_within_file = watched  # type: ignore[method-assign]
+        writer.commit()
+        assert before == [2]
+        assert reader.positions()["number"].tolist() == [7, 8]
+        assert reader.positions()["x_m"].tolist() == [0.0, 1e-6]
+
+
+def test_a_frame_of_absurd_size_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no frame is so large"):
+        ScanWriter.create(tmp_path, make_header(frame_shape_yx=(2**40, 2**40)))
+    assert list((tmp_path / "scans").glob("*")) == []
+
+
 def test_pairs_can_be_appended_as_an_array(tmp_path: Path) -> None:
     with ScanWriter.create(tmp_path, make_header(), FRAMES_PER_FILE) as writer:
         write_frames(writer, range(3), pairs=False)
@@ -128,7 +157,6 @@ def test_large_frames_make_smaller_batches_and_files(tmp_path: Path) -> None:
     header = make_header(frame_shape_yx=(4096, 4096), dtype="<u4")
     with ScanWriter.create(tmp_path, header) as writer:
         assert writer.header.frames_per_file == 2
-        writer.prepare_ahead(0)
         for number in range(2):
             writer.next_buffer()[...] = number
             writer.append_buffered(number, 0, 0)
@@ -212,7 +240,7 @@ def test_a_scan_id_is_used_once(tmp_path: Path) -> None:
 
 def test_sealing_ends_a_scan(tmp_path: Path) -> None:
     writer = ScanWriter.create(tmp_path, make_header(), FRAMES_PER_FILE)
-    writer.set_state("running")
+    writer.update_header(state="running")
     write_frames(writer, range(5))
     header = writer.seal("aborted", {"missing": 3}, reason="stopped by the operator")
     assert (header.state, header.counts, header.reason) == (
@@ -224,7 +252,7 @@ def test_sealing_ends_a_scan(tmp_path: Path) -> None:
     assert writer.sync() == 0
     for act in (
         writer.next_buffer,
-        lambda: writer.set_state("running"),
+        lambda: writer.update_header(state="running"),
         lambda: writer.seal("complete", {}),
         lambda: ScanWriter.recover(tmp_path, writer.scan_id),
     ):
@@ -238,7 +266,7 @@ def test_sealing_ends_a_scan(tmp_path: Path) -> None:
 def test_a_scan_is_sealed_only_by_seal(tmp_path: Path) -> None:
     with ScanWriter.create(tmp_path, make_header()) as writer:
         with pytest.raises(ScanSealed):
-            writer.set_state("complete")
+            writer.update_header(state="complete")
         with pytest.raises(StoreError, match="cannot end running"):
             writer.seal("running", {})
     with pytest.raises(ScanSealed):
@@ -322,10 +350,11 @@ def test_files_are_prepared_ahead_from_the_creation_on(tmp_path: Path) -> None:
         assert writer.wait_prepared(timeout_s=20)
         directory = tmp_path / "scans" / writer.scan_id
         assert len(list(directory.glob("frames-*.bin"))) == 4
-        writer.prepare_ahead(6)
+        write_frames(writer, range(FRAMES_PER_FILE + 1))
+        writer.commit()
         assert writer.wait_prepared(timeout_s=20)
         files = list(directory.glob("frames-*.bin"))
-        assert len(files) == 7
+        assert len(files) == 5
         size = FRAMES_PER_FILE * make_frame(0).nbytes
         assert {path.stat().st_size for path in files} == {size}
         assert all(path.stat().st_blocks * 512 >= size for path in files)

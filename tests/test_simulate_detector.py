@@ -23,6 +23,7 @@ from ptycho_stream.messages import (
     ScanStart,
 )
 from ptycho_stream.simulate.detector import DetectorSimulator, PositionSimulator, play
+from ptycho_stream.simulate.outlet import Outlet
 from ptycho_stream.simulate.series import DetectorOptions
 from ptycho_stream.wire import WireLimits, decoder_for
 from ptycho_stream.wire.compression import decode
@@ -212,6 +213,54 @@ def test_an_error_names_the_endpoint_where_nobody_receives(scan: ScanFile) -> No
         pytest.raises(EndpointError, match="sub"),
     ):
         positions.wait_for_receiver()
+
+
+@contextmanager
+def slow_receiver(endpoint: str, messages: int, pause_s: float) -> Iterator[list[int]]:
+    """Takes so many messages with a pause before each, then none, but stays connected."""
+    sizes: list[int] = []
+    stop = threading.Event()
+
+    def run() -> None:
+        with zmq.Context() as context, context.socket(zmq.PULL) as socket:
+            socket.linger = 0
+            socket.rcvhwm = 1
+            socket.connect(endpoint)
+            while not stop.wait(pause_s):
+                if len(sizes) < messages and socket.poll(0):
+                    sizes.append(sum(map(len, socket.recv_multipart())))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield sizes
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_slow_receiver_gets_everything_however_long_it_takes() -> None:
+    size, count = 1 << 20, 120
+    outlet = Outlet("tcp://127.0.0.1:*", timeout_s=1)
+    with slow_receiver(outlet.endpoint, count, 0.05) as sizes:
+        with outlet:
+            for _ in range(count):
+                outlet.send([bytes(size)])
+        # What has left this process is in the receiver's buffers.
+        deadline_s = time.monotonic() + 5
+        while len(sizes) < count and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+    assert sizes == [size] * count
+
+
+def test_messages_that_nobody_took_are_an_error() -> None:
+    outlet = Outlet("tcp://127.0.0.1:*", timeout_s=0.3)
+    with slow_receiver(outlet.endpoint, 0, 0.05):
+        outlet.wait_for_receiver()
+        for _ in range(3):  # one reaches the receiver's queue, one is on its way, one waits
+            outlet.send([bytes(64 << 20)])
+        with pytest.raises(EndpointError, match=outlet.endpoint):
+            outlet.close()
 
 
 def test_a_port_in_use_is_an_error() -> None:

@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 from daemon_harness import DaemonHarness, wait_for
 
-from ptycho_stream.errors import ControlError
+from ptycho_stream.errors import ControlError, SettingsError
 from ptycho_stream.settings import load_settings
+from ptycho_streamd.notify import Notifier
 from ptycho_streamd.reload import merge_reloaded
-from ptycho_streamd.supervisor import main
+from ptycho_streamd.settings_file import write_settings
+from ptycho_streamd.supervisor import Supervisor, main
 
 
 @pytest.fixture
@@ -116,6 +118,64 @@ def test_sighup_reads_the_settings_again_and_keeps_the_old_ones_if_they_are_wron
     assert daemon.status()["state"] == "ready"
 
 
+def test_a_stage_that_starts_again_gets_what_the_daemon_goes_by_and_not_the_file(daemon):
+    daemon.write_config({"positions": {"wait_s": 3.5}})
+    with daemon.control() as control:
+        control.reload()
+    daemon.write_config({"positions": {"wait_s": -1}})
+    killed = daemon.stage_pid("ingest")
+    daemon.kill("ingest")
+    wait_for(lambda: daemon.stage_pid("ingest") != killed)
+    wait_for(lambda: daemon.status()["stages"]["ingest"]["alive"])
+    assert daemon.status()["stages"]["ingest"]["restarts"] == 1
+    assert "wait_s" not in daemon.log.split("ended with status")[1]
+
+
+def test_the_settings_of_a_stage_are_those_of_the_supervisor(tmp_path):
+    daemon = DaemonHarness(tmp_path)
+    daemon.write_config(
+        {
+            "view": {"center_yx_px": [31.5, 1e300]},
+            "export": {"formats": ["npz", "png"]},
+        }
+    )
+    metadata = {"sample": 'a "b"\n\x7f\\ µ\U0001f600', "dose 1": 1e-30, "n": 7, "ok": True}
+    settings = load_settings(daemon.config).model_copy(update={"metadata": metadata})
+    path = tmp_path / "elsewhere" / "settings.toml"
+    path.parent.mkdir()
+    write_settings(settings, path)
+    assert load_settings(path) == settings
+    with pytest.raises(SettingsError, match="cannot write"):
+        write_settings(settings, tmp_path / "nowhere" / "settings.toml")
+
+
+def test_a_reload_before_the_daemon_is_ready_does_not_say_that_it_is(tmp_path, monkeypatch):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        path = str(tmp_path / "notify")
+        manager.bind(path)
+        manager.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", path)
+        daemon = DaemonHarness(tmp_path, stages=("ingest",))
+        supervisor = Supervisor(daemon.config, daemon.settings, ("ingest",))
+        try:
+            supervisor._reload()
+            with pytest.raises(BlockingIOError):
+                manager.recv(4096)
+        finally:
+            supervisor._close()
+
+
+def test_a_name_from_outside_is_no_message_to_systemd(tmp_path, monkeypatch):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        path = str(tmp_path / "notify")
+        manager.bind(path)
+        monkeypatch.setenv("NOTIFY_SOCKET", path)
+        notifier = Notifier()
+        notifier.status("series 1\nMAINPID=1\r\x00 running")
+        assert manager.recv(4096).decode() == "STATUS=series 1\ufffdMAINPID=1\ufffd\ufffd running"
+        notifier.close()
+
+
 def test_systemd_hears_readiness_status_watchdog_and_stop(tmp_path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         path = str(tmp_path / "notify")
@@ -126,11 +186,10 @@ def test_systemd_hears_readiness_status_watchdog_and_stop(tmp_path):
         daemon.start()
         heard: list[str] = []
         until_s = time.monotonic() + 10
-        while heard.count("WATCHDOG=1") < 3 and time.monotonic() < until_s:
+        while heard.count("WATCHDOG=1") < 3 or "STATUS=waiting for a scan" not in heard:
+            assert time.monotonic() < until_s, heard
             heard.append(manager.recv(4096).decode())
         assert "READY=1" in heard
-        assert "STATUS=waiting for a scan" in heard
-        assert heard.count("WATCHDOG=1") >= 3
         daemon.stop()
         manager.setblocking(False)
         while heard[-1] != "STOPPING=1":
@@ -163,6 +222,7 @@ def test_the_program_checks_a_file_and_says_what_is_wrong(tmp_path, capsys):
     daemon.write_config({"detector": {"colour": "blue"}})
     assert main(["--config", str(daemon.config), "--check"]) == 1
     assert "detector.colour: unknown key" in capsys.readouterr().err
+    assert main(["--config", str(daemon.config)]) == 78
     with pytest.raises(SystemExit) as caught:
         main(["--colour"])
     assert caught.value.code == 2

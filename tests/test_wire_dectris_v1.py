@@ -92,25 +92,26 @@ def test_a_gated_series_has_one_frame_a_trigger(mode: str | None, expected: int)
     assert start.expected_frames == expected
 
 
-def test_flat_field_and_mask_come_with_all() -> None:
+def test_the_mask_comes_with_all() -> None:
     mask = np.zeros((4, 6), "<u4")
     mask[1, 5] = 2
-    flat = np.linspace(0.5, 1.5, 24, dtype="f4").reshape(4, 6)
-    parts = DectrisV1Encoder(1).start("all", CONFIG, flatfield=flat, pixel_mask=mask)
+    parts = DectrisV1Encoder(1).start("all", CONFIG, pixel_mask=mask)
     assert len(parts) == 8
     (start,) = DectrisV1Decoder().receive(parts)
     assert isinstance(start, ScanStart)
     np.testing.assert_array_equal(start.pixel_mask, mask != 0)
-    np.testing.assert_array_equal(start.flatfield, flat)
 
 
 def test_names_that_other_senders_use_are_understood() -> None:
     parts = DectrisV1Encoder(4).start("all", CONFIG)
-    parts = [part.replace(b"dflatfield", b"flatfield") for part in parts]
+    parts = [
+        part.replace(b"dflatfield", b"flatfield").replace(b"dpixelmask", b"pixelmask")
+        for part in parts
+    ]
     end = [b'{"htype": "deseries_end-1.0", "series": 4}']
     got = receive_all(DectrisV1Decoder(), [parts, end])
     assert kinds(got) == ["ScanStart", "ScanEnd"]
-    assert got[0].flatfield is not None
+    assert got[0].pixel_mask is not None
 
 
 def test_a_shape_may_have_a_third_axis_of_one() -> None:
@@ -244,6 +245,112 @@ def test_deep_metadata_start_the_series_without_them() -> None:
     got = DectrisV1Decoder().receive(parts)
     assert kinds(got) == ["Undecodable", "ScanStart"]
     assert got[0].reason == "limit"
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape_yx", "expected"),
+    [
+        ({"x_pixels_in_detector": 2**40}, None, 6),
+        ({"x_pixels_in_detector": 9000, "y_pixels_in_detector": 8000}, None, 6),
+        ({"nimages": 2**63, "ntrigger": 2**63}, (4, 6), None),
+        ({"nimages": 2**40, "ntrigger": 2}, (4, 6), None),
+        ({"ntrigger": 2**41, "trigger_mode": "exte"}, (4, 6), None),
+    ],
+)
+def test_absurd_counts_and_shapes_of_a_header_are_left_to_the_frames(
+    changes: dict, shape_yx: tuple[int, int] | None, expected: int | None
+) -> None:
+    parts = DectrisV1Encoder(1).start("basic", {**CONFIG, **changes})
+    problem, start = DectrisV1Decoder().receive(parts)
+    assert isinstance(problem, Undecodable)
+    assert (problem.reason, problem.series) == ("limit", "1")
+    assert isinstance(start, ScanStart)
+    assert (start.frame_shape_yx, start.expected_frames) == (shape_yx, expected)
+    assert start.geometry.detector_distance_m == 2.0
+
+
+def test_a_header_shape_too_large_for_its_bit_depth_is_left_to_the_frames() -> None:
+    limits = WireLimits(max_decoded_bytes=4 * 6 * 2 - 1)
+    problem, start = DectrisV1Decoder(limits).receive(next(iter(series())))
+    assert problem.reason == "limit"
+    assert start.frame_shape_yx is None
+
+
+def test_a_series_name_that_would_forge_log_lines_is_refused() -> None:
+    part = json.dumps({"htype": "dseries_end-1.0", "series": "1\nSTATUS=fine"}).encode()
+    (problem,) = DectrisV1Decoder().receive([part])
+    assert problem.reason == "malformed"
+    assert "\n" not in problem.detail
+
+
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_long_json_of_an_image_is_not_parsed(at: int) -> None:
+    decoder = DectrisV1Decoder(WireLimits(max_header_bytes=1000))
+    parts = DectrisV1Encoder(1).frame(0, PIXELS)
+    parts[at] = parts[at][:-1] + b',"more":"' + b"x" * 1000 + b'"}'
+    got = decoder.receive(parts)
+    assert isinstance(got[0], Frame if at == 3 else Undecodable)
+    assert isinstance(got[-1], Undecodable)
+    assert kinds(receive_all(decoder, series())) == ["ScanStart", "Frame", "Frame", "ScanEnd"]
+
+
+KEYS_READ = [*CONFIG, "photon_energy"]
+KEYS_OF_PARTS = [
+    *("htype", "series", "frame", "header_detail", "shape", "type", "encoding", "size"),
+    *("start_time", "stop_time"),
+]
+ODD = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.sampled_from([2**63, 2**64 - 1, 10**400, 5e-324, 1e-310, 1e308, -0.0, "inte", "\ud800"])
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5)
+)
+ODD_JSON = st.recursive(
+    ODD, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(changes=st.dictionaries(st.sampled_from(KEYS_READ), ODD_JSON))
+def test_whatever_a_configuration_holds_its_series_starts(changes: dict) -> None:
+    parts = DectrisV1Encoder(1).start("basic", CONFIG)
+    parts[1] = json.dumps({**CONFIG, **changes}).encode()
+    got = DectrisV1Decoder().receive(parts)
+    start = got[-1]
+    assert isinstance(start, ScanStart) and start.series == "1"
+    assert all(isinstance(message, Undecodable) for message in got[:-1])
+    told = start.geometry
+    for value in (told.photon_energy_eV, told.detector_distance_m, told.count_time_s):
+        assert value is None or 0 < value < float("inf")
+    assert start.expected_frames is None or 0 < start.expected_frames <= 2**40
+    assert start.dtype in (None, "|u1", "<u2", "<u4")
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    index=st.integers(0, 7),
+    changes=st.dictionaries(
+        st.sampled_from(KEYS_OF_PARTS),
+        ODD_JSON,
+        min_size=1,
+    ),
+    broken_up=st.booleans(),
+)
+def test_whatever_a_part_holds_the_next_series_is_whole(index, changes, broken_up) -> None:
+    """Every JSON part of a header with tables and of an image, one changed at a time."""
+    encoder = DectrisV1Encoder(1)
+    messages = [encoder.start("all", CONFIG), encoder.frame(0, PIXELS)]
+    where = [(m, k) for m in (0, 1) for k in ((0, 2, 4, 6), (0, 1, 3))[m]]
+    m, k = where[index % len(where)]
+    messages[m][k] = json.dumps({**json.loads(messages[m][k]), **changes}).encode()
+    decoder = DectrisV1Decoder()
+    for message in receive_all(decoder, one_part_each(messages) if broken_up else messages):
+        if isinstance(message, Frame):
+            assert 0 <= message.number <= 2**40
+    decoder.receive([b"resynchronise"])
+    assert kinds(receive_all(decoder, series(2)))[-4:] == ["ScanStart", "Frame", "Frame", "ScanEnd"]
 
 
 @settings(max_examples=100, deadline=None)

@@ -49,18 +49,14 @@ def received(parts: list[bytes]):
 
 def test_a_scan_start_round_trips() -> None:
     mask = PIXELS > 20
-    flat = np.full((4, 6), 1.5, "f4")
     metadata = {"sample": "star", "angles": [1.0, {"deep": None}], "n": 3}
-    start = received(
-        ENCODER.scan_start(6, (4, 6), "<u2", GEOMETRY, metadata, pixel_mask=mask, flatfield=flat)
-    )
+    start = received(ENCODER.scan_start(6, (4, 6), "<u2", GEOMETRY, metadata, pixel_mask=mask))
     assert isinstance(start, ScanStart)
     assert (start.source, start.series, start.expected_frames) == ("native", "run 7", 6)
     assert (start.frame_shape_yx, start.dtype) == ((4, 6), "<u2")
     assert start.geometry == GEOMETRY
     assert start.metadata == metadata
     np.testing.assert_array_equal(start.pixel_mask, mask)
-    np.testing.assert_array_equal(start.flatfield, flat)
 
 
 @settings(max_examples=100, deadline=None)
@@ -130,7 +126,11 @@ FRAME = {"type": "frame", "series": "1", "frame": 0, "shape_yx": [4, 6], "dtype"
         (pack(type="scan_start", series="1", version=2), "malformed"),
         (pack(type="scan_start", series="1", expected_frames=-1), "limit"),
         (pack(type="scan_start", series="1", frame_shape_yx=[10**6, 10**6]), "limit"),
-        (pack(type="scan_start", series="1", pixel_mask=b"123"), "undecodable"),
+        ([*pack(type="scan_start", series="1"), b"123"], "undecodable"),
+        ([*pack(type="scan_start", series="1", frame_shape_yx=[2, 2]), b"123"], "undecodable"),
+        ([*pack(type="scan_start", series="1"), b"123", b"456"], "torn"),
+        (pack(type="scan_end", series="1\nSTATUS=fine"), "malformed"),
+        (pack(type="positions_end", epoch="e\r"), "malformed"),
         (pack(**FRAME), "torn"),
         ([*pack(type="scan_end", series="1"), b"blob"], "torn"),
         ([*pack(**{**FRAME, "shape_yx": [10**9, 10**9]}), b""], "limit"),
@@ -161,6 +161,85 @@ def test_too_many_positions_are_refused() -> None:
     decoder = NativeDecoder(WireLimits(max_positions=2))
     (problem,) = decoder.receive(ENCODER.positions([1, 2, 3], np.zeros((3, 2))))
     assert problem.reason == "limit"
+
+
+def test_metadata_hold_nothing_that_is_not_json() -> None:
+    start = received(ENCODER.scan_start(metadata={"a": math.nan, "b": [math.inf, 1.5]}))
+    assert start.metadata == {"a": "nan", "b": ["inf", 1.5]}
+
+
+@pytest.mark.parametrize(
+    ("keys", "blobs"),
+    [
+        ({**FRAME, "more": "x" * 1000}, [PIXELS.tobytes()]),
+        ({"type": "scan_start", "series": "1", "metadata": {"a": [None] * 1000}}, []),
+        ({"type": "scan_end", "series": "1", "more": "x" * 1000}, []),
+        ({"type": "positions_start", "epoch": "e", "metadata": {"a": "x" * 1000}}, []),
+        ({"more": "x" * 1000}, []),
+    ],
+)
+def test_long_headers_are_refused_before_they_are_read(keys: dict, blobs: list[bytes]) -> None:
+    decoder = NativeDecoder(WireLimits(max_header_bytes=500))
+    (problem,) = decoder.receive([*pack(**keys), *blobs])
+    assert isinstance(problem, Undecodable) and problem.reason == "limit"
+
+
+def test_positions_may_be_longer_than_headers_by_what_their_number_asks_for() -> None:
+    decoder = NativeDecoder(WireLimits(max_header_bytes=500, max_positions=100))
+    (batch,) = decoder.receive(ENCODER.positions(range(100), np.ones((100, 2))))
+    assert isinstance(batch, Positions) and len(batch.numbers) == 100
+    lists = {"frames": [2**40] * 100, "position_yx_m": [[0.1, 0.2]] * 100}
+    (batch,) = decoder.receive(pack(type="positions", epoch="e", **lists))
+    assert isinstance(batch, Positions)
+    padded = pack(type="positions", epoch="e", frames=[], position_yx_m=[], more="x" * 4000)
+    (problem,) = decoder.receive(padded)
+    assert problem.reason == "limit"
+
+
+def test_epochs_that_nobody_named_are_unique() -> None:
+    first, second = (received(NativeEncoder("7").positions_start()).epoch for _ in range(2))
+    assert first != second
+
+
+ODD = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.binary(max_size=40),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=3) | st.integers(0, 9), inner, max_size=3)
+    ),
+)
+KEYS_READ = {
+    "scan_start": "series version expected_frames frame_shape_yx dtype detector_distance_m "
+    "photon_energy_eV detector_pixel_yx_m beam_center_yx_px count_time_s frame_time_s metadata",
+    "frame": "series frame shape_yx dtype encoding shuffle_bits position_yx_m start_ns stop_ns",
+    "scan_end": "series",
+    "positions_start": "epoch version series metadata",
+    "positions": "epoch frames position_yx_m series",
+    "positions_end": "epoch",
+}
+SOUND = {
+    "scan_start": {"series": "1"},
+    "frame": FRAME,
+    "scan_end": {"series": "1"},
+    "positions_start": {"epoch": "e"},
+    "positions": {"epoch": "e", "frames": [0], "position_yx_m": [[0.0, 1.0]]},
+    "positions_end": {"epoch": "e"},
+}
+
+
+@settings(max_examples=500, deadline=None)
+@given(data=st.data(), kind=st.sampled_from(list(SOUND)))
+def test_whatever_a_key_holds_nothing_is_raised(data, kind: str) -> None:
+    changes = data.draw(st.dictionaries(st.sampled_from(KEYS_READ[kind].split()), ODD, min_size=1))
+    parts = pack(**{**SOUND[kind], "type": kind, **changes})
+    if kind == "frame":
+        parts.append(PIXELS.tobytes())
+    assert len(NativeDecoder().receive(parts)) == 1
 
 
 def test_mutated_messages_never_raise() -> None:

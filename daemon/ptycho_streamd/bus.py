@@ -121,8 +121,8 @@ class Bus:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         # A folder of mode 0700 keeps other users off the bus; it is short because ipc paths are
         # limited to 107 bytes.
-        self._folder = Path(tempfile.mkdtemp(prefix="ptycho-streamd-"))
-        self.endpoint = f"ipc://{self._folder}/bus"
+        self.folder = Path(tempfile.mkdtemp(prefix="ptycho-streamd-"))
+        self.endpoint = f"ipc://{self.folder}/bus"
         self.socket = context.socket(zmq.ROUTER)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
@@ -150,7 +150,7 @@ class Bus:
     def close(self) -> None:
         """Close the socket and remove its path."""
         self.socket.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def identity(stage: str, pid: int) -> bytes:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ptycho_stream.settings import SupervisorSettings
 from ptycho_streamd.bus import BUS_VARIABLE, SUPERVISOR_VARIABLE, Beat, Bus, Fatal, Stop
@@ -24,7 +24,6 @@ FIRST_BACKOFF_S = 0.1
 STEADY_AFTER_S = 30.0
 """A stage that lived this long failed by accident: its back-off starts again."""
 
-Event = Literal["", "ended"]
 log = logging.getLogger(__name__)
 
 
@@ -114,17 +113,21 @@ class Child:
         if fatal.pid == self._last_pid:
             self.last_words = fatal.message
 
-    def check(self, settings: SupervisorSettings) -> Event:
-        """Notice that it ended, kill it if it is silent, start it again when its time has come."""
+    def check(self, settings: SupervisorSettings) -> bool:
+        """Notice that it ended, kill it if it is silent, start it again when its time has come.
+
+        Returns:
+            Whether it has ended since the last call.
+        """
         now_s = time.monotonic()
         if self._process is None:
             if now_s >= self._start_at_s:
                 self.restarts += 1
                 self.start()
-            return ""
+            return False
         if self._process.poll() is None:
             self._kill_if_silent(settings, now_s)
-            return ""
+            return False
         if now_s - self._started_s >= STEADY_AFTER_S:
             self._backoff_s = FIRST_BACKOFF_S
         log.error(
@@ -137,7 +140,7 @@ class Child:
         self._start_at_s = now_s + self._backoff_s
         self._backoff_s = min(2 * self._backoff_s, settings.max_backoff_s)
         self._gone()
-        return "ended"
+        return True
 
     def ask_to_stop(self) -> None:
         """Tell it that the daemon stops for good; by signal if it has not come to the bus yet."""
@@ -148,24 +151,17 @@ class Child:
         else:
             self._bus.send(self.name, self._process.pid, Stop())
 
-    def wait_until(self, deadline_s: float) -> bool:
-        """Wait for its end until ``time.monotonic()`` is ``deadline_s``, then kill it.
-
-        Returns:
-            Whether it ended by itself.
-        """
+    def wait_until(self, deadline_s: float) -> None:
+        """Wait for its end until ``time.monotonic()`` is ``deadline_s``, then kill it."""
         if self._process is None:
-            return True
+            return
         try:
             self._process.wait(max(deadline_s - time.monotonic(), 0.0))
         except subprocess.TimeoutExpired:
             log.error("stage %s did not stop in time: killed", self.name)
             self._process.kill()
             self._process.wait()
-            self._gone()
-            return False
         self._gone()
-        return True
 
     def _kill_if_silent(self, settings: SupervisorSettings, now_s: float) -> None:
         assert self._process is not None

@@ -18,6 +18,8 @@ from ptycho_stream.settings import DataSettings
 
 ROOM_INTERVAL_S = 0.5
 RETENTION_INTERVAL_S = 30.0
+FULL_INTERVAL_S = 5.0
+"""Where nothing could be deleted, before it is tried again."""
 log = logging.getLogger(__name__)
 
 
@@ -26,7 +28,8 @@ class Housekeeper:
 
     Attributes:
         settings: may be replaced at any time.
-        free_bytes: on the disk of the store, half a second old at most.
+        free_bytes: on the disk of the store, half a second old at most; what could be deleted for
+            ``data.min_free_bytes`` is gone already.
     """
 
     def __init__(self, settings: DataSettings) -> None:
@@ -40,10 +43,9 @@ class Housekeeper:
         self._closed = False
         self._retain_at_s = 0.0
         self._room_at_s = 0.0
-        self.sync_seconds = 0.0
-        self.syncs = 0
+        self._make_room_at_s = 0.0
         self._root.mkdir(parents=True, exist_ok=True)
-        self.free_bytes = self._free()
+        self.free_bytes = self._room()
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
 
     def __enter__(self) -> Housekeeper:
@@ -64,7 +66,7 @@ class Housekeeper:
         """A scan is sealed; there may be something to retire."""
         with self._lock:
             self._writers.pop(scan_id, None)
-        self._retain_at_s = 0.0
+        self._retain_at_s = self._make_room_at_s = 0.0
 
     def take_failures(self) -> dict[str, str]:
         """Scans that could not be synced, and why, since the last call."""
@@ -78,7 +80,7 @@ class Housekeeper:
             now_s = time.monotonic()
             if now_s >= self._room_at_s:
                 self._room_at_s = now_s + ROOM_INTERVAL_S
-                self._look_for_room()
+                self.free_bytes = self._room()
             if now_s >= self._retain_at_s:
                 self._retain_at_s = now_s + RETENTION_INTERVAL_S
                 self._retain(self.settings.retention_bytes)
@@ -89,18 +91,30 @@ class Housekeeper:
         for writer in writers:
             if self._closed:
                 return
-            begun_s = time.monotonic()
             try:
                 writer.sync()
             except StoreError as error:
                 with self._lock:
                     if self._writers.pop(writer.scan_id, None) is not None:
                         self._failures[writer.scan_id] = str(error)
-            self.syncs += 1
-            self.sync_seconds += time.monotonic() - begun_s
 
-    def _look_for_room(self) -> None:
-        self.free_bytes = self._free()
+    def _room(self) -> int:
+        """Bytes that are free, after old scans have made room if there were too few."""
+        free = self._free()
+        wanted = self.settings.min_free_bytes - free
+        if wanted <= 0 or time.monotonic() < self._make_room_at_s:
+            return free
+        try:
+            report = self._catalogue.make_room(wanted)
+        except StoreError as error:
+            log.error("no room could be made on the disk: %s", error)
+            self._make_room_at_s = time.monotonic() + FULL_INTERVAL_S
+            return free
+        for scan_id in report.deleted:
+            log.warning("scan %s was deleted: less than data.min_free_bytes were free", scan_id)
+        if report.freed_bytes < wanted:
+            self._make_room_at_s = time.monotonic() + FULL_INTERVAL_S
+        return self._free()
 
     def _retain(self, max_bytes: int) -> None:
         try:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import zmq
@@ -34,7 +35,7 @@ from ptycho_stream.messages import (
     Undecodable,
 )
 from ptycho_stream.scans import scan_events as ev
-from ptycho_stream.scans.catalogue import Catalogue
+from ptycho_stream.scans.catalogue import Catalogue, Recovered
 from ptycho_stream.scans.state_machine import ScanRules, ScanStateMachine
 from ptycho_stream.scans.ulid import new_scan_id
 from ptycho_stream.settings import Settings, load_settings
@@ -46,10 +47,10 @@ from ptycho_streamd.ingest_metrics import IngestMetrics
 from ptycho_streamd.ingest_status import RateMeter, describe
 from ptycho_streamd.log_limit import LimitedLog
 from ptycho_streamd.recorder import EPOCH_KEY, Recorder
-from ptycho_streamd.reload import merge_reloaded
 from ptycho_streamd.scan_layout import start_of_header
 from ptycho_streamd.sources import Source, open_sources
 from ptycho_streamd.stage import Stage, run_stage
+from ptycho_streamd.unsealed import Unsealed
 
 COMMIT_FRAMES = 64
 COMMIT_NS = 5_000_000
@@ -60,6 +61,14 @@ IDLE_MS = 100
 TICK_NS = 50_000_000
 LAST_DRAIN_S = 1.0
 """At a stop: how long what has arrived already is still taken."""
+
+DROPPED = {
+    "duplicate": "its number has come before",
+    "wrong_shape": "the frames of its scan have another shape or dtype",
+    "closed": "its scan is over",
+    "disk_full": "there is no room on the disk",
+}
+"""Why a frame is not stored, for the log."""
 
 log = logging.getLogger(__name__)
 trouble = LimitedLog(log)
@@ -83,13 +92,14 @@ class Ingest:
         self._metrics = IngestMetrics()
         self._rate = RateMeter()
         self._received = 0
-        self._answers: list[ev.Armed | ev.Refuse] = []
+        self._answers: list[ev.Accepted | ev.Refuse] = []
         self._next_tick_ns = 0
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         limits = WireLimits(max_shape_yx_px=settings.detector.max_shape_yx_px)
         self._detector, self._positions = open_sources(self._context, settings, limits)
         self._sources = [s for s in (self._positions, self._detector) if s is not None]
         self._housekeeper = Housekeeper(settings.data)
+        self._unsealed = Unsealed(self._root)
 
     def run(self) -> None:
         """Work until the stage is told to stop; then seal, or leave open for the next incarnation.
@@ -152,6 +162,8 @@ class Ingest:
         ):
             if type(instruction) is ev.StoreFrame:
                 self._store(instruction, frame, now_ns)
+            elif type(instruction) is ev.DropFrame:
+                self._drop(instruction.reason, frame)
             else:
                 self._do(instruction)
 
@@ -175,6 +187,18 @@ class Ingest:
         else:
             if recorder.writer.pending >= COMMIT_FRAMES:
                 self._commit(instruction.scan_id, recorder)
+
+    def _drop(self, reason: str, frame: Frame) -> None:
+        if reason == "duplicate":
+            self._metrics.duplicate.inc()
+        else:
+            self._metrics.dropped.labels(reason).inc()
+        image = frame.image
+        trouble.warning(
+            reason,
+            f"frame {frame.number} of series {frame.series}, {image.shape_yx} {image.dtype}, is "
+            f"dropped: {DROPPED[reason]}",
+        )
 
     def _take(self, message: Message) -> None:
         """Everything but frames.  What came before it is committed first, so that the machine knows
@@ -231,6 +255,7 @@ class Ingest:
         except StoreError as error:
             self._fail(scan_id, error)
             return
+        self._count_positions(scan_id, recorder)
         now_ns = time.monotonic_ns()
         if frames:
             self._metrics.committed.inc(frames)
@@ -238,6 +263,20 @@ class Ingest:
         positioned = recorder.newly_positioned()
         if positioned is not None:
             self._feed(ev.FramesPositioned(now_ns, scan_id, positioned))
+
+    def _count_positions(self, scan_id: str, recorder: Recorder) -> None:
+        """Count and tell of positions that came inline or are not to be trusted."""
+        new = recorder.new_positions()
+        if new is None:
+            return
+        self._metrics.count_positions(new)
+        for count, text in (
+            (new.invalid, "invalid (NaN, an impossible number, or too many without frames)"),
+            (new.out_of_extent, "beyond reconstruct.max_extent_m"),
+            (new.jumps, "further than reconstruct.max_step_m from the one before"),
+        ):
+            if count:
+                trouble.warning(text, f"scan {scan_id}: {count} positions are {text}")
 
     def _tick(self, now_ns: int) -> None:
         self._metrics.received.inc(self._received - self._rate.frames)
@@ -247,6 +286,8 @@ class Ingest:
         free, needed = self._housekeeper.free_bytes, self._settings.data.min_free_bytes
         self._feed(ev.RoomChanged(now_ns, free >= needed))
         self._feed(ev.Tick(now_ns))
+        for header in self._unsealed.retry(now_ns):
+            self._metrics.count_sealed(header)
         for source in self._sources:
             source.watch()
         self._listen()
@@ -276,24 +317,21 @@ class Ingest:
             case ev.StorePositions(scan_id, positions):
                 if recorder := self._recorders.get(scan_id):
                     recorder.add_positions(positions)
+                    self._count_positions(scan_id, recorder)
             case ev.BindEpoch(scan_id, epoch):
                 self._write(scan_id, lambda scan: scan.bind_epoch(epoch))
-            case ev.DropFrame(reason):
-                if reason == "duplicate":
-                    self._metrics.duplicate.inc()
-                self._metrics.dropped.labels(reason).inc()
             case ev.DropPositions(epoch, count):
                 if count:
                     self._metrics.positions_orphaned.inc(count)
                     log.warning("%d positions of epoch %s have no open scan", count, epoch)
             case ev.SealScan():
                 self._seal(instruction)
-            case ev.Armed() | ev.Refuse():
+            case ev.Accepted() | ev.Refuse():
                 self._answers.append(instruction)
             case ev.Say(level, text):
                 log.log(logging.getLevelNamesMapping()[level.upper()], "%s", text)
-            case ev.StoreFrame():
-                raise AssertionError("a frame can only be stored while it is at hand")
+            case ev.StoreFrame() | ev.DropFrame():
+                raise AssertionError("only a frame that is at hand can be stored or dropped")
 
     def _open(self, opening: ev.OpenScan) -> None:
         try:
@@ -303,20 +341,27 @@ class Ingest:
             return
         self._recorders[opening.scan_id] = recorder
         self._housekeeper.attach(recorder.writer)
-        if opening.replaces is not None:
-            former = self._recorders[opening.replaces]
-            recorder.take_over_positions(former)
+        former = self._recorders.get(opening.replaces or "")
+        if former is not None:
+            self._write(opening.scan_id, lambda scan: scan.take_over_positions(former))
             reason = f"its frames turned out otherwise: see scan {opening.scan_id}"
-            self._seal(ev.SealScan(opening.replaces, "aborted", {}, reason))
-        if self._settings.positions.source == "file" and self._settings.positions.path is not None:
-            try:
-                positions = load_positions(self._settings.positions.path)
-            except FileFormatError as error:
-                log.error("scan %s has no positions: %s", opening.scan_id, error)
-            else:
-                self._metrics.positions_received.inc(len(positions.numbers))
-                recorder.add_positions(positions)
+            self._seal(ev.SealScan(former.header.scan_id, "aborted", {}, reason))
+        else:
+            self._load_positions(opening.scan_id, recorder)
+        self._count_positions(opening.scan_id, recorder)
         log.info("scan %s records series %s", opening.scan_id, opening.start.series)
+
+    def _load_positions(self, scan_id: str, recorder: Recorder) -> None:
+        settings = self._settings.positions
+        if settings.source != "file" or settings.path is None:
+            return
+        try:
+            positions = load_positions(settings.path)
+        except FileFormatError as error:
+            log.error("scan %s has no positions: %s", scan_id, error)
+        else:
+            self._metrics.positions_received.inc(len(positions.numbers))
+            recorder.add_positions(positions)
 
     def _write(self, scan_id: str, change: Callable[[Recorder], object]) -> None:
         recorder = self._recorders.get(scan_id)
@@ -336,48 +381,56 @@ class Ingest:
         recorder = self._recorders.pop(sealing.scan_id, None)
         if recorder is None:
             return
+        self._count_positions(sealing.scan_id, recorder)
         pending = recorder.writer.pending
+        counts = recorder.final_counts(sealing.counts)
         try:
-            header = recorder.seal(sealing.state, sealing.counts, sealing.reason)
+            header = recorder.writer.seal(sealing.state, counts, sealing.reason)
         except StoreError as error:
-            log.error("scan %s cannot be sealed: %s", sealing.scan_id, error)
+            log.error("scan %s cannot be sealed, it is recovered: %s", sealing.scan_id, error)
+            self._unsealed.add(replace(sealing, counts=counts), time.monotonic_ns())
             return
         finally:
             self._housekeeper.detach(sealing.scan_id)
-        metrics, counts = self._metrics, header.counts
-        lost = counts.get("dropped_disk_full", 0) - sealing.counts.get("dropped_disk_full", 0)
-        metrics.dropped.labels("disk_full").inc(lost)
-        metrics.committed.inc(max(pending - lost, 0))
-        metrics.missing.inc(max(counts.get("missing", 0), 0))
-        metrics.unpositioned.inc(counts.get("unpositioned", 0))
-        metrics.positions_invalid.inc(counts["positions_invalid"])
-        metrics.positions_flagged.labels("extent").inc(counts["positions_out_of_extent"])
-        metrics.positions_flagged.labels("jump").inc(counts["position_jumps"])
-        metrics.scans.labels(sealing.state).inc()
+        lost = header.counts.get("dropped_disk_full", 0) - counts.get("dropped_disk_full", 0)
+        self._metrics.dropped.labels("disk_full").inc(lost)
+        self._metrics.committed.inc(max(pending - lost, 0))
+        self._metrics.count_sealed(header)
 
     # ---- start, stop, requests -----------------------------------------------------------------
 
     def _recover(self) -> None:
         """Open again what a former incarnation left open, oldest first."""
-        for found in reversed(Catalogue(self._root).recover_all()):
-            header = found.writer.header
-            recorder = Recorder.resume(found.writer, self._settings)
-            self._recorders[header.scan_id] = recorder
-            self._housekeeper.attach(found.writer)
-            self._metrics.recovered.inc()
-            self._metrics.torn.inc(found.report.dropped_records)
-            self._feed(
-                ev.ScanRecovered(
-                    time.monotonic_ns(),
-                    header.scan_id,
-                    header.state,
-                    start_of_header(header),
-                    found.writer.records()["number"],
-                    recorder.join.positioned,
-                    header.metadata.get(EPOCH_KEY),
-                    header.reason,
-                )
-            )
+        recovered, failed = Catalogue(self._root).recover_all()
+        self._metrics.unrecoverable.inc(len(failed))
+        for found in reversed(recovered):
+            try:
+                self._go_on(found)
+            except (StoreError, OverflowError, ValueError, MemoryError):
+                # Its logs are whole and say what cannot be: it must not keep others from their
+                # frames, and the next start finds it as it is.
+                log.exception("scan %s is left as it is", found.writer.scan_id)
+                self._metrics.unrecoverable.inc()
+                found.writer.close()
+
+    def _go_on(self, found: Recovered) -> None:
+        header = found.writer.header
+        recorder = Recorder.resume(found.writer, self._settings)
+        event = ev.ScanRecovered(
+            time.monotonic_ns(),
+            header.scan_id,
+            header.state,
+            start_of_header(header),
+            found.writer.records()["number"],
+            recorder.join.positioned,
+            header.metadata.get(EPOCH_KEY),
+            header.reason,
+        )
+        self._recorders[header.scan_id] = recorder
+        self._housekeeper.attach(found.writer)
+        self._metrics.recovered.inc()
+        self._metrics.torn.inc(found.report.dropped_records)
+        self._feed(event)
 
     def _stop(self) -> None:
         until_s = time.monotonic() + LAST_DRAIN_S
@@ -426,22 +479,19 @@ class Ingest:
         self._commit_all()
         self._answers.clear()
         self._feed(event)
-        match self._answers:
-            case [ev.Refuse(code, message), *_]:
+        match self._answers[0]:
+            case ev.Refuse(code, message):
                 self._stage.fail(request, code, message)
-            case [ev.Armed(scan_id), *_]:
+            case ev.Accepted(scan_id):
                 self._stage.reply(request, {"scan_id": scan_id})
-            case _:
-                self._stage.reply(request, {"scan_id": arguments.get("scan_id")})
 
     def _reload(self) -> None:
         self._stage.reloaded()
         try:
-            outcome = merge_reloaded(self._settings, load_settings(self._config))
+            self._settings = load_settings(self._config)
         except SettingsError as error:
             log.error("the settings stay as they were: %s", error)
             return
-        self._settings = outcome.settings
         logging.getLogger().setLevel(self._settings.log_level.upper())
         self._machine.rules = rules_of(self._settings)
         self._housekeeper.settings = self._settings.data
@@ -456,6 +506,7 @@ def rules_of(settings: Settings) -> ScanRules:
     return ScanRules(
         wait_ns=int(positions.wait_s * 1e9),
         match_window_ns=int(positions.match_window_s * 1e9),
+        silence_ns=int(settings.detector.silence_s * 1e9),
         resume_ns=int(settings.data.resume_s * 1e9),
         positions_stream=positions.source == "native",
     )

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
+from ptycho_stream.scans.header import ScanHeader
+from ptycho_streamd.recorder import PositionCounts
+
 
 class IngestMetrics:
     """All metrics of one ingest process, in ``registry``."""
@@ -40,7 +43,7 @@ class IngestMetrics:
         )
         self.dropped = Counter(
             "ptycho_stream_frames_dropped",
-            "Frames that arrived and were not stored, by reason",
+            "Frames that arrived and were not stored, by reason; duplicates have their own counter",
             ["reason"],
             registry=registry,
         )
@@ -59,7 +62,9 @@ class IngestMetrics:
             registry=registry,
         )
         self.positions_invalid = Counter(
-            "ptycho_stream_positions_invalid", "Scan positions that are NaN", registry=registry
+            "ptycho_stream_positions_invalid",
+            "Scan positions that are NaN, of impossible numbers or too many to wait for frames",
+            registry=registry,
         )
         self.positions_flagged = Counter(
             "ptycho_stream_positions_flagged",
@@ -72,6 +77,11 @@ class IngestMetrics:
         )
         self.recovered = Counter(
             "ptycho_stream_scans_recovered", "Scans found open at the start", registry=registry
+        )
+        self.unrecoverable = Counter(
+            "ptycho_stream_scans_unrecoverable",
+            "Scans found open at the start that could not be recovered",
+            registry=registry,
         )
         self.torn = Counter(
             "ptycho_stream_frames_torn", "Torn records that recovery cut", registry=registry
@@ -94,3 +104,16 @@ class IngestMetrics:
             registry=registry,
         )
         ProcessCollector(namespace="ptycho_stream_ingest", registry=registry)
+
+    def count_positions(self, new: PositionCounts) -> None:
+        """Count positions that came inline, or are not to be trusted."""
+        self.positions_received.inc(new.inline)
+        self.positions_invalid.inc(new.invalid)
+        self.positions_flagged.labels("extent").inc(new.out_of_extent)
+        self.positions_flagged.labels("jump").inc(new.jumps)
+
+    def count_sealed(self, header: ScanHeader) -> None:
+        """Count what is known of a scan at its end."""
+        self.missing.inc(max(header.counts.get("missing", 0), 0))
+        self.unpositioned.inc(max(header.counts.get("unpositioned", 0), 0))
+        self.scans.labels(header.state).inc()

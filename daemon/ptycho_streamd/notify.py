@@ -41,7 +41,11 @@ class Notifier:
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def status(self, text: str) -> None:
-        """The line that ``systemctl status`` shows; sent when it has changed."""
+        """The line that ``systemctl status`` shows; sent when it has changed.
+
+        It may hold names from outside: a line break in one would be another message to systemd.
+        """
+        text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
         if text != self._status:
             self._status = text
             self._send(f"STATUS={text}")

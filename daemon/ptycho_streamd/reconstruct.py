@@ -48,7 +48,8 @@ from ptycho_streamd.stage import Stage, run_stage
 log = logging.getLogger(__name__)
 
 DONE_FILE = "reconstruct.done"
-IDLE_POLL_MS = 2
+BUSY_POLL_MS, IDLE_POLL_MS = 2, 20
+"""Between looks at the store: while a scan is open, and while none is."""
 RECIPE_RETRY_S = 2.0
 MAX_FAULTS = 5
 """So many tries in a row, then a sealed scan is left alone until recipe or settings change."""
@@ -89,7 +90,7 @@ class ReconstructStage:
         try:
             while not self._stage.stopping:
                 if not self.turn():
-                    self._poller.poll(IDLE_POLL_MS)
+                    self._poller.poll(BUSY_POLL_MS if self._open else IDLE_POLL_MS)
             self._drain()
         finally:
             self._publisher.close()
@@ -356,7 +357,7 @@ class ReconstructStage:
         until_s = time.monotonic() + DRAIN_S
         while time.monotonic() < until_s and self._open:
             if not self._work():
-                self._poller.poll(IDLE_POLL_MS)
+                self._poller.poll(BUSY_POLL_MS)
             self._finish_scans()
         for scan in self._open.values():
             if scan.changed and scan.image.current is not None:

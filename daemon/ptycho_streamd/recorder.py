@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,23 @@ EPOCH_KEY = "position_epoch"
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class PositionCounts:
+    """Positions of one scan; a difference of two is what came in between.
+
+    Attributes:
+        inline: came with their frames.
+        invalid: NaN, infinite or without hope of a frame.
+        out_of_extent: further out than ``reconstruct.max_extent_m``.
+        jumps: further from the one before than ``reconstruct.max_step_m``.
+    """
+
+    inline: int = 0
+    invalid: int = 0
+    out_of_extent: int = 0
+    jumps: int = 0
+
+
 class Recorder:
     """Writes one scan.
 
@@ -44,6 +61,8 @@ class Recorder:
         self.position_count = 0
         self._crop = crop_of_header(writer.header)
         self._reported = 0
+        self._inline = 0
+        self._counted = PositionCounts()
 
     @classmethod
     def create(cls, root: Path, opening: OpenScan, settings: Settings) -> Recorder:
@@ -72,6 +91,7 @@ class Recorder:
             lost["paired_monotonic_ns"] = time.monotonic_ns()
             writer.append_pairs(lost)
             writer.commit()
+        recorder.new_positions()  # the former incarnation has counted them
         return recorder
 
     @property
@@ -106,6 +126,10 @@ class Recorder:
         if position is None:
             pair = self.join.frame(number, slot)
         else:
+            # In the log of positions too: a crash between frame and pair must not lose it.
+            writer.append_position(number, position[0], position[1], received_ns)
+            self._inline += 1
+            self.position_count += 1
             pair = self.join.frame_with_position(number, slot, position[0], position[1])
         if pair is not None:
             writer.append_pair(
@@ -131,7 +155,12 @@ class Recorder:
             self.first_pending_ns = now_ns
 
     def take_over_positions(self, other: Recorder) -> None:
-        """Take the positions of a scan without frames, which this one replaces."""
+        """Take the positions of a scan without frames, which this one replaces.
+
+        Raises:
+            StoreError: those that are pending cannot be written.
+        """
+        other.commit()
         held = other.writer.positions()
         if len(held):
             position_yx_m = np.stack([held["y_m"], held["x_m"]], axis=1)
@@ -146,6 +175,20 @@ class Recorder:
         """
         self.first_pending_ns = 0
         self.writer.commit()
+
+    def new_positions(self) -> PositionCounts | None:
+        """Positions that are worth counting and came since the last call; None: there are none."""
+        join, before = self.join, self._counted
+        now = PositionCounts(self._inline, join.invalid, join.out_of_extent, join.jumps)
+        if now == before:
+            return None
+        self._counted = now
+        return PositionCounts(
+            now.inline - before.inline,
+            now.invalid - before.invalid,
+            now.out_of_extent - before.out_of_extent,
+            now.jumps - before.jumps,
+        )
 
     def newly_positioned(self) -> int | None:
         """How many frames have a position now, if that has changed since the last call."""
@@ -180,19 +223,15 @@ class Recorder:
         )
         return True
 
-    def seal(self, state: ScanState, counts: Mapping[str, int], reason: str) -> ScanHeader:
-        """Close the scan for good; returns its final header.
-
-        Raises:
-            StoreError: the disk failed; the scan stays unsealed until the next recovery.
-        """
-        ours = {
+    def final_counts(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """``counts`` of the scan's life, with what is known here of its positions."""
+        return {
+            **counts,
             "positions": self.position_count,
             "positions_invalid": self.join.invalid,
             "positions_out_of_extent": self.join.out_of_extent,
             "position_jumps": self.join.jumps,
         }
-        return self.writer.seal(state, {**counts, **ours}, reason)
 
 
 def position_limits(settings: Settings) -> PositionLimits:

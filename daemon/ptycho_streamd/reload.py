@@ -1,7 +1,7 @@
 """Which settings change in a running daemon: SIGHUP and the ``reload`` command.
 
-Supervisor and stages all read the file again and keep, by :func:`merge_reloaded`, what is bound to
-sockets, files already laid out or memory already taken.
+The supervisor reads the file again and keeps, by :func:`merge_reloaded`, what is bound to sockets,
+files already laid out or memory already taken; its stages get what that comes to.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from ptycho_stream.settings import Section, Settings
 
 FIXED: dict[str, frozenset[str] | None] = {
     "data": frozenset({"directory", "frames_per_file"}),
-    "detector": frozenset({"dialect", "endpoint", "attach", "socket", "max_shape_yx_px"}),
+    "detector": frozenset(
+        {"dialect", "endpoint", "attach", "socket", "max_shape_yx_px", "queue_bytes"}
+    ),
     "positions": frozenset({"source", "endpoint", "attach", "socket"}),
     "reconstruct": frozenset({"size_px", "device", "threads", "tile_px"}),
     "results": None,

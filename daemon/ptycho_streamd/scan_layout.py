@@ -18,6 +18,9 @@ from ptycho_stream.scans.header import ScanHeader
 from ptycho_stream.scans.scan_events import OpenScan
 from ptycho_stream.settings import GeometrySettings, Settings
 
+MAX_EXPECTED = 2**40
+"""A stored header that announces more frames is not believed."""
+
 
 @dataclass(frozen=True, slots=True)
 class ScanLayout:
@@ -78,10 +81,11 @@ def crop_of_header(header: ScanHeader) -> tuple[slice, slice] | None:
 
 def start_of_header(header: ScanHeader) -> ScanStart:
     """The series header of a scan that is there already."""
+    expected = header.expected_frames
     return ScanStart(
         source=header.source,
         series=header.series,
-        expected_frames=header.expected_frames,
+        expected_frames=expected if expected is not None and expected < MAX_EXPECTED else None,
         frame_shape_yx=header.detector_shape_yx or header.frame_shape_yx,
         dtype=header.dtype,
         geometry=header.geometry,

@@ -21,8 +21,9 @@ from ptycho_stream.wire.limits import WireLimits
 
 PULL_QUEUE_MESSAGES = 64
 """Small: what we have not taken waits, counted, in the detector."""
-SUB_QUEUE_MESSAGES = 20_000
-"""Large: what a PUB cannot get rid of is gone."""
+SUB_QUEUE_MESSAGES = (64, 20_000)
+"""At least and at most, within the bytes allowed: what a PUB cannot get rid of is gone."""
+LARGEST_ITEM_BYTES = 4
 WATCHED = (
     zmq.EVENT_CONNECTED
     | zmq.EVENT_ACCEPTED
@@ -73,6 +74,7 @@ class Source:
         options: how to attach to it.
         dialect: which codec understands it.
         limits: what the codec and the socket accept.
+        sub_queue_messages: so many may wait in a SUB socket.
 
     Raises:
         EndpointError: the endpoint cannot be bound or is no address.
@@ -86,6 +88,7 @@ class Source:
         options: SocketSettings,
         dialect: str,
         limits: WireLimits,
+        sub_queue_messages: int,
     ) -> None:
         self.name = name
         self.endpoint = endpoint
@@ -101,7 +104,7 @@ class Source:
         if options.socket == "pull":
             self.socket.setsockopt(zmq.RCVHWM, PULL_QUEUE_MESSAGES)
         else:
-            self.socket.setsockopt(zmq.RCVHWM, SUB_QUEUE_MESSAGES)
+            self.socket.setsockopt(zmq.RCVHWM, sub_queue_messages)
             self.socket.setsockopt(zmq.SUBSCRIBE, b"")
         self._monitor = self.socket.get_monitor_socket(WATCHED)
         try:
@@ -170,6 +173,18 @@ class Source:
         self.socket.close()
 
 
+def sub_queue_messages(queue_bytes: int, limits: WireLimits) -> int:
+    """How many of the largest frames accepted may wait in ``queue_bytes``: ZeroMQ counts messages.
+
+    Not fitted to the frames that come: libzmq 4.3 may crash when the mark of a socket is changed
+    while one of its connections is going away.
+    """
+    height, width = limits.max_shape_yx_px
+    frame_bytes = min(height * width * LARGEST_ITEM_BYTES, limits.max_message_bytes)
+    least, most = SUB_QUEUE_MESSAGES
+    return min(max(queue_bytes // max(frame_bytes, 1), least), most)
+
+
 def open_sources(
     context: zmq.Context[zmq.Socket[bytes]], settings: Settings, limits: WireLimits
 ) -> tuple[Source, Source | None]:
@@ -179,12 +194,18 @@ def open_sources(
         EndpointError: one of them cannot be attached to; none is left open.
     """
     detector = settings.detector
-    frames = Source(context, "detector", detector.endpoint, detector, detector.dialect, limits)
+    queue_messages = sub_queue_messages(detector.queue_bytes, limits)
+    frames = Source(
+        context, "detector", detector.endpoint, detector, detector.dialect, limits, queue_messages
+    )
     positions = settings.positions
     if positions.source != "native" or positions.endpoint is None:
         return frames, None
     try:
-        return frames, Source(context, "positions", positions.endpoint, positions, "native", limits)
+        endpoint = positions.endpoint
+        # Positions are small: they may wait in any number that a scan has.
+        most = SUB_QUEUE_MESSAGES[1]
+        return frames, Source(context, "positions", endpoint, positions, "native", limits, most)
     except EndpointError:
         frames.close()
         raise

@@ -31,6 +31,7 @@ from ptycho_streamd.metrics import MergedMetrics
 from ptycho_streamd.notify import Notifier
 from ptycho_streamd.reload import merge_reloaded
 from ptycho_streamd.requests import Requests, store_commands
+from ptycho_streamd.settings_file import SETTINGS_NAME, write_settings
 from ptycho_streamd.stage import configure_logging
 
 STAGES = ("ingest", "reconstruct")
@@ -43,6 +44,8 @@ STAGE_ENVIRONMENT = {
 }
 """What each stage gets beside the daemon's own environment."""
 TURN_MS = 100
+STATUS_SETTINGS = 78
+"""Exit status for settings that are wrong (EX_CONFIG of sysexits.h): to start again is no use."""
 
 log = logging.getLogger(__name__)
 
@@ -74,9 +77,12 @@ class Supervisor:
         self._lock = DataLock(settings.data.directory)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._bus = Bus(self._context)
+        self._stage_config = self._bus.folder / SETTINGS_NAME
+        self._reload_late: set[str] = set()
         self._control: ControlServer | None = None
         self._http: HttpServer | None = None
         try:
+            write_settings(settings, self._stage_config)
             self._control = ControlServer(self._context, settings.control.endpoint)
             self._http = HttpServer(settings.http, self._registry, self.health)
         except PtychoStreamError:
@@ -85,7 +91,7 @@ class Supervisor:
         self._children = {
             name: Child(
                 name,
-                self._config,
+                self._stage_config,
                 self._bus,
                 environment=STAGE_ENVIRONMENT.get(name, {}),
                 inherited_fd=self._lock.fd,
@@ -149,7 +155,7 @@ class Supervisor:
     def _turn(self) -> None:
         self._listen()
         for name, child in self._children.items():
-            if child.check(self._settings.supervisor) == "ended":
+            if child.check(self._settings.supervisor):
                 self._merged.stage_ended(name)
                 self._requests.stage_ended(name)
                 self._restarts.labels(name).inc()
@@ -183,11 +189,18 @@ class Supervisor:
                 case Beat():
                     # The last words of a stage that was reaped meanwhile still hold its counters.
                     if child.heard(message):
+                        self._catch_up(child)
                         self._merged.update(child.name, message.pid, message.metrics)
                 case Answer() | Refusal():
                     self._requests.answered(message)
                 case Fatal():
                     child.failed(message)
+
+    def _catch_up(self, child: Child) -> None:
+        """Repeat a reload that came while this stage was starting and had read its settings."""
+        if child.name in self._reload_late and child.pid is not None:
+            self._reload_late.discard(child.name)
+            self._bus.send(child.name, child.pid, Reload())
 
     def _startup_fault(self) -> str:
         if self._ready:
@@ -235,16 +248,21 @@ class Supervisor:
             raise ControlError("bad_settings", str(error)) from error
 
     def _reload(self) -> dict[str, Any]:
-        self._notifier.reloading()
+        if self._ready:
+            self._notifier.reloading()
         try:
             outcome = merge_reloaded(self._settings, load_settings(self._config))
+            write_settings(outcome.settings, self._stage_config)
         finally:
-            self._notifier.ready()
+            if self._ready:
+                self._notifier.ready()
         self._settings = outcome.settings
         logging.getLogger().setLevel(self._settings.log_level.upper())
         for child in self._children.values():
-            if child.pid is not None:
+            if child.beating and child.pid is not None:
                 self._bus.send(child.name, child.pid, Reload())
+            else:
+                self._reload_late.add(child.name)
         log.info("settings read again; changed: %s", ", ".join(outcome.applied) or "nothing")
         for key in outcome.needs_restart:
             log.warning("%s has changed in the file: it needs a restart of the daemon", key)
@@ -282,7 +300,7 @@ class Supervisor:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The program ``ptycho-streamd``; returns its exit status (0, 1; argparse exits with 2)."""
+    """The program ``ptycho-streamd``; returns its exit status (0, 1, 78; argparse exits with 2)."""
     parser = argparse.ArgumentParser(
         prog="ptycho-streamd",
         description="Shows a ptychographic scan while it runs. Stops at SIGTERM or Ctrl-C, reads "
@@ -305,7 +323,7 @@ def main(arguments: list[str] | None = None) -> int:
         return Supervisor(options.config, settings).run()
     except PtychoStreamError as error:
         log.error("%s", error)
-        return 1
+        return STATUS_SETTINGS if isinstance(error, SettingsError) and not options.check else 1
 
 
 if __name__ == "__main__":

@@ -45,20 +45,17 @@ def check_machine(settings: Settings) -> list[Finding]:
     import torch  # takes a second
 
     wanted = settings.reconstruct.device
-    if torch.cuda.is_available():
-        found = f"{torch.cuda.device_count()} GPU(s), the first a {torch.cuda.get_device_name(0)}"
-        return [Finding("reconstruct.device", "OK", wanted, found)]
-    if wanted.startswith("cuda"):
-        return [
-            Finding(
-                "reconstruct.device",
-                "missing",
-                wanted,
-                "torch finds no GPU: install a CUDA build and a driver, or set device = 'cpu'",
-                ok=False,
-            )
-        ]
-    return [Finding("reconstruct.device", "OK", wanted, "no GPU, runs on the CPU")]
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = int(wanted.partition(":")[2] or 0)
+    if wanted.startswith("cuda") and index >= count:
+        seen = f"torch finds {count} GPU(s)" if count else "torch finds no GPU"
+        advice = "install a CUDA build and a driver, or set device = 'cpu' or another number"
+        return [Finding("reconstruct.device", "missing", wanted, f"{seen}: {advice}", ok=False)]
+    if wanted == "cpu" or not count:
+        found = f"{count or 'no'} GPU(s), runs on the CPU"
+    else:
+        found = f"{count} GPU(s), runs on a {torch.cuda.get_device_name(index)}"
+    return [Finding("reconstruct.device", "OK", wanted, found)]
 
 
 def _probe(settings: Settings) -> Finding:

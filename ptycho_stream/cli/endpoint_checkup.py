@@ -48,9 +48,10 @@ def check_endpoints(settings: Settings, timeout_s: float) -> list[Finding]:
         findings.append(
             _own(name, endpoint, (kind,), timeout_s) if running else _check_free(name, endpoint)
         )
-    http = f"tcp://{settings.http.host}:{settings.http.port}"
+    host = settings.http.host
     if not running and settings.http.port:
-        findings.append(_check_free("http", http))
+        written = f"[{host}]" if ":" in host else host
+        findings.append(_check_free("http", f"tcp://{written}:{settings.http.port}"))
     return findings
 
 

@@ -85,7 +85,7 @@ def pretrain(
         Path, typer.Option("--registry", metavar="FOLDER", help="Folder of models to add it to.")
     ],
     minutes: Annotated[float, typer.Option(min=0.01, help="How long to train.")] = 25.0,
-    seed: Annotated[int, typer.Option(help="Of the weights and of every frame.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the weights and of every frame.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="Of torch. [all cores]")] = None,
     work: Annotated[
         Path, typer.Option("--work", metavar="FOLDER", help="For checkpoint and curves.")
@@ -99,6 +99,9 @@ def pretrain(
     Example: ptycho-stream models pretrain mine --registry models --minutes 25
     """
     from ptycho_stream.models.registry import ModelRegistry
+
+    target = ModelRegistry(registry)
+    target.check_new(name)
     from ptycho_stream.training.pretrain import Budget  # imports Lightning
     from ptycho_stream.training.pretrain import pretrain as train
 
@@ -109,6 +112,6 @@ def pretrain(
         threads=threads,
         resume=work / "last.ckpt" if resume else None,
     )
-    manifest = result.save(ModelRegistry(registry), name)
+    manifest = result.save(target, name)
     metrics = ", ".join(f"{key} {value:.4g}" for key, value in manifest.metrics.items())
     typer.echo(f"model {manifest.name} is in {registry}: {metrics}")

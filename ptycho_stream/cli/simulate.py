@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -13,18 +14,33 @@ from ptycho_stream.cli.options import AsJson
 from ptycho_stream.files.npz import save_arrays, save_scan
 
 
+def _above_zero(value: float | None) -> float | None:
+    if value is not None and not 0 < value < math.inf:
+        raise typer.BadParameter(f"{value:g} is not a number above 0")
+    return value
+
+
 def simulate(
     out: Annotated[Path, typer.Option("--out", "-o", help="Scan file (NPZ) to write.")],
     frames: Annotated[int, typer.Option(min=1, help="Number of frames.")] = 1000,
     size: Annotated[int, typer.Option(min=8, help="Frame size in pixels.")] = 128,
-    seed: Annotated[int, typer.Option(help="Of sample, path and noise.")] = 0,
-    photons: Annotated[float, typer.Option(help="Of the unattenuated beam, a frame.")] = 5e5,
+    seed: Annotated[int, typer.Option(min=0, help="Of sample, path and noise.")] = 0,
+    photons: Annotated[
+        float, typer.Option(callback=_above_zero, help="Of the unattenuated beam, a frame.")
+    ] = 5e5,
     step_px: Annotated[
-        float | None, typer.Option(help="Distance of neighbours in object pixels. [size / 12]")
+        float | None,
+        typer.Option(
+            callback=_above_zero, help="Distance of neighbours in object pixels. [size / 12]"
+        ),
     ] = None,
-    jitter: Annotated[float, typer.Option(help="Displacement of positions, in steps.")] = 0.25,
-    energy_ev: Annotated[float, typer.Option(help="Photon energy.")] = 8800.0,
-    distance_m: Annotated[float, typer.Option(help="From sample to detector.")] = 2.0,
+    jitter: Annotated[
+        float, typer.Option(min=0, max=10, help="Displacement of positions, in steps.")
+    ] = 0.25,
+    energy_ev: Annotated[float, typer.Option(callback=_above_zero, help="Photon energy.")] = 8800.0,
+    distance_m: Annotated[
+        float, typer.Option(callback=_above_zero, help="From sample to detector.")
+    ] = 2.0,
     probe_out: Annotated[
         Path | None, typer.Option(help="Write the probe to a file of its own, too (NPZ).")
     ] = None,

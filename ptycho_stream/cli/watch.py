@@ -197,8 +197,10 @@ def watch(
     """
     from ptycho_stream.client import ResultStream
 
-    if once and (until_complete or following):
-        raise typer.BadParameter("--once does not go together with --until-complete or --next")
+    if once and until_complete:
+        raise typer.BadParameter("--once does not go together with --until-complete")
+    if following and not until_complete:
+        raise typer.BadParameter("--next needs --until-complete")
     endpoints = result_endpoints(config, results, resync)
     silence_s = timeout if timeout is not None else SILENCE_ONCE_S if once else SILENCE_S
     with ResultStream(*endpoints, scan_id=scan, timeout_s=silence_s) as stream:

@@ -6,13 +6,13 @@ its grey levels from here too.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Picture
 
+from ptycho_stream.atomic_file import atomic_file
 from ptycho_stream.errors import FileFormatError
 from ptycho_stream.results import Image
 
@@ -67,15 +67,5 @@ def save_png(image: Image, path: Path | str) -> None:
         raise FileFormatError(f"scan {image.scan_id} has no pixel to draw yet: {path} not written")
     gap = np.full((object_yx.shape[0], GAP_PX, 3), 255, np.uint8)
     halves = (coloured(phase(object_yx)), gap, coloured(np.abs(object_yx)))
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            Picture.fromarray(np.concatenate(halves, axis=1)).save(file, format="PNG")
-        partial.replace(target)
-    except OSError as error:
-        raise FileFormatError(
-            f"cannot write {target}: {error.strerror or error}; choose an existing folder with room"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(Path(path)) as file:
+        Picture.fromarray(np.concatenate(halves, axis=1)).save(file, format="PNG")

@@ -20,7 +20,6 @@ Written by ``ptycho-stream simulate`` and by scripts that convert other people's
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_stream.atomic_file import atomic_file
 from ptycho_stream.errors import FileFormatError
 
 Pair = tuple[float, float]
@@ -144,17 +144,8 @@ def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     Raises:
         FileFormatError: the file cannot be written.
     """
-    passing = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with passing.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        passing.replace(path)
-    except OSError as error:
-        raise FileFormatError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        passing.unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        np.savez_compressed(file, **arrays)
 
 
 def _read(held: Mapping[str, NDArray[Any]]) -> ScanFile:

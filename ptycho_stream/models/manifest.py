@@ -15,6 +15,18 @@ from ptycho_stream.errors import ModelError
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
+def check_name(name: str) -> None:
+    """Refuse what could not name a model's folder.
+
+    Raises:
+        ModelError: it is empty, too long or holds other characters.
+    """
+    if not _NAME.fullmatch(name):
+        raise ModelError(
+            f"{name!r} is no model name: use up to 64 letters, digits, '.', '_' and '-'"
+        )
+
+
 @dataclass(frozen=True)
 class Manifest:
     """One model of the registry.
@@ -42,10 +54,7 @@ class Manifest:
     parent: str | None = None
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise ModelError(
-                f"{self.name!r} is no model name: use up to 64 letters, digits, '.', '_' and '-'"
-            )
+        check_name(self.name)
 
     def to_json(self) -> str:
         """Text of manifest.json."""

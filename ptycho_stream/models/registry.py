@@ -5,6 +5,7 @@ training and the CLI. Nothing here can execute what it reads.
 """
 
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -21,7 +22,7 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from ptycho_stream.errors import ModelError
-from ptycho_stream.models.manifest import Manifest
+from ptycho_stream.models.manifest import Manifest, check_name
 from ptycho_stream.networks.unrolled import UnrolledNetwork, UnrolledSettings
 
 DEFAULT_MODEL = "unrolled-v1"
@@ -29,6 +30,8 @@ DEFAULT_MODEL = "unrolled-v1"
 
 WEIGHTS_FILE = "weights.safetensors"
 MANIFEST_FILE = "manifest.json"
+
+log = logging.getLogger(__name__)
 
 _SHIPPED = Path(__file__).parent / "shipped"
 
@@ -54,10 +57,15 @@ class ModelRegistry:
     def list(self) -> list[Manifest]:
         """All models by name; a model of the folder hides a shipped one of the same name.
 
-        Raises:
-            ModelError: a manifest cannot be read.
+        A folder that is no model, or a damaged one, is left out with a warning in the log.
         """
-        return [Manifest.read(self._models()[n] / MANIFEST_FILE) for n in sorted(self._models())]
+        manifests: list[Manifest] = []
+        for _, directory in sorted(self._models().items()):
+            try:
+                manifests.append(_read_manifest(directory))
+            except ModelError as error:
+                log.warning("left out of the models: %s", error)
+        return manifests
 
     def load(self, name: str = "default") -> tuple[nn.Module, Manifest]:
         """Load a model, ready for inference on the CPU.
@@ -67,7 +75,7 @@ class ModelRegistry:
                 weights do not fit the network that its manifest describes.
         """
         directory = self._directory(name)
-        manifest = Manifest.read(directory / MANIFEST_FILE)
+        manifest = _read_manifest(directory)
         weights = directory / WEIGHTS_FILE
         try:
             content = weights.read_bytes()
@@ -95,11 +103,7 @@ class ModelRegistry:
         Raises:
             ModelError: there is no folder, or it already has a model of this name.
         """
-        if self.root is None:
-            raise ModelError("this registry has no folder to save to; set model.registry")
-        target = self.root / manifest.name
-        if target.exists():
-            raise ModelError(f"{target} exists; models are never overwritten, choose a new name")
+        target = self.check_new(manifest.name)
         state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
         content = save_tensors(state)
         written = replace(
@@ -108,8 +112,8 @@ class ModelRegistry:
             created=manifest.created or datetime.now(UTC).isoformat(timespec="seconds"),
         )
         _fill(build(written), state, written.name)
-        self.root.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{written.name}-", dir=self.root))
+        root = target.parent
+        draft = Path(tempfile.mkdtemp(prefix=f".{written.name}-", dir=root))
         try:
             _write_synced(draft / WEIGHTS_FILE, content)
             _write_synced(draft / MANIFEST_FILE, written.to_json().encode())
@@ -118,8 +122,31 @@ class ModelRegistry:
         except OSError as error:
             shutil.rmtree(draft, ignore_errors=True)
             raise ModelError(f"cannot save model {written.name} to {target}: {error}") from error
-        _sync_directory(self.root)
-        return Manifest.read(target / MANIFEST_FILE)
+        _sync_directory(root)
+        return _read_manifest(target)
+
+    def check_new(self, name: str) -> Path:
+        """Where a new model of this name will be; its parent folder is made if it is missing.
+
+        Training asks before it spends hours on a model that could not be saved.
+
+        Raises:
+            ModelError: it is no name, there is no folder or it cannot be written, or it already has
+                a model of this name.
+        """
+        check_name(name)
+        if self.root is None:
+            raise ModelError("this registry has no folder to save to; set model.registry")
+        target = self.root / name
+        if target.exists():
+            raise ModelError(f"{target} exists; models are never overwritten, choose a new name")
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ModelError(f"cannot make the registry {self.root}: {error.strerror}") from error
+        if not os.access(self.root, os.W_OK):
+            raise ModelError(f"cannot write to the registry {self.root}; choose another folder")
+        return target
 
     def _models(self) -> dict[str, Path]:
         found: dict[str, Path] = {}
@@ -139,6 +166,17 @@ class ModelRegistry:
                 f"no model {name!r} in the package{where}; there are: {sorted(models)}"
             )
         return directory
+
+
+def _read_manifest(directory: Path) -> Manifest:
+    path = directory / MANIFEST_FILE
+    manifest = Manifest.read(path)
+    if manifest.name != directory.name:
+        raise ModelError(
+            f"{path} names the model {manifest.name!r}, not {directory.name!r} as its folder: "
+            "rename one of them"
+        )
+    return manifest
 
 
 def build(manifest: Manifest) -> nn.Module:

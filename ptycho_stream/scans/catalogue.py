@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from typing import Final
 
 from ptycho_stream.errors import ScanLocked, ScanNotFound, StoreError
 from ptycho_stream.geometry import View
+from ptycho_stream.scans.creation import MAX_FRAME_BYTES
 from ptycho_stream.scans.disk import disk_errors
 from ptycho_stream.scans.folders import announce_change, scan_directory, scans_directory
 from ptycho_stream.scans.header import HEADER_NAME, ScanHeader, read_header, write_header
@@ -156,18 +158,6 @@ class Catalogue:
         with self._locked():
             return Lease(directory, holder)
 
-    def holders(self, scan_id: str) -> list[str]:
-        """Who holds leases on a scan.
-
-        Raises:
-            ScanNotFound: ``scan_id`` is not a scan id.
-        """
-        directory = scan_directory(self._root, scan_id)
-        if not directory.is_dir():
-            return []
-        with self._locked():
-            return live_holders(directory)
-
     @contextmanager
     def _locked(self) -> Generator[None]:
         """Keep other processes from taking leases or retiring scans."""
@@ -204,26 +194,54 @@ class Catalogue:
         max_spare_bytes = min(max_bytes // _SPARE_SHARE, _MAX_SPARE_BYTES)
         freed = sweep(self._root) + spare.trim(max_spare_bytes)
         headers = self.scans()
-        total = spare.total_bytes() + sum(
-            directory_bytes(scan_directory(self._root, header.scan_id)) for header in headers
-        )
+        total = self._total_bytes(headers, spare)
+        deleted, gained = self._delete_oldest(headers, total - max_bytes, spare, max_spare_bytes)
+        return RetentionReport(tuple(deleted), freed + gained, total - gained)
+
+    def make_room(self, wanted_bytes: int) -> RetentionReport:
+        """Free so many bytes of the disk: spare files first, then the oldest scans.
+
+        What is unsealed, leased or the newest of all is left alone, so it may come to less.
+
+        Raises:
+            StoreError: a file cannot be deleted.
+        """
+        if not self._scans.is_dir():
+            return RetentionReport((), 0, 0)
+        with disk_errors(self._root):
+            spare = SpareFiles(self._root)
+            spare.make_directory()
+            freed = sweep(self._root)
+            freed += spare.trim(max(spare.total_bytes() - max(wanted_bytes - freed, 0), 0))
+            headers = self.scans()
+            deleted, gained = self._delete_oldest(headers[1:], wanted_bytes - freed, spare, 0)
+            kept = self._total_bytes(self.scans(), spare)
+            return RetentionReport(tuple(deleted), freed + gained, kept)
+
+    def _total_bytes(self, headers: list[ScanHeader], spare: SpareFiles) -> int:
+        directories = (scan_directory(self._root, header.scan_id) for header in headers)
+        return spare.total_bytes() + sum(map(directory_bytes, directories))
+
+    def _delete_oldest(
+        self, headers: list[ScanHeader], wanted_bytes: int, spare: SpareFiles, max_spare_bytes: int
+    ) -> tuple[list[str], int]:
+        """Delete scans until ``wanted_bytes`` are gained; which they were, and what was gained."""
+        gained = 0
         deleted: list[str] = []
         for header in reversed(headers):
-            if total <= max_bytes:
+            if gained >= wanted_bytes:
                 break
             lock = self._set_aside(header.scan_id) if header.sealed else None
             if lock is None:
                 continue
             try:
-                gained = retire(self._root, header.scan_id, spare) + spare.trim(max_spare_bytes)
+                gained += retire(self._root, header.scan_id, spare) + spare.trim(max_spare_bytes)
             finally:
                 lock.release()
-            total -= gained
-            freed += gained
             deleted.append(header.scan_id)
         if deleted:
             announce_change(self._root)
-        return RetentionReport(tuple(deleted), freed, total)
+        return deleted, gained
 
     def _set_aside(self, scan_id: str) -> ScanLock | None:
         """Take a scan out of the catalogue; None where somebody holds a lease on it or writes it.
@@ -242,13 +260,17 @@ class Catalogue:
             directory.rename(directory.with_name(f".old-{scan_id}"))
             return lock
 
-    def recover_all(self) -> list[Recovered]:
+    def recover_all(self) -> tuple[list[Recovered], list[str]]:
         """Take over every unsealed scan whose writer is gone, newest first.
 
-        The caller goes on with each, or seals it as interrupted.  A scan that cannot be recovered
-        is logged and left as it is.
+        The caller goes on with each, or seals it as interrupted.
+
+        Returns:
+            The scans, and the ids of those that cannot be recovered: they are logged and left as
+            they are, or sealed as interrupted where not even a later try could succeed.
         """
         recovered: list[Recovered] = []
+        failed: list[str] = []
         for header in self.scans():
             if header.sealed:
                 continue
@@ -256,6 +278,23 @@ class Catalogue:
                 recovered.append(Recovered(*ScanWriter.recover(self._root, header.scan_id)))
             except ScanLocked:
                 continue
-            except StoreError as error:
+            except (StoreError, OverflowError, ValueError, MemoryError) as error:
                 _log.error("scan %s cannot be recovered: %s", header.scan_id, error)
-        return recovered
+                failed.append(header.scan_id)
+                if header.frame_bytes > MAX_FRAME_BYTES:
+                    self._seal_unopened(header, str(error))
+        return recovered, failed
+
+    def _seal_unopened(self, header: ScanHeader, reason: str) -> None:
+        directory = scan_directory(self._root, header.scan_id)
+        sealed = replace(header, state="interrupted", ended_ns=time.time_ns(), reason=reason)
+        try:
+            lock = ScanLock(directory)
+            try:
+                write_header(directory, sealed)
+            finally:
+                lock.release()
+        except StoreError as error:
+            _log.error("scan %s cannot be sealed either: %s", header.scan_id, error)
+            return
+        announce_change(self._root)

@@ -18,7 +18,7 @@ COUNTERS_NAME: Final = "counters"
 _MAGIC: Final = int.from_bytes(b"PTYCNT01", "little")
 _SIZE_BYTES: Final = 4096
 
-_MAGIC_AT, _COMMITTED, _DURABLE, _POSITIONS, _PAIRS, _RECOVERIES, _PID, _HEARTBEAT = range(8)
+_MAGIC_AT, _COMMITTED, _DURABLE, _POSITIONS, _PAIRS, _RECOVERIES = range(6)
 
 
 class Counters:
@@ -53,7 +53,7 @@ class Counters:
             if not writable:
                 self.close()
                 raise StoreError(f"{path} is not a counters file: recover the scan")
-            for index in range(8):
+            for index in range(_RECOVERIES + 1):
                 self._words[index] = 0
             self._words[_MAGIC_AT] = _MAGIC
 
@@ -101,24 +101,6 @@ class Counters:
     @recoveries.setter
     def recoveries(self, value: int) -> None:
         self._words[_RECOVERIES] = value
-
-    @property
-    def writer_pid(self) -> int:
-        """Process that last wrote the scan."""
-        return self._words[_PID]
-
-    @writer_pid.setter
-    def writer_pid(self, value: int) -> None:
-        self._words[_PID] = value
-
-    @property
-    def heartbeat_monotonic_ns(self) -> int:
-        """When the writer last committed or synced."""
-        return self._words[_HEARTBEAT]
-
-    @heartbeat_monotonic_ns.setter
-    def heartbeat_monotonic_ns(self, value: int) -> None:
-        self._words[_HEARTBEAT] = value
 
     def close(self) -> None:
         """Unmap."""

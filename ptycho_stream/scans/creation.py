@@ -29,6 +29,8 @@ _RESERVE_NAME: Final = "reserve"
 RESERVE_BYTES: Final = 256 * 2**10
 # A batch file is mapped whole and touched ahead: for large frames it holds fewer of them.
 _MAX_FILE_BYTES: Final = 128 * 2**20
+MAX_FRAME_BYTES: Final = 2**30
+"""What claims to be larger is damage, and must not be allocated for."""
 
 
 def fitted_header(header: ScanHeader, frames_per_file: int) -> ScanHeader:
@@ -36,11 +38,26 @@ def fitted_header(header: ScanHeader, frames_per_file: int) -> ScanHeader:
 
     Raises:
         ScanSealed: its state is that of an ended scan.
+        StoreError: its frames are absurdly large.
     """
     if header.sealed:
         raise ScanSealed(f"a new scan cannot be {header.state}: create it as armed or running")
+    check_frame_size(header)
     fitting = max(1, min(frames_per_file, _MAX_FILE_BYTES // header.frame_bytes))
     return replace(header, frames_per_file=fitting)
+
+
+def check_frame_size(header: ScanHeader) -> None:
+    """Refuse a header that memory could not hold a frame of.
+
+    Raises:
+        StoreError: its frames are larger than :data:`MAX_FRAME_BYTES`.
+    """
+    if header.frame_bytes > MAX_FRAME_BYTES:
+        raise StoreError(
+            f"scan {header.scan_id} has frames of shape (y, x) = {header.frame_shape_yx}, "
+            f"{header.dtype}: no frame is so large (limit {MAX_FRAME_BYTES} bytes)"
+        )
 
 
 def fill_new_scan(

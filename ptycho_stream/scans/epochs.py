@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final, Protocol
 
 from ptycho_stream.messages import Positions
@@ -29,6 +30,7 @@ class Claimant(Protocol):
 class Epoch:
     """One epoch.  ``scan_id`` is None while it waits; ``held`` is what came meanwhile.
 
+    ``in_use``: the scan that it belongs to is open.  ``heard_ns``: when it last sent something.
     ``suspect``: it came just after a scan of its series closed without positions, so it may be that
     scan's; it goes to the next scan of the series only if that ends without an epoch of its own.
     """
@@ -36,9 +38,11 @@ class Epoch:
     name: str
     series: str | None
     begun_ns: int
+    heard_ns: int
     suspect: bool = False
     scan_id: str | None = None
     ended: bool = False
+    in_use: bool = False
     held: list[Positions] = field(default_factory=list[Positions])
 
     @property
@@ -55,6 +59,7 @@ class EpochBook:
         self._max_held = max_held
         self._epochs: dict[str, Epoch] = {}
         self._closed_without: dict[str, int] = {}
+        self._held = 0
 
     def __getitem__(self, name: str) -> Epoch:
         return self._epochs[name]
@@ -65,10 +70,10 @@ class EpochBook:
         if epoch is None:
             closed_ns = self._closed_without.get(series) if series is not None else None
             suspect = closed_ns is not None and at_ns - closed_ns <= self.match_window_ns
-            epoch = self._epochs[name] = Epoch(name, series, at_ns, suspect)
-            self._forget_oldest()
+            epoch = self._epochs[name] = Epoch(name, series, at_ns, at_ns, suspect)
         elif epoch.series is None and epoch.scan_id is None:
             epoch.series = series
+        epoch.heard_ns = at_ns
         return epoch
 
     def find_scan(self, epoch: Epoch, scans: Iterable[Claimant]) -> Claimant | None:
@@ -89,7 +94,12 @@ class EpochBook:
             for epoch in self._epochs.values()
             if epoch.scan_id is None and epoch.suspect == suspects
         ]
-        same = [epoch for epoch in waiting if epoch.series == scan.series]
+        same = [
+            epoch
+            for epoch in waiting
+            if epoch.series == scan.series
+            and scan.armed_ns - epoch.heard_ns <= self.match_window_ns
+        ]
         if same:
             return max(same, key=lambda epoch: epoch.begun_ns)
         near = [
@@ -99,11 +109,12 @@ class EpochBook:
         ]
         return min(near, key=lambda e: abs(scan.armed_ns - e.begun_ns), default=None)
 
-    def bind(self, epoch: Epoch, scan: Claimant) -> tuple[list[Positions], list[Epoch]]:
+    def bind(self, epoch: Epoch, scan: Claimant) -> tuple[list[Positions], list[tuple[str, int]]]:
         """Give an epoch to a scan, for good.
 
         Returns:
-            What was held for it, and older epochs of its series, which no scan will claim now.
+            What was held for it, and (epoch, count) of what older epochs of its series had held,
+            which no scan will claim now.
         """
         stale = [
             other
@@ -114,35 +125,47 @@ class EpochBook:
             and other.series == scan.series
             and other.begun_ns <= epoch.begun_ns
         ]
-        for other in stale:
-            other.scan_id = ""
+        dropped = [self._give_up(other) for other in stale]
         epoch.scan_id = scan.scan_id
+        epoch.in_use = True
         epoch.series = scan.series
         scan.epoch = epoch.name
+        self._held -= epoch.held_count
         held, epoch.held = epoch.held, []
-        return held, stale
+        return held, dropped
 
     def hold(self, epoch: Epoch, positions: Positions) -> list[tuple[str, int]]:
         """Keep positions until their scan comes; returns (epoch, count) of what had to go."""
         epoch.held.append(positions)
+        self._held += len(positions.numbers)
         dropped: list[tuple[str, int]] = []
-        total = sum(e.held_count for e in self._epochs.values() if e.held)
+        if self._held <= self._max_held:
+            return dropped
         for other in self._epochs.values():  # oldest first
-            while other.held and total > self._max_held:
+            while other.held and self._held > self._max_held:
                 count = len(other.held.pop(0).numbers)
-                total -= count
+                self._held -= count
                 dropped.append((other.name, count))
         return dropped
 
+    def _give_up(self, epoch: Epoch) -> tuple[str, int]:
+        """No scan will have this epoch any more; its name and what it had held."""
+        count = epoch.held_count
+        self._held -= count
+        epoch.scan_id, epoch.held = "", []
+        return epoch.name, count
+
     def expire(self, at_ns: int) -> list[tuple[str, int]]:
-        """Give up epochs without a series that no scan was armed near; what they held is lost."""
+        """Give up epochs that no scan was armed near; what they held is lost.
+
+        Of an epoch that names its series the time counts from what it sent last: without a limit,
+        what was sent for a scan that never came would reach another one of the same series.
+        """
         dropped: list[tuple[str, int]] = []
         for epoch in self._epochs.values():
-            over = epoch.series is None and at_ns - epoch.begun_ns > self.match_window_ns
-            if over and epoch.scan_id is None:
-                epoch.scan_id = ""
-                dropped.append((epoch.name, epoch.held_count))
-                epoch.held = []
+            since_ns = epoch.begun_ns if epoch.series is None else epoch.heard_ns
+            if epoch.scan_id is None and at_ns - since_ns > self.match_window_ns:
+                dropped.append(self._give_up(epoch))
         return dropped
 
     def scan_armed(self, scan: Claimant) -> None:
@@ -154,11 +177,23 @@ class EpochBook:
         if scan.epoch is None:
             self._closed_without[scan.series] = at_ns
         else:
+            self._epochs[scan.epoch].in_use = False
             self._closed_without.pop(scan.series, None)
         for series, closed_ns in list(self._closed_without.items()):
             if at_ns - closed_ns > self.match_window_ns:
                 del self._closed_without[series]
 
-    def _forget_oldest(self) -> None:
-        while len(self._epochs) > MAX_EPOCHS:
-            del self._epochs[next(iter(self._epochs))]
+    def forget_surplus(self) -> list[tuple[str, int]]:
+        """Forget the oldest epochs that no open scan holds; returns (epoch, count) of what is lost.
+
+        The newest one stays in any case.
+        """
+        surplus = len(self._epochs) - MAX_EPOCHS
+        if surplus <= 0:
+            return []
+        newest = next(reversed(self._epochs))
+        unused = (e for e in self._epochs.values() if not e.in_use and e.name != newest)
+        forgotten = [self._give_up(epoch) for epoch in islice(unused, surplus)]
+        for name, _ in forgotten:
+            del self._epochs[name]
+        return forgotten

@@ -1,7 +1,7 @@
 """Which frame numbers of a scan have come: tells duplicates, disorder and holes.
 
-Used by the scan state machine for every frame, so it costs a fraction of a microsecond and one
-byte a number.  Numbers are absolute and may be sparse: a wild one costs one chunk, not gigabytes.
+Used by the scan state machine for every frame, so it costs a fraction of a microsecond and two
+bytes a number.  Numbers are absolute and may be sparse: a wild one costs a chunk of 256 bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-_CHUNK_BITS: Final = 13
+_CHUNK_BITS: Final = 8
 _CHUNK: Final = 1 << _CHUNK_BITS
 
 

@@ -20,8 +20,9 @@ from ptycho_stream.scans.records import (
     PAIR_RECORD,
 )
 
-_CHUNK_BITS: Final = 13
-_CHUNK: Final = 1 << _CHUNK_BITS
+MAX_WAITING: Final = 2**21
+"""Positions that may wait for their frames; a row of the table costs some 150 bytes."""
+_FIRST_ROWS: Final = 1024
 _NAN: Final = float("nan")
 
 
@@ -43,20 +44,51 @@ class Pair:
     flags: int
 
 
-class _Chunk:
-    """8192 consecutive frame numbers; arrays for single access and numpy views of them for many."""
+class _Table:
+    """A row for every number that is known; arrays for single access, numpy views for many."""
 
-    __slots__ = ("flags", "revision", "slot", "slot_view", "x", "x_view", "y", "y_view")
+    __slots__ = ("_size", "flags", "revision", "rows", "slot", "slots", "x", "xs", "y", "ys")
 
     def __init__(self) -> None:
-        self.slot = array("q", [-1]) * _CHUNK
-        self.y = array("d", [_NAN]) * _CHUNK
-        self.x = array("d", [_NAN]) * _CHUNK
-        self.flags = np.zeros(_CHUNK, np.uint32)
-        self.revision = np.zeros(_CHUNK, np.uint32)
-        self.slot_view: NDArray[np.int64] = np.frombuffer(self.slot, np.int64)
-        self.y_view: NDArray[np.float64] = np.frombuffer(self.y, np.float64)
-        self.x_view: NDArray[np.float64] = np.frombuffer(self.x, np.float64)
+        self.rows: dict[int, int] = {}
+        self._size = 0
+        self.slot = array("q")
+        self.y = array("d")
+        self.x = array("d")
+        self.flags: NDArray[np.uint32] = np.zeros(0, np.uint32)
+        self.revision: NDArray[np.uint32] = np.zeros(0, np.uint32)
+        self._grow(_FIRST_ROWS)
+
+    def row(self, number: int) -> int:
+        """The row of ``number``, a new one if it is not known."""
+        row = self.rows.get(number)
+        if row is None:
+            row = self.rows[number] = len(self.rows)
+            if row >= self._size:
+                self._grow(self._size)
+        return row
+
+    def rows_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows (n,) of ``numbers`` (n,), new ones for those that are not known."""
+        rows = self.rows
+        found = [rows.setdefault(number, len(rows)) for number in numbers.tolist()]
+        if len(rows) > self._size:
+            self._grow(max(self._size, len(rows) - self._size))
+        return np.array(found, np.int64)
+
+    def _grow(self, by: int) -> None:
+        if self._size:  # an array that is viewed cannot grow
+            del self.slots, self.ys, self.xs
+        self.slot.extend(array("q", [-1]) * by)
+        self.y.extend(array("d", [_NAN]) * by)
+        self.x.extend(array("d", [_NAN]) * by)
+        self._size += by
+        self.slots: NDArray[np.int64] = np.frombuffer(self.slot, np.int64)
+        self.ys: NDArray[np.float64] = np.frombuffer(self.y, np.float64)
+        self.xs: NDArray[np.float64] = np.frombuffer(self.x, np.float64)
+        more = np.zeros(by, np.uint32)
+        self.flags = np.concatenate([self.flags, more])
+        self.revision = np.concatenate([self.revision, more])
 
 
 class Join:
@@ -64,14 +96,17 @@ class Join:
 
     Attributes:
         positioned: frames that have a position.
-        invalid: positions that are NaN or infinite, or of negative numbers: as if never sent.
+        invalid: positions that are NaN or infinite, of negative numbers, or beyond the number that
+            may wait for their frames: as if never sent.
         out_of_extent: positions beyond ``max_extent_m``, flagged in their pairs.
         jumps: positions further than ``max_step_m`` from the one before, flagged likewise.
     """
 
-    def __init__(self, limits: PositionLimits) -> None:
+    def __init__(self, limits: PositionLimits, max_waiting: int = MAX_WAITING) -> None:
         self._limits = limits
-        self._chunks: dict[int, _Chunk] = {}
+        self._max_waiting = max_waiting
+        self._table = _Table()
+        self._frames = 0
         self._last_yx: tuple[float, float] | None = None
         self._doubted_yx: tuple[float, float] | None = None
         self.positioned = 0
@@ -81,28 +116,30 @@ class Join:
 
     def frame(self, number: int, slot: int) -> Pair | None:
         """Take a stored frame; its pair, if its position is known."""
-        chunk = self._chunk(number >> _CHUNK_BITS)
-        at = number & (_CHUNK - 1)
-        chunk.slot[at] = slot
-        y_m = chunk.y[at]
+        table = self._table
+        row = table.row(number)
+        self._frames += 1
+        table.slot[row] = slot
+        y_m = table.y[row]
         if y_m != y_m:  # NaN: no position yet
             return None
         self.positioned += 1
-        return Pair(y_m, chunk.x[at], int(chunk.revision[at]), int(chunk.flags[at]))
+        return Pair(y_m, table.x[row], int(table.revision[row]), int(table.flags[row]))
 
     def frame_with_position(self, number: int, slot: int, y_m: float, x_m: float) -> Pair | None:
         """Take a stored frame that brought its position; its pair, if the position is finite."""
         if not (abs(y_m) < float("inf") and abs(x_m) < float("inf")):
             self.invalid += 1
             return self.frame(number, slot)
-        chunk = self._chunk(number >> _CHUNK_BITS)
-        at = number & (_CHUNK - 1)
-        chunk.slot[at] = slot
-        chunk.y[at], chunk.x[at] = y_m, x_m
+        table = self._table
+        row = table.row(number)
+        self._frames += 1
+        table.slot[row] = slot
+        table.y[row], table.x[row] = y_m, x_m
         flags = self._flag(y_m, x_m)
-        chunk.flags[at] = flags
+        table.flags[row] = flags
         self.positioned += 1
-        return Pair(y_m, x_m, int(chunk.revision[at]), flags)
+        return Pair(y_m, x_m, int(table.revision[row]), flags)
 
     def positions(
         self, numbers: NDArray[np.int64], position_yx_m: NDArray[np.float64], at_ns: int
@@ -127,12 +164,11 @@ class Join:
         if last.size < numbers.size:
             rows = np.sort(numbers.size - 1 - last)
             numbers, position_yx_m, flags = numbers[rows], position_yx_m[rows], flags[rows]
-        keys = numbers >> _CHUNK_BITS
-        pieces = [np.zeros(0, PAIR_RECORD)]
-        for key in np.unique(keys).tolist():
-            rows = np.flatnonzero(keys == key)
-            pieces.append(self._place(key, numbers[rows], position_yx_m[rows], flags[rows]))
-        pairs = np.concatenate(pieces)
+        kept = self._kept(numbers)
+        if kept is not None:
+            self.invalid += numbers.size - kept.size
+            numbers, position_yx_m, flags = numbers[kept], position_yx_m[kept], flags[kept]
+        pairs = self._place(numbers, position_yx_m, flags)
         pairs["paired_monotonic_ns"] = at_ns
         return pairs
 
@@ -144,38 +180,46 @@ class Join:
         Returns:
             Pairs that were not written any more before the scan's writer died.
         """
-        for number, slot in zip(frames["number"].tolist(), frames["slot"].tolist(), strict=True):
-            self._chunk(number >> _CHUNK_BITS).slot[number & (_CHUNK - 1)] = slot
+        table = self._table
+        table.slots[table.rows_of(frames["number"].astype(np.int64))] = frames["slot"]
+        self._frames = len(frames)
         for pair in pairs:
-            number = int(pair["number"])
-            chunk, at = self._chunk(number >> _CHUNK_BITS), number & (_CHUNK - 1)
-            self.positioned += chunk.y[at] != chunk.y[at]
-            chunk.y[at], chunk.x[at] = float(pair["y_m"]), float(pair["x_m"])
-            chunk.flags[at], chunk.revision[at] = pair["flags"], pair["revision"]
+            row = table.row(int(pair["number"]))
+            self.positioned += table.y[row] != table.y[row]
+            table.y[row], table.x[row] = float(pair["y_m"]), float(pair["x_m"])
+            table.flags[row], table.revision[row] = pair["flags"], pair["revision"]
         known = np.stack([positions["y_m"], positions["x_m"]], axis=1)
         return self.positions(positions["number"].astype(np.int64), known, 0)
 
+    def _kept(self, numbers: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Which of ``numbers`` there is room for, as indices; None: for all."""
+        rows = self._table.rows
+        room = self._max_waiting - (len(rows) - self._frames)
+        if numbers.size <= room:
+            return None
+        new = np.array([number not in rows for number in numbers.tolist()], np.bool_)
+        return np.flatnonzero(~new | (np.cumsum(new) <= room))
+
     def _place(
         self,
-        key: int,
         numbers: NDArray[np.int64],
         position_yx_m: NDArray[np.float64],
         flags: NDArray[np.uint32],
     ) -> NDArray[np.void]:
-        chunk = self._chunk(key)
-        at = numbers & (_CHUNK - 1)
+        table = self._table
+        at = table.rows_of(numbers)
         y_m, x_m = position_yx_m[:, 0], position_yx_m[:, 1]
-        changed = (chunk.y_view[at] != y_m) | (chunk.x_view[at] != x_m)
+        changed = (table.ys[at] != y_m) | (table.xs[at] != x_m)
         at, y_m, x_m, flags = at[changed], y_m[changed], x_m[changed], flags[changed]
-        known = ~np.isnan(chunk.y_view[at])
-        chunk.revision[at] += known
-        chunk.y_view[at], chunk.x_view[at], chunk.flags[at] = y_m, x_m, flags
-        stored = chunk.slot_view[at] >= 0
+        known = ~np.isnan(table.ys[at])
+        table.revision[at] += known
+        table.ys[at], table.xs[at], table.flags[at] = y_m, x_m, flags
+        stored = table.slots[at] >= 0
         self.positioned += int(np.count_nonzero(stored & ~known))
         pairs = np.zeros(int(np.count_nonzero(stored)), PAIR_RECORD)
         pairs["number"] = numbers[changed][stored]
-        pairs["slot"] = chunk.slot_view[at[stored]]
-        pairs["revision"] = chunk.revision[at[stored]]
+        pairs["slot"] = table.slots[at[stored]]
+        pairs["revision"] = table.revision[at[stored]]
         pairs["y_m"], pairs["x_m"] = y_m[stored], x_m[stored]
         pairs["flags"] = flags[stored]
         return pairs
@@ -216,9 +260,3 @@ class Join:
         if from_yx is None:
             return True
         return hypot(y_m - from_yx[0], x_m - from_yx[1]) <= self._limits.max_step_m
-
-    def _chunk(self, key: int) -> _Chunk:
-        chunk = self._chunks.get(key)
-        if chunk is None:
-            chunk = self._chunks[key] = _Chunk()
-        return chunk

@@ -1,7 +1,8 @@
 """The positions and pairs of a scan as its writer logs them: gathered, then written at a commit.
 
-Pairs wait for the commit of their frames, so that no reader meets the pair of a frame that it
-cannot see.  Used by the writer only.
+Positions are written before the frames that were taken with them, so that a crash in between loses
+none; pairs after theirs, so that no reader meets the pair of a frame that it cannot see.  Used by
+the writer only.
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ from numpy.typing import NDArray
 
 from ptycho_stream.scans.append_log import PAIRS_LOG, POSITIONS_LOG, AppendLog
 from ptycho_stream.scans.counters import Counters
-from ptycho_stream.scans.records import PAIR_RECORD, PAIR_RECORD_FORMAT, POSITION_RECORD
+from ptycho_stream.scans.records import (
+    PAIR_RECORD,
+    PAIR_RECORD_FORMAT,
+    POSITION_RECORD,
+    POSITION_RECORD_FORMAT,
+)
 
 
 class JoinLogs:
@@ -31,8 +37,9 @@ class JoinLogs:
         self.pairs = AppendLog(directory / PAIRS_LOG, PAIR_RECORD, writable=True)
         self.positions.count = counters.positions
         self.pairs.count = counters.pairs
-        self._pending_positions: list[NDArray[np.void]] = []
+        self._pending_positions = bytearray()
         self._pending_pairs = bytearray()
+        self._pack_position = struct.Struct(POSITION_RECORD_FORMAT).pack
         self._pack_pair = struct.Struct(PAIR_RECORD_FORMAT).pack
 
     def add_positions(
@@ -47,7 +54,11 @@ class JoinLogs:
         records["y_m"] = position_yx_m[:, 0]
         records["x_m"] = position_yx_m[:, 1]
         records["received_ns"] = received_ns
-        self._pending_positions.append(records)
+        self._pending_positions += records.tobytes()
+
+    def add_position(self, number: int, y_m: float, x_m: float, received_ns: int) -> None:
+        """Take one position: :meth:`add_positions` without the price of an array."""
+        self._pending_positions += self._pack_position(number, y_m, x_m, received_ns, 0)
 
     def add_pairs(self, pairs: NDArray[np.void]) -> None:
         """Take ``pairs`` (n,) of dtype ``PAIR_RECORD``."""
@@ -68,16 +79,24 @@ class JoinLogs:
             number, slot, revision, y_m, x_m, paired_monotonic_ns, flags, 0, 0
         )
 
-    def commit(self) -> None:
-        """Write what is pending and show it to readers.
+    def commit_positions(self) -> None:
+        """Write the positions that are pending and show them to readers.
 
         Raises:
             DiskFull: there is no room; what was not written stays pending.
         """
         if self._pending_positions:
-            self.positions.append(np.concatenate(self._pending_positions))
+            records = np.frombuffer(bytes(self._pending_positions), POSITION_RECORD)
+            self.positions.append(records.copy())
             self._counters.positions = self.positions.count
             self._pending_positions.clear()
+
+    def commit_pairs(self) -> None:
+        """Write the pairs that are pending and show them to readers.
+
+        Raises:
+            DiskFull: there is no room; what was not written stays pending.
+        """
         if self._pending_pairs:
             self.pairs.append(np.frombuffer(bytes(self._pending_pairs), PAIR_RECORD).copy())
             self._counters.pairs = self.pairs.count
@@ -90,7 +109,7 @@ class JoinLogs:
 
     def drop_pending(self) -> tuple[int, int]:
         """Forget all that is pending; returns how many positions and pairs that were."""
-        positions = sum(map(len, self._pending_positions))
+        positions = len(self._pending_positions) // POSITION_RECORD.itemsize
         pairs = len(self._pending_pairs) // PAIR_RECORD.itemsize
         self._pending_positions.clear()
         self._pending_pairs.clear()

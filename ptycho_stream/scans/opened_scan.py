@@ -25,6 +25,9 @@ class OpenedScan:
         recovered: found open after a crash, and not gone on yet.
         end_state: what it will be sealed as, and why, unless positions fail to come.
         stopped: a person ended it; frames that still come are not its own.
+        silent: it was ended because no more frames came.
+        announced: shape and dtype that its header told.
+        layouts: how often it was laid out in the store.
         counts: frames and messages lost, by reason.
         accepted: shape and dtype of its frames as last seen, compared for each.
         store: the instruction for a frame in order, and for one out of order.
@@ -45,6 +48,9 @@ class OpenedScan:
     end_state: ScanState = "complete"
     end_reason: str = ""
     stopped: bool = False
+    silent: bool = False
+    announced: tuple[tuple[int, int] | None, str | None] = (None, None)
+    layouts: int = 0
     ledger: FrameLedger = field(default_factory=FrameLedger)
     counts: dict[str, int] = field(default_factory=dict[str, int])
     accepted: tuple[tuple[int, int], str] | None = None

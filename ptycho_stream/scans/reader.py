@@ -122,11 +122,6 @@ class ScanReader:
         return self._counters.pairs
 
     @property
-    def heartbeat_monotonic_ns(self) -> int:
-        """When the writer last committed or synced."""
-        return self._counters.heartbeat_monotonic_ns
-
-    @property
     def bad_pixels(self) -> NDArray[np.bool_] | None:
         """Bool (h, w) of the stored frame, True where a pixel is bad; None if there is no mask.
 

@@ -54,8 +54,9 @@ PAIR_RECORD: Final = np.dtype(
 
 FRAME_RECORD_FORMAT: Final = "<QqqqqQII"
 """``struct`` format of a frame record without its check word: packing one costs 0.1 µs."""
+POSITION_RECORD_FORMAT: Final = "<qddqQ"
 PAIR_RECORD_FORMAT: Final = "<QIIddqIIQ"
-"""``struct`` format of a whole pair record; its check word is stamped when it is written."""
+"""``struct`` formats of whole records; their check words are stamped when they are written."""
 
 # Odd 64-bit numbers without structure (fractional parts of square roots of primes, low bit set).
 _MULTIPLIERS: Final = (

@@ -128,7 +128,7 @@ class StartRequested:
 
 @dataclass(frozen=True, slots=True)
 class StopRequested:
-    """Somebody ends a scan: what it has counts.  None: the newest that is open."""
+    """Somebody ends a scan: what it has counts.  None: the one that runs or is armed."""
 
     at_ns: int
     scan_id: str | None = None
@@ -136,7 +136,7 @@ class StopRequested:
 
 @dataclass(frozen=True, slots=True)
 class AbortRequested:
-    """Somebody gives a scan up.  None: the newest that is open."""
+    """Somebody gives a scan up.  None: the one that runs or is armed."""
 
     at_ns: int
     scan_id: str | None = None
@@ -270,8 +270,8 @@ class SealScan:
 
 
 @dataclass(frozen=True, slots=True)
-class Armed:
-    """A scan was armed by hand; its first message will open it under this id."""
+class Accepted:
+    """The request at hand is done to this scan: armed by hand, stopped or given up."""
 
     scan_id: str
 
@@ -301,7 +301,7 @@ Instruction = (
     | BindEpoch
     | DropPositions
     | SealScan
-    | Armed
+    | Accepted
     | Refuse
     | Say
 )

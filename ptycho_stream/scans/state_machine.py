@@ -23,7 +23,10 @@ from ptycho_stream.scans.header import ScanState
 from ptycho_stream.scans.opened_scan import OpenedScan
 
 MAX_CLOSED_SERIES: Final = 1024
+MAX_LAYOUTS: Final = 8
+"""A scan without a frame is laid out for each other shape that comes, but not for ever."""
 SUPERSEDED: Final = "superseded by a new start"
+STOPPED: Final = "stopped by request"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +37,14 @@ class ScanRules:
         wait_ns: from a scan's end, for its positions; also from the last expected frame, for an end
             message.
         match_window_ns: how far apart a scan and an epoch without a series may be armed.
+        silence_ns: without a frame, after which a running scan is taken for cut short.
         resume_ns: for the stream of a scan that was found open after a crash to go on.
         positions_stream: whether positions come on their own, so that an ended scan waits for them.
     """
 
     wait_ns: int
     match_window_ns: int
+    silence_ns: int
     resume_ns: int
     positions_stream: bool
 
@@ -122,7 +127,10 @@ class ScanStateMachine:
             scan.recovered = False
             out.append(ev.Say("info", f"scan {scan.scan_id} goes on at frame {event.number}"))
         if (event.shape_yx, event.dtype) != scan.accepted:
-            if scan.state != "armed" and not scan.looks_like(event.shape_yx, event.dtype):
+            if not scan.looks_like(event.shape_yx, event.dtype) and (
+                scan.state != "armed"
+                or (scan.layouts > MAX_LAYOUTS and scan.announced != (event.shape_yx, event.dtype))
+            ):
                 scan.count("wrong_shape")
                 return [*out, ev.DropFrame("wrong_shape")]
             if scan.state == "armed":
@@ -159,25 +167,31 @@ class ScanStateMachine:
             scan.accepted = (event.shape_yx, event.dtype)
             return out
         if scan.opened:
-            out.append(
-                ev.Say(
-                    "warning",
-                    f"series {scan.series} announced {scan.start.frame_shape_yx} "
-                    f"{scan.start.dtype} and sends {event.shape_yx} {event.dtype}: taken as sent",
-                )
-            )
+            shape_yx, dtype = scan.announced
+            text = f"series {scan.series} announced {shape_yx} {dtype}"
+            text = f"{text} and sends {event.shape_yx} {event.dtype}: laid out as sent"
+            out.append(ev.Say("warning", text))
             replaced, scan.scan_id = scan.scan_id, self._new_scan_id()
             self._open = {s.scan_id: s for s in self._open.values()}
             if scan.epoch is not None:
                 self._epochs[scan.epoch].scan_id = scan.scan_id
         scan.start = replace(scan.start, frame_shape_yx=event.shape_yx, dtype=event.dtype)
-        return out + self._open_in_store(scan, replaced)
+        out += self._open_in_store(scan, replaced)
+        if replaced is not None and scan.epoch is not None:
+            out.append(ev.BindEpoch(scan.scan_id, scan.epoch))
+        return out
 
     def _frame_lost(self, event: ev.FrameLost) -> Out:
-        if scan := self._open.get(event.scan_id):
-            scan.ledger.forget(event.number)
-            scan.count(event.reason)
-        return ()
+        scan = self._open.get(event.scan_id)
+        if scan is None:
+            return ()
+        scan.ledger.forget(event.number)
+        scan.count(event.reason)
+        if scan.state != "running" or scan.ledger.count:
+            return ()
+        # Its shape may have been as wrong as its content: the next frame decides again.
+        scan.state = "armed"
+        return (ev.SetState(scan.scan_id, "armed"),)
 
     def _message_undecodable(self, event: ev.MessageUndecodable) -> Out:
         scan = self._by_series.get(event.series) if event.series is not None else self._running()
@@ -217,6 +231,7 @@ class ScanStateMachine:
             )
             self._armed = None
         scan = OpenedScan(scan_id or self._new_scan_id(), start.series, start, at_ns)
+        scan.announced = (start.frame_shape_yx, start.dtype)
         self._epochs.scan_armed(scan)
         self._open[scan.scan_id] = self._by_series[start.series] = scan
         return scan
@@ -224,6 +239,7 @@ class ScanStateMachine:
     def _open_in_store(self, scan: OpenedScan, replaces: str | None = None) -> list[ev.Instruction]:
         assert scan.start.frame_shape_yx is not None and scan.start.dtype is not None
         scan.opened = True
+        scan.layouts += 1
         scan.accept()
         opening = ev.OpenScan(scan.scan_id, scan.start, scan.state, scan.joined_late, replaces)
         epoch = self._epochs.find_epoch(scan) if scan.epoch is None else None
@@ -276,7 +292,8 @@ class ScanStateMachine:
         del self._open[scan.scan_id]
         if self._by_series.get(scan.series) is scan:
             del self._by_series[scan.series]
-            self._close_series(scan.series)
+            if not scan.silent:  # after a pause its stream is joined late, in a scan of its own
+                self._close_series(scan.series)
         self._epochs.scan_closed(scan, at_ns)
         text = f"scan {scan.scan_id} (series {scan.series}) is {state}"
         level = "info" if state == "complete" else "warning"
@@ -293,13 +310,15 @@ class ScanStateMachine:
     # ---- positions -----------------------------------------------------------------------------
 
     def _epoch_started(self, event: ev.EpochStarted) -> Out:
-        epoch = self._epochs.begin(event.epoch, event.series, event.at_ns)
-        return self._try_to_bind(epoch)
+        out: list[ev.Instruction] = []
+        epoch = self._begin_epoch(event.epoch, event.series, event.at_ns, out)
+        return [*out, *self._try_to_bind(epoch)]
 
     def _positions_arrived(self, event: ev.PositionsArrived) -> Out:
         positions = event.positions
-        epoch = self._epochs.begin(positions.epoch, positions.series, event.at_ns)
-        out = list(self._try_to_bind(epoch))
+        out: list[ev.Instruction] = []
+        epoch = self._begin_epoch(positions.epoch, positions.series, event.at_ns, out)
+        out += self._try_to_bind(epoch)
         if epoch.scan_id is None:
             dropped = self._epochs.hold(epoch, positions)
             return [*out, *(ev.DropPositions(name, count) for name, count in dropped)]
@@ -308,10 +327,18 @@ class ScanStateMachine:
         return [*out, ev.DropPositions(epoch.name, len(positions.numbers))]
 
     def _epoch_ended(self, event: ev.EpochEnded) -> Out:
-        epoch = self._epochs.begin(event.epoch, None, event.at_ns)
+        out: list[ev.Instruction] = []
+        epoch = self._begin_epoch(event.epoch, None, event.at_ns, out)
         epoch.ended = True
         scan = self._open.get(epoch.scan_id or "")
-        return self._seal_if_done(scan, event.at_ns) if scan else ()
+        return [*out, *self._seal_if_done(scan, event.at_ns)] if scan else out
+
+    def _begin_epoch(
+        self, name: str, series: str | None, at_ns: int, out: list[ev.Instruction]
+    ) -> Epoch:
+        epoch = self._epochs.begin(name, series, at_ns)
+        out += (ev.DropPositions(other, n) for other, n in self._epochs.forget_surplus() if n)
+        return epoch
 
     def _try_to_bind(self, epoch: Epoch) -> Out:
         if epoch.scan_id is not None:
@@ -324,7 +351,7 @@ class ScanStateMachine:
         held, stale = self._epochs.bind(epoch, scan)
         return [
             ev.BindEpoch(scan.scan_id, epoch.name),
-            *(ev.DropPositions(other.name, other.held_count) for other in stale),
+            *(ev.DropPositions(name, count) for name, count in stale),
             *(ev.StorePositions(scan.scan_id, positions) for positions in held),
         ]
 
@@ -342,26 +369,30 @@ class ScanStateMachine:
             return (ev.Refuse("no_room", "there is no room on the disk for another scan"),)
         scan_id = self._new_scan_id()
         self._armed = (scan_id, event)
-        return (ev.Armed(scan_id),)
+        return (ev.Accepted(scan_id),)
 
     def _stop_requested(self, event: ev.StopRequested) -> Out:
         scan = self._find(event.scan_id, ("armed", "running"))
         if scan is None:
             return (_no_such_scan(event.scan_id, "running"),)
         scan.stopped = True
+        accepted = ev.Accepted(scan.scan_id)
         if scan.state == "armed":
-            return self._seal(scan, event.at_ns, "aborted", "stopped before its first frame")
-        return self._end(scan, event.at_ns, "complete", "stopped by request")
+            reason = "stopped before its first frame"
+            return (accepted, *self._seal(scan, event.at_ns, "aborted", reason))
+        return (accepted, *self._end(scan, event.at_ns, "complete", STOPPED))
 
     def _abort_requested(self, event: ev.AbortRequested) -> Out:
-        scan = self._find(event.scan_id, ("armed", "running", "draining"))
+        states: tuple[ScanState, ...] = ("armed", "running")
+        scan = self._find(event.scan_id, (*states, "draining") if event.scan_id else states)
         if scan is not None:
-            return self._seal(scan, event.at_ns, "aborted", "aborted by request")
+            accepted = ev.Accepted(scan.scan_id)
+            return (accepted, *self._seal(scan, event.at_ns, "aborted", "aborted by request"))
         if self._armed is not None and event.scan_id in (None, self._armed[0]):
-            text = f"scan {self._armed[0]}, armed by hand, is given up"
-            self._armed = None
-            return (ev.Say("info", text),)
-        return (_no_such_scan(event.scan_id, "open"),)
+            scan_id, self._armed = self._armed[0], None
+            says = ev.Say("info", f"scan {scan_id}, armed by hand, is given up")
+            return (ev.Accepted(scan_id), says)
+        return (_no_such_scan(event.scan_id, "open" if event.scan_id else "running"),)
 
     def _scan_failed(self, event: ev.ScanFailed) -> Out:
         scan = self._open.get(event.scan_id)
@@ -390,8 +421,10 @@ class ScanStateMachine:
         scan.positioned = event.positioned
         scan.last_frame_ns = scan.ended_ns = event.at_ns
         scan.end_reason = event.reason
-        scan.end_state = "interrupted" if event.reason == SUPERSEDED else "complete"
-        scan.stopped = event.state == "draining" and event.reason not in ("", SUPERSEDED)
+        scan.end_state = "complete" if event.reason in ("", STOPPED) else "interrupted"
+        scan.stopped = event.state == "draining" and event.reason == STOPPED
+        scan.announced = (event.start.frame_shape_yx, event.start.dtype)
+        scan.layouts = 1
         scan.accept()
         self._open[scan.scan_id] = scan
         self._by_series[scan.series] = scan
@@ -421,6 +454,11 @@ class ScanStateMachine:
                 and silent_ns >= self.rules.wait_ns
             ):
                 out += self._end(scan, event.at_ns, "complete", "")
+            elif scan.state == "running" and silent_ns >= self.rules.silence_ns:
+                scan.silent = True
+                seconds = self.rules.silence_ns / 1e9
+                reason = f"no frame came for {seconds:g} s (detector.silence_s) and no end"
+                out += self._end(scan, event.at_ns, "interrupted", reason)
         out += (ev.DropPositions(name, n) for name, n in self._epochs.expire(event.at_ns) if n)
         return out
 
@@ -442,7 +480,8 @@ class ScanStateMachine:
         if scan_id is not None:
             scan = self._open.get(scan_id)
             return scan if scan is not None and scan.state in states else None
-        return next((s for s in reversed(self._open.values()) if s.state in states), None)
+        found = [scan for scan in self._open.values() if scan.state in states]
+        return max(found, key=lambda scan: (scan.state == "running", scan.armed_ns), default=None)
 
 
 def _no_such_scan(scan_id: str | None, state: str) -> ev.Refuse:

@@ -8,7 +8,6 @@ described in ``docs/store.md``: pixels are written, then their records, then ``c
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import threading
 import time
@@ -26,6 +25,7 @@ from ptycho_stream.scans.batch_files import BatchFiles
 from ptycho_stream.scans.counters import COUNTERS_NAME, Counters
 from ptycho_stream.scans.creation import (
     RESERVE_BYTES,
+    check_frame_size,
     fill_new_scan,
     fitted_header,
     release_reserve,
@@ -55,9 +55,10 @@ _FILES_AHEAD: Final = 3
 class ScanWriter:
     """Exclusive write access to one scan; made by :meth:`create` or :meth:`recover`.
 
-    Frames are gathered in a buffer of at most 64 and written by :meth:`commit`; positions and pairs
-    likewise, so that a reader never meets the pair of a frame that it cannot see.  All methods but
-    :meth:`sync` belong to one thread.  Leaving the context commits and syncs, but does not seal.
+    Frames are gathered in a buffer of at most 64 and written by :meth:`commit`: positions before
+    them, pairs after them, so that a reader never meets the pair of a frame that it cannot see.
+    All methods but :meth:`sync` belong to one thread.  Leaving the context commits and syncs, but
+    does not seal.
     """
 
     def __init__(self, root: Path, header: ScanHeader, lock: ScanLock) -> None:
@@ -76,10 +77,8 @@ class ScanWriter:
         self._frames.count = self._committed = self._counters.committed
         self._joins = JoinLogs(directory, self._counters)
         self._buffer = FrameBuffer(header.frame_shape_yx, header.dtype)
-        self._counters.writer_pid = os.getpid()
         file_bytes = header.frames_per_file * header.frame_bytes
         self._files = BatchFiles(directory, SpareFiles(root), file_bytes)
-        self._files_ahead = _FILES_AHEAD
         self._sync_lock = threading.Lock()
         self._sync_failed = False
         self._closed = False
@@ -146,6 +145,7 @@ class ScanWriter:
             header = read_header(directory)
             if header.sealed:
                 raise ScanSealed(f"scan {scan_id} is {header.state}: there is nothing to recover")
+            check_frame_size(header)
             report = recover_files(directory, header)
             try_to_reserve_space(directory)
             writer = cls(root, header, lock)
@@ -260,6 +260,10 @@ class ScanWriter:
         """Log positions (n, 2) in metres of frames ``numbers`` (n,), as received."""
         self._joins.add_positions(numbers, position_yx_m, received_ns)
 
+    def append_position(self, number: int, y_m: float, x_m: float, received_ns: int) -> None:
+        """Log one position, of a frame that brought it along."""
+        self._joins.add_position(number, y_m, x_m, received_ns)
+
     def append_pairs(self, pairs: NDArray[np.void]) -> None:
         """Log ``pairs`` (n,) of dtype ``PAIR_RECORD``; their slots may still be pending."""
         self._joins.add_pairs(pairs)
@@ -284,11 +288,14 @@ class ScanWriter:
             DiskFull: there is no room; what was not written stays pending.
             StoreError: the disk failed.
         """
+        self._joins.commit_positions()
+        self._commit_frames()
+        self._joins.commit_pairs()
+        return self._committed
+
+    def _commit_frames(self) -> None:
         while self._buffer.pending:
             self._commit_within_file()
-        self._joins.commit()
-        self._counters.heartbeat_monotonic_ns = time.monotonic_ns()
-        return self._committed
 
     def _commit_within_file(self) -> None:
         index, within = divmod(self._committed, self._header.frames_per_file)
@@ -311,16 +318,11 @@ class ScanWriter:
 
     def _enter_file(self, index: int) -> None:
         self._file_index = index
-        stop = index + 1 + self._files_ahead
+        stop = index + 1 + _FILES_AHEAD
         expected = self._header.expected_frames
         if expected is not None:
             stop = min(stop, -(-expected // self._header.frames_per_file))
         self._files.prepare(index, stop)
-
-    def prepare_ahead(self, n_files: int) -> None:
-        """From now on keep ``n_files`` batch files prepared ahead of the one in use (default 3)."""
-        self._files_ahead = n_files
-        self._enter_file(self._file_index)
 
     def wait_prepared(self, timeout_s: float) -> bool:
         """Wait until the files to be prepared ahead are; False if they are not by then."""
@@ -348,7 +350,6 @@ class ScanWriter:
             committed = self._sync_files()
             self._sync_failed = False
             self._counters.durable = committed
-            self._counters.heartbeat_monotonic_ns = time.monotonic_ns()
             return committed
 
     def _sync_files(self) -> int:
@@ -360,14 +361,6 @@ class ScanWriter:
             self._frames.sync()
         self._joins.sync()
         return committed
-
-    def set_state(self, state: ScanState) -> None:
-        """Write a new state of an unsealed scan.
-
-        Raises:
-            ScanSealed: the state is one that :meth:`seal` sets.
-        """
-        self.update_header(state=state)
 
     def update_header(self, **changes: Any) -> None:
         """Replace fields of the header (views, metadata, expected_frames, ...).
@@ -427,12 +420,16 @@ class ScanWriter:
             _log.warning("scan %s drops its last frames: %s", self.scan_id, error)
         else:
             return {}
-        frames = self._buffer.pending
-        self._buffer.drop_first(frames)
-        self._joins.drop_pairs_from(self._committed)
-        positions = pairs = 0
+        frames = positions = pairs = 0
         try:
-            self._joins.commit()
+            self._commit_frames()
+        except DiskFull:
+            frames = self._buffer.pending
+            self._buffer.drop_first(frames)
+            self._joins.drop_pairs_from(self._committed)
+        try:
+            self._joins.commit_positions()
+            self._joins.commit_pairs()
         except DiskFull:
             positions, pairs = self._joins.drop_pending()
         return {

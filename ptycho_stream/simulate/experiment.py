@@ -96,7 +96,7 @@ def simulate_experiment(
     beam = (probe or zone_plate_probe(size_px)).normalised(photons)
     if beam.size_px != size_px:
         raise GeometryError(f"the probe has {beam.size_px} px, the frames have {size_px}")
-    path = jittered_raster(rng, frames, step_px or size_px / 12, jitter)
+    path = jittered_raster(rng, frames, size_px / 12 if step_px is None else step_px, jitter)
     top = np.floor(path.min(0) - (size_px - 1) / 2).astype(int) - 1
     bottom = np.ceil(path.max(0) + (size_px - 1) / 2).astype(int) + 2
     shape = (int(bottom[0] - top[0]), int(bottom[1] - top[1]))

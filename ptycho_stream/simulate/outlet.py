@@ -1,4 +1,4 @@
-"""The sending end of a simulated detector or positioner: one socket that never loses a message.
+"""The sending end of a simulated detector or positioner, which says so if a message gets lost.
 
 Used by :mod:`ptycho_stream.simulate.detector`.  It waits until somebody is there to receive, blocks
 while that somebody is slow, gives up with an error that names the endpoint, and closes in bounded
@@ -19,6 +19,10 @@ from ptycho_stream.errors import EndpointError
 SocketKind = Literal["push", "pub"]
 
 _POLL_MS = 100
+# Messages that may wait for a receiver.  Few of a PUSH, so that little memory is taken and little
+# is left to send when it is over.  Never changed on a living socket: libzmq 4.3.5 crashes when a
+# connection ends meanwhile.
+_QUEUE_MESSAGES = {"push": 16, "pub": 1000}
 
 
 class Outlet:
@@ -29,9 +33,8 @@ class Outlet:
         kind: ``push`` deals messages to receivers and keeps what they have not taken; ``pub`` sends
             everything to every subscriber, and what one does not take is lost.
         attach: ``bind`` (as detectors do) or ``connect``.
-        queue_messages: high-water mark.
-        timeout_s: how long a receiver may be absent, or take nothing.
-        linger_s: how long closing waits for what is queued.
+        timeout_s: how long a receiver may be absent or take nothing and, at the end, take for what
+            is queued (16 messages).
 
     Raises:
         EndpointError: the endpoint cannot be bound or connected.
@@ -42,18 +45,15 @@ class Outlet:
         endpoint: str,
         kind: SocketKind = "push",
         attach: Literal["bind", "connect"] = "bind",
-        queue_messages: int = 1000,
         timeout_s: float = 30.0,
-        linger_s: float = 5.0,
     ) -> None:
         self._kind = kind
         self._timeout_s = timeout_s
-        self._linger_ms = round(linger_s * 1000)
         self._context = zmq.Context()
         # XPUB is a PUB that hears of its subscribers, which is how we know that there is one.
         self._socket = self._context.socket(zmq.PUSH if kind == "push" else zmq.XPUB)
         self._subscribers = 0
-        self._socket.sndhwm = queue_messages
+        self._socket.sndhwm = _QUEUE_MESSAGES[kind]
         # Without it a connecting PUSH takes messages before there is anybody to send them to.
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
         try:
@@ -81,8 +81,19 @@ class Outlet:
         self.close(linger=error is None)
 
     def close(self, linger: bool = True) -> None:
-        """Close the socket, waiting for queued messages for the time that was agreed."""
-        self._context.destroy(linger=self._linger_ms if linger else 0)
+        """Close the socket, after what is queued has been taken unless ``linger`` is False.
+
+        Raises:
+            EndpointError: it was not taken in ``timeout_s``.
+        """
+        began_s = time.monotonic()
+        self._context.destroy(linger=round(self._timeout_s * 1000) if linger else 0)
+        # ZeroMQ does not say whether it delivered or gave up; giving up takes all of the time.
+        if linger and time.monotonic() - began_s >= self._timeout_s:
+            raise EndpointError(
+                f"the receiver at {self.endpoint} did not take the last messages within "
+                f"{self._timeout_s:g} s, and they are lost: is the daemon still running?"
+            )
 
     def wait_for_receiver(self, timeout_s: float | None = None) -> None:
         """Return when a receiver is connected (``push``) or subscribed (``pub``).

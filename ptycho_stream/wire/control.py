@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import msgspec
 import numpy as np
 
-from ptycho_stream.errors import ControlError, LimitExceeded, MalformedMessage
+from ptycho_stream.errors import ControlError, LimitExceeded, MalformedMessage, WireError
 from ptycho_stream.messages import BytesLike
+from ptycho_stream.wire.limits import WireLimits, checked_name
 
 VERSION = 1
 MAX_REQUEST_BYTES = 1 << 20
 MAX_REPLY_BYTES = 64 << 20
+MAX_SCANS = 10_000
+MAX_EXPECTED_FRAMES = 1 << 40
 
 # What msgspec raises on bytes from outside: text that is not UTF-8 comes as a ValueError.
 UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
@@ -33,7 +36,7 @@ class NoArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class ScansArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Of ``scans``: the newest ``limit`` ones."""
 
-    limit: int = 100
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_SCANS)] = 100
 
 
 class ScanArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -46,8 +49,18 @@ class StartArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Of ``start``: arms a scan before its detector sends a header."""
 
     metadata: dict[str, Any] = {}
-    expected_frames: int | None = None
+    expected_frames: Annotated[int, msgspec.Meta(ge=1, le=MAX_EXPECTED_FRAMES)] | None = None
     series: str | None = None
+
+    def bounded(self) -> StartArguments:
+        """These, fit to be stored: metadata are JSON values, the name can be printed.
+
+        Raises:
+            WireError: the metadata are too deep or too many, the name is none.
+        """
+        metadata = WireLimits().bounded_metadata(self.metadata)
+        series = None if self.series is None else checked_name(self.series)
+        return StartArguments(metadata, self.expected_frames, series)
 
 
 class ExportArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -145,7 +158,9 @@ def decode_request(data: BytesLike) -> Request:
         raise ControlError("unknown_command", f"no command {request.command!r}; there are: {known}")
     try:
         arguments = msgspec.convert(request.arguments, kind)
-    except msgspec.ValidationError as error:
+        if isinstance(arguments, StartArguments):
+            arguments = arguments.bounded()
+    except (msgspec.ValidationError, WireError) as error:
         raise ControlError("bad_arguments", f"{request.command}: {error}") from error
     return msgspec.structs.replace(request, arguments=msgspec.to_builtins(arguments))
 

@@ -125,6 +125,9 @@ class DectrisV1Decoder:
 
     def _whole_image(self, parts: Sequence[BytesLike]) -> Frame | None:
         """The common case, one message is one image.  None of anything else or odd."""
+        longest = self._limits.max_header_bytes
+        if len(parts[0]) > longest or len(parts[1]) > longest or len(parts[3]) > longest:
+            return None
         try:
             head = parse_head(parts[0])
             if kind_of(head.htype) != "dimage":
@@ -181,13 +184,7 @@ class DectrisV1Decoder:
         header, self._header = self._header, None
         image, self._image = self._image, None
         if header is not None:
-            if (missing := header.missing) is not None:
-                out.append(Undecodable(TornMessage.reason, missing, header.series))
-            try:
-                out.append(header.scan_start(SOURCE))
-            except WireError as error:
-                out.append(Undecodable(error.reason, str(error), header.series))
-                out.append(header.bare_scan_start(SOURCE))
+            out += header.messages(SOURCE)
         if image is not None:
             try:
                 if image.array is None or image.blob is None:

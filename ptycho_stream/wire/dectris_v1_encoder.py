@@ -45,16 +45,14 @@ class DectrisV1Encoder:
         self,
         detail: HeaderDetail = "basic",
         config: Mapping[str, Any] | None = None,
-        flatfield: NDArray[np.float32] | None = None,
         pixel_mask: NDArray[np.generic] | None = None,
         appendix: bytes | None = None,
     ) -> list[bytes]:
         """The series header.
 
         Args:
-            detail: ``none`` 1 part, ``basic`` 2, ``all`` 8.
+            detail: ``none`` 1 part, ``basic`` 2, ``all`` 8 (with a flat field of ones).
             config: the detector's configuration, flat.
-            flatfield: (y, x), sent with ``all``; ones of the detector's size if None.
             pixel_mask: (y, x), non-zero where bad, sent with ``all``; zeros if None.
             appendix: free text or JSON.
         """
@@ -64,10 +62,11 @@ class DectrisV1Encoder:
             parts.append(_to_json(told))
         if detail == "all":
             shape = (told.get("y_pixels_in_detector", 1), told.get("x_pixels_in_detector", 1))
-            flat = np.ones(shape, "<f4") if flatfield is None else flatfield.astype("<f4")
             mask = np.zeros(shape, "<u4") if pixel_mask is None else pixel_mask.astype("<u4")
             rates = np.array([[0.0, 1e9], [0.0, 1e9]], "<f4")
-            parts += _table("dflatfield-1.0", flat) + _table("dpixelmask-1.0", mask)
+            parts += _table("dflatfield-1.0", np.ones(shape, "<f4")) + _table(
+                "dpixelmask-1.0", mask
+            )
             parts += _table("dcountrate_table-1.0", rates)
         return parts if appendix is None else [*parts, appendix]
 

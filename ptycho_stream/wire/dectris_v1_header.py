@@ -8,15 +8,23 @@ blob each.
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_stream.errors import DecodeError, MalformedMessage
+from ptycho_stream.errors import (
+    DecodeError,
+    LimitExceeded,
+    MalformedMessage,
+    TornMessage,
+    WireError,
+)
 from ptycho_stream.geometry import PLANCK_TIMES_LIGHT_EV_M
-from ptycho_stream.messages import BytesLike, DetectorGeometry, ScanStart
+from ptycho_stream.messages import BytesLike, DetectorGeometry, Message, ScanStart, Undecodable
 from ptycho_stream.wire.dectris_v1_parts import (
     BAD_JSON,
     TABLES,
@@ -29,6 +37,7 @@ from ptycho_stream.wire.limits import WireLimits
 
 _TABLE_DTYPES = {"float32": "<f4", "uint32": "<u4", "uint16": "<u2", "uint8": "u1"}
 _BIT_DEPTHS = {8: "|u1", 16: "<u2", 32: "<u4"}
+_T = TypeVar("_T")
 
 
 class PendingHeader:
@@ -43,7 +52,6 @@ class PendingHeader:
         self._config: dict[str, Any] = {}
         self._appendix: BytesLike | None = None
         self._pixel_mask: NDArray[np.bool_] | None = None
-        self._flatfield: NDArray[np.float32] | None = None
 
     @property
     def complete(self) -> bool:
@@ -81,41 +89,65 @@ class PendingHeader:
         """Keep a free part that followed the header in its message."""
         self._appendix = part
 
-    @property
-    def missing(self) -> str | None:
-        """What ``header_detail`` announced and did not come; None if all is there."""
-        if self.complete:
-            return None
-        what = "configuration" if self._wants_config else "tables"
-        return f"the header of series {self.series} came without its {what}"
+    def messages(self, source: str) -> list[Message]:
+        """The ScanStart that the parts make, after what had to be left out of it.
 
-    def scan_start(self, source: str) -> ScanStart:
-        """What the parts say so far.
-
-        Raises:
-            WireError: the configuration or the appendix exceeds the limits.
+        Whatever the parts hold the series starts: the first frame tells what this does not.
         """
+        problems: list[WireError] = []
+        if not self.complete:
+            what = "configuration" if self._wants_config else "tables"
+            problems.append(
+                TornMessage(f"the header of series {self.series} came without its {what}")
+            )
         config = self._config
-        metadata = self._limits.bounded_metadata(config)
-        if self._appendix is not None:
-            metadata.update(self._limits.bounded_metadata({"appendix": self._read_appendix()}))
-        width, height = config.get("x_pixels_in_detector"), config.get("y_pixels_in_detector")
-        shape = (height, width) if _is_count(width) and _is_count(height) else None
-        return ScanStart(
+        depth = config.get("bit_depth_image")
+        dtype = _BIT_DEPTHS.get(depth) if isinstance(depth, int) else None
+        start = ScanStart(
             source=source,
             series=self.series,
-            expected_frames=_expected_frames(config),
-            frame_shape_yx=cast("tuple[int, int] | None", shape),
-            dtype=_BIT_DEPTHS.get(cast("int", config.get("bit_depth_image"))),
+            expected_frames=_unless_refused(self._expected_frames, problems),
+            frame_shape_yx=_unless_refused(lambda: self._frame_shape_yx(dtype), problems),
+            dtype=dtype,
             geometry=_geometry(config),
-            metadata=metadata,
+            metadata=_unless_refused(self._metadata, problems) or {},
             pixel_mask=self._pixel_mask,
-            flatfield=self._flatfield,
         )
+        refused = [Undecodable(error.reason, str(error), self.series) for error in problems]
+        return [*refused, start]
 
-    def bare_scan_start(self, source: str) -> ScanStart:
-        """The series alone, for a header whose contents cannot be used."""
-        return ScanStart(source=source, series=self.series)
+    def _metadata(self) -> dict[str, Any]:
+        metadata = self._limits.bounded_metadata(self._config)
+        if self._appendix is not None:
+            metadata.update(self._limits.bounded_metadata({"appendix": self._read_appendix()}))
+        return metadata
+
+    def _frame_shape_yx(self, dtype: str | None) -> tuple[int, int] | None:
+        config = self._config
+        height, width = config.get("y_pixels_in_detector"), config.get("x_pixels_in_detector")
+        if not _is_count(height) or not _is_count(width):
+            return None
+        shape_yx = cast("tuple[int, int]", (height, width))
+        self._limits.check_shape(shape_yx, np.dtype(dtype).itemsize if dtype else 1)
+        return shape_yx
+
+    def _expected_frames(self) -> int | None:
+        """``nimages`` a trigger where the detector times them (ints, exts), one with a gate."""
+        config = self._config
+        images, triggers = config.get("nimages"), config.get("ntrigger")
+        if config.get("trigger_mode") in ("inte", "exte"):
+            images, triggers = 1, triggers if _is_count(triggers) else None
+        elif not _is_count(triggers):
+            triggers = 1
+        if not _is_count(images) or triggers is None:
+            return None
+        expected = cast("int", images) * cast("int", triggers)
+        if expected > self._limits.max_frame_number:
+            raise LimitExceeded(
+                f"the header of series {self.series} announces more than "
+                f"{self._limits.max_frame_number} frames (nimages x ntrigger)"
+            )
+        return expected
 
     def _read_config(self, part: BytesLike) -> dict[str, Any]:
         if len(part) > self._limits.max_header_bytes:
@@ -148,29 +180,22 @@ class PendingHeader:
                 f"{name} of series {self.series}: {len(blob)} bytes are not {list(table.shape)} "
                 f"of {table.type!r}"
             )
-        if name == "dcountrate_table":
-            return  # the detector has applied it; nothing of ours undoes that
+        if name != "dpixelmask":
+            return  # flat field and count rates: the detector has corrected for them, or not
         self._limits.check_shape(table.shape_yx, np.dtype(dtype).itemsize)
-        array = np.frombuffer(blob, dtype).reshape(table.shape_yx)
-        if name == "dpixelmask":
-            self._pixel_mask = array != 0
-        else:
-            self._flatfield = array.astype(np.float32)
+        self._pixel_mask = np.frombuffer(blob, dtype).reshape(table.shape_yx) != 0
+
+
+def _unless_refused(make: Callable[[], _T], problems: list[WireError]) -> _T | None:
+    try:
+        return make()
+    except WireError as error:
+        problems.append(error)
+        return None
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _expected_frames(config: dict[str, Any]) -> int | None:
-    """``nimages`` a trigger where the detector times them (ints, exts), one where a gate does."""
-    triggers, images = config.get("ntrigger"), config.get("nimages")
-    mode = config.get("trigger_mode")
-    if mode in ("inte", "exte"):
-        return triggers if _is_count(triggers) else None
-    if not _is_count(images):
-        return None
-    return cast("int", images) * (cast("int", triggers) if _is_count(triggers) else 1)
 
 
 def _geometry(config: dict[str, Any]) -> DetectorGeometry:
@@ -178,15 +203,15 @@ def _geometry(config: dict[str, Any]) -> DetectorGeometry:
         value = config.get(key)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return None
-        return float(value) if 0 < value < math.inf else None
+        return float(value) if 0 < value <= sys.float_info.max else None
 
     def pair(y_key: str, x_key: str) -> tuple[float, float] | None:
         y, x = positive(y_key), positive(x_key)
         return None if y is None or x is None else (y, x)
 
     energy, wavelength_angstrom = positive("photon_energy"), positive("wavelength")
-    if energy is None and wavelength_angstrom is not None:
-        energy = PLANCK_TIMES_LIGHT_EV_M / (wavelength_angstrom * 1e-10)
+    if energy is None and wavelength_angstrom is not None and wavelength_angstrom > 1e-200:
+        energy = PLANCK_TIMES_LIGHT_EV_M / (wavelength_angstrom * 1e-10)  # below it overflows
     return DetectorGeometry(
         detector_distance_m=positive("detector_distance"),
         photon_energy_eV=energy,

@@ -14,12 +14,12 @@ import numpy as np
 
 from ptycho_stream.errors import MalformedMessage
 from ptycho_stream.messages import BytesLike
+from ptycho_stream.wire.limits import checked_name
 
 HeaderDetail = Literal["none", "basic", "all"]
 
 PIXEL_TYPES = {"uint8": "u1", "uint16": "u2", "uint32": "u4"}
 TABLES = ("dflatfield", "dpixelmask", "dcountrate_table")
-MAX_SERIES_LENGTH = 256
 # A hostile sender nests JSON so deeply that the parser gives up with RecursionError.
 BAD_JSON = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 
@@ -45,13 +45,13 @@ class Head(msgspec.Struct, gc=False):
         """The series as text.
 
         Raises:
-            MalformedMessage: it is missing or absurdly long.
+            MalformedMessage: it is missing, absurdly long or not printable.
         """
         series = self.series
         if isinstance(series, int) and abs(series) < 2**64:
             return str(series)
-        if isinstance(series, str) and 0 < len(series) <= MAX_SERIES_LENGTH:
-            return series
+        if isinstance(series, str):
+            return checked_name(series)
         raise MalformedMessage(f"a {self.htype!r} part names no series")
 
 

@@ -6,13 +6,29 @@ makes one from its settings, and tests make small ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from ptycho_stream.errors import LimitExceeded
+from ptycho_stream.errors import LimitExceeded, MalformedMessage
 
 Scalar = str | int | float | bool | None
+MAX_NAME_LENGTH = 256
+
+
+def checked_name(text: str) -> str:
+    """A series or epoch name that is safe to log and to show.
+
+    Raises:
+        MalformedMessage: it is empty, too long, or holds a line break or another control character.
+    """
+    if not 0 < len(text) <= MAX_NAME_LENGTH or not text.isprintable():
+        raise MalformedMessage(
+            f"the series or epoch name {text[:40]!r} of {len(text)} characters is not 1 to "
+            f"{MAX_NAME_LENGTH} printable ones"
+        )
+    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +36,10 @@ class WireLimits:
     """Upper bounds of what a message may ask for.
 
     Attributes:
-        max_shape_yx_px: of a frame, and of a mask or flat field.
+        max_shape_yx_px: of a frame, and of a pixel mask.
         max_message_bytes: of any single part.
-        max_header_bytes: of a part that is parsed (JSON or msgpack), but for position batches.
+        max_header_bytes: of a part that is parsed (JSON or msgpack), but for position batches,
+            whose number is limited.
         max_decoded_bytes: of one frame after decompression.
         max_depth: of nested metadata.
         max_metadata_items: scalars in a header's metadata, all levels together.
@@ -70,7 +87,8 @@ class WireLimits:
     def bounded_metadata(self, raw: Mapping[Any, Any]) -> dict[str, Any]:
         """Copy of free metadata that is safe to store as JSON.
 
-        Values of other types than str, int, float, bool, None, list and dict become their text.
+        Values of other types than str, int, float, bool, None, list and dict become their text, and
+        so do NaN and infinities.
 
         Raises:
             LimitExceeded: nested deeper, or holding more items, than accepted.
@@ -102,6 +120,8 @@ class WireLimits:
                     stack.append((cast("Any", value), depth + 1, kept))
                 elif isinstance(value, int) and abs(value) >= 2**64:
                     raise LimitExceeded("metadata hold an integer of more than 64 bits")
+                elif isinstance(value, float) and not math.isfinite(value):
+                    kept = str(value)
                 else:
                     kept = value if isinstance(value, Scalar) else str(value)
                 if is_map:

@@ -1,4 +1,4 @@
-"""Our own dialect: a msgpack map a message, with the pixels as a second part of frames.
+"""Our own dialect: a msgpack map a message, with pixels or a pixel mask as a second part.
 
 For beamlines that write their own sender, and for scan positions whatever the detector speaks.
 :class:`NativeDecoder` is fed by ingest; :class:`NativeEncoder` makes what the simulators and other
@@ -8,6 +8,7 @@ people's senders send.  The format, with all keys, is in ``docs/protocol.md``.
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,14 +37,15 @@ from ptycho_stream.messages import (
     Undecodable,
 )
 from ptycho_stream.wire.compression import ENCODINGS, encode
-from ptycho_stream.wire.limits import WireLimits
+from ptycho_stream.wire.limits import WireLimits, checked_name
 
 SOURCE = "native"
 VERSION = 1
 DTYPES = ("|u1", "<u2", "<u4")
-MAX_NAME_LENGTH = 256
 
 Pair = tuple[float, float]
+# As lists: a number in 9 bytes, a pair of floats in 19, and some for the lists' own heads.
+_MAX_BYTES_A_POSITION = 32
 _BAD_MSGPACK = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 
 
@@ -60,8 +62,6 @@ class _ScanStart(msgspec.Struct, tag_field="type", tag="scan_start", omit_defaul
     count_time_s: float | None = None
     frame_time_s: float | None = None
     metadata: dict[str, Any] = {}
-    pixel_mask: bytes | None = None
-    flatfield: bytes | None = None
 
 
 class _Frame(msgspec.Struct, tag_field="type", tag="frame", omit_defaults=True, gc=False):
@@ -100,8 +100,15 @@ class _PositionsEnd(msgspec.Struct, tag_field="type", tag="positions_end"):
     epoch: str
 
 
+class _Kind(msgspec.Struct):
+    """What a header is, read without making anything of its other keys."""
+
+    type: str = ""
+
+
 _Any = _Frame | _Positions | _ScanStart | _ScanEnd | _PositionsStart | _PositionsEnd
 _decode = msgspec.msgpack.Decoder(_Any).decode
+_decode_kind = msgspec.msgpack.Decoder(_Kind).decode
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -136,28 +143,41 @@ class NativeDecoder:
                 f"{self._limits.max_message_bytes} bytes"
             )
         try:
+            self._check_header(parts[0])
             raw: _Any = _decode(parts[0])
         except _BAD_MSGPACK as error:
             raise MalformedMessage(f"not a message of the native dialect: {error}") from error
-        wanted = 2 if isinstance(raw, _Frame) else 1
-        if len(parts) != wanted:
+        least = 2 if isinstance(raw, _Frame) else 1
+        most = 2 if isinstance(raw, _Frame | _ScanStart) else 1
+        if not least <= len(parts) <= most:
             name = str(raw.__struct_config__.tag)
-            raise TornMessage(f"a {name} message has {len(parts)} parts instead of {wanted}")
+            raise TornMessage(f"a {name} message has {len(parts)} parts instead of {most}")
         match raw:
             case _Frame():
                 return self._frame(raw, parts[1])
             case _Positions():
                 return self._positions(raw)
             case _ScanStart():
-                return self._scan_start(raw)
+                return self._scan_start(raw, parts[1] if len(parts) == 2 else None)
             case _ScanEnd():
-                return ScanEnd(_name(raw.series))
+                return ScanEnd(checked_name(raw.series))
             case _PositionsStart():
                 _check_version(raw.version)
                 metadata = self._limits.bounded_metadata(raw.metadata)
-                return PositionsStart(_name(raw.epoch), _optional_name(raw.series), metadata)
+                series = _optional_name(raw.series)
+                return PositionsStart(checked_name(raw.epoch), series, metadata)
             case _PositionsEnd():
-                return PositionsEnd(_name(raw.epoch))
+                return PositionsEnd(checked_name(raw.epoch))
+
+    def _check_header(self, header: BytesLike) -> None:
+        limits = self._limits
+        longest = limits.max_header_bytes
+        if len(header) <= longest:
+            return
+        if _decode_kind(header).type == _Positions.__struct_config__.tag:
+            longest += limits.max_positions * _MAX_BYTES_A_POSITION
+        if len(header) > longest:
+            raise LimitExceeded(f"a header of {len(header)} bytes, above {longest}")
 
     def _frame(self, raw: _Frame, blob: BytesLike) -> Frame:
         limits = self._limits
@@ -167,7 +187,8 @@ class NativeDecoder:
             raise MalformedMessage(f"encoding {raw.encoding!r} is none of {', '.join(ENCODINGS)}")
         image = EncodedImage(blob, raw.encoding, raw.dtype, raw.shape_yx, raw.shuffle_bits)
         start_ns, stop_ns = _time_ns(raw.start_ns), _time_ns(raw.stop_ns)
-        return Frame(_name(raw.series), raw.frame, image, raw.position_yx_m, start_ns, stop_ns)
+        series = checked_name(raw.series)
+        return Frame(series, raw.frame, image, raw.position_yx_m, start_ns, stop_ns)
 
     def _positions(self, raw: _Positions) -> Positions:
         size = len(raw.frames) // (8 if isinstance(raw.frames, bytes) else 1)
@@ -188,9 +209,9 @@ class NativeDecoder:
             self._limits.check_number(int(numbers.min()))
             self._limits.check_number(int(numbers.max()))
         series = _optional_name(raw.series)
-        return Positions(_name(raw.epoch), series, numbers, position.reshape(-1, 2))
+        return Positions(checked_name(raw.epoch), series, numbers, position.reshape(-1, 2))
 
-    def _scan_start(self, raw: _ScanStart) -> ScanStart:
+    def _scan_start(self, raw: _ScanStart, mask: BytesLike | None) -> ScanStart:
         _check_version(raw.version)
         if raw.expected_frames is not None:
             self._limits.check_number(raw.expected_frames)
@@ -205,18 +226,15 @@ class NativeDecoder:
             count_time_s=_positive(raw.count_time_s),
             frame_time_s=_positive(raw.frame_time_s),
         )
-        mask = _plane(raw.pixel_mask, "u1", raw.frame_shape_yx, "pixel_mask")
-        flatfield = _plane(raw.flatfield, "<f4", raw.frame_shape_yx, "flatfield")
         return ScanStart(
             source=SOURCE,
-            series=_name(raw.series),
+            series=checked_name(raw.series),
             expected_frames=raw.expected_frames,
             frame_shape_yx=raw.frame_shape_yx,
             dtype=raw.dtype,
             geometry=geometry,
             metadata=self._limits.bounded_metadata(raw.metadata),
-            pixel_mask=None if mask is None else mask != 0,
-            flatfield=None if flatfield is None else flatfield.astype(np.float32),
+            pixel_mask=None if mask is None else _pixel_mask(mask, raw.frame_shape_yx),
         )
 
 
@@ -225,7 +243,8 @@ class NativeEncoder:
 
     Args:
         series: the detector's name of the scan, unique among those open.
-        epoch: the positioner's unique name of its run; only for position messages.
+        epoch: the positioner's unique name of its run, only for position messages; a new UUID if
+            None.
         encoding: of the pixels, one of ``raw``, ``lz4``, ``bslz4``, ``lz4-hdf5``.
 
     Example::
@@ -238,7 +257,7 @@ class NativeEncoder:
 
     def __init__(self, series: str, epoch: str | None = None, encoding: str = "raw") -> None:
         self.series = series
-        self.epoch = epoch or f"epoch-of-{series}"
+        self.epoch = epoch or uuid.uuid4().hex
         self._encoding = encoding
 
     def scan_start(
@@ -249,9 +268,8 @@ class NativeEncoder:
         geometry: DetectorGeometry | None = None,
         metadata: Mapping[str, Any] | None = None,
         pixel_mask: NDArray[np.bool_] | None = None,
-        flatfield: NDArray[np.float32] | None = None,
     ) -> list[bytes]:
-        """The beginning of a scan; mask and flat field have the frame's shape (y, x)."""
+        """The beginning of a scan; the mask (y, x), True where a pixel is bad, needs the shape."""
         told = geometry or DetectorGeometry()
         start = _ScanStart(
             series=self.series,
@@ -265,10 +283,9 @@ class NativeEncoder:
             count_time_s=told.count_time_s,
             frame_time_s=told.frame_time_s,
             metadata=dict(metadata or {}),
-            pixel_mask=None if pixel_mask is None else pixel_mask.astype(np.uint8).tobytes(),
-            flatfield=None if flatfield is None else flatfield.astype("<f4").tobytes(),
         )
-        return [_encode(start)]
+        blobs = [] if pixel_mask is None else [pixel_mask.astype(np.uint8).tobytes()]
+        return [_encode(start), *blobs]
 
     def frame(
         self,
@@ -320,16 +337,8 @@ class NativeEncoder:
         return [_encode(_PositionsEnd(self.epoch))]
 
 
-def _name(text: str) -> str:
-    if not 0 < len(text) <= MAX_NAME_LENGTH:
-        raise MalformedMessage(
-            f"a series or epoch name has {len(text)} characters, not 1 to {MAX_NAME_LENGTH}"
-        )
-    return text
-
-
 def _optional_name(text: str | None) -> str | None:
-    return None if text is None else _name(text)
+    return None if text is None else checked_name(text)
 
 
 def _check_version(version: int) -> None:
@@ -366,11 +375,7 @@ def _finite_pair(pair: Pair | None) -> Pair | None:
     return pair if pair is not None and all(map(math.isfinite, pair)) else None
 
 
-def _plane(
-    blob: bytes | None, dtype: str, shape_yx: tuple[int, int] | None, name: str
-) -> NDArray[np.generic] | None:
-    if blob is None:
-        return None
-    if shape_yx is None or len(blob) != math.prod(shape_yx) * np.dtype(dtype).itemsize:
-        raise DecodeError(f"{name} of {len(blob)} bytes does not have the shape frame_shape_yx")
-    return np.frombuffer(blob, dtype).reshape(shape_yx)
+def _pixel_mask(blob: BytesLike, shape_yx: tuple[int, int] | None) -> NDArray[np.bool_]:
+    if shape_yx is None or len(blob) != math.prod(shape_yx):
+        raise DecodeError(f"a pixel mask of {len(blob)} bytes has not the shape frame_shape_yx")
+    return np.frombuffer(blob, np.uint8).reshape(shape_yx) != 0

@@ -1,0 +1,48 @@
+"""Files that appear whole or not at all: images, scan files and pictures are written through this.
+
+A reader, or a program that looks after a crash, sees the old file or the new one and never half.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from ptycho_stream.errors import FileFormatError
+
+
+@contextmanager
+def atomic_file(path: Path) -> Generator[IO[bytes]]:
+    """Open a file that takes the name ``path`` when the block ends, and is gone if it fails.
+
+    The content has reached the disk before the name does.
+
+    Raises:
+        FileFormatError: the path cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise FileFormatError(
+            f"cannot write {path}: {error.strerror or error}; choose an existing folder with room"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

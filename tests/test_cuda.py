@@ -1,0 +1,35 @@
+"""The predictor on a GPU: the same patches as on the CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ptycho_stream.models.registry import ModelRegistry
+from ptycho_stream.reconstruct.predict import Predictor
+from ptycho_stream.simulate.experiment import simulate_experiment
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(),
+    reason="torch finds no CUDA device: nothing to compare the CPU to",
+)
+
+
+@pytest.mark.parametrize("size_px", [64, 128])
+def test_patches_on_cuda_are_those_of_the_cpu(size_px: int) -> None:
+    scan = simulate_experiment(seed=2, frames=20, size_px=size_px)
+    shift_yx_px = np.random.default_rng(1).uniform(-0.5, 0.5, (20, 2)).astype(np.float32)
+    valid = np.ones((size_px, size_px), bool)
+    valid[20:23] = False
+    made = {}
+    for device in ("cpu", "cuda"):
+        network = ModelRegistry().load()[0]
+        predictor = Predictor(network, scan.probe, device, batch_size=8)
+        made[device] = predictor.predict(scan.counts, shift_yx_px, valid)
+    patches, weights = made["cuda"]
+    expected, expected_weights = made["cpu"]
+    np.testing.assert_allclose(weights, expected_weights, rtol=0, atol=1e-5)
+    for patch, reference, weight in zip(patches, expected, weights, strict=True):
+        error = np.linalg.norm(weight * (patch - reference))
+        assert error <= 1e-3 * np.linalg.norm(weight * reference)

@@ -1,0 +1,101 @@
+"""The configuration file: what could not work is refused when it is read, by its key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ptycho_stream.errors import SettingsError
+from ptycho_stream.settings import Settings, load_settings
+
+PROBE = '[probe]\npath = "probe.npz"\n'
+
+
+def loaded(folder: Path, text: str) -> Settings:
+    path = folder / "daemon.toml"
+    path.write_text(text if "[probe]" in text else PROBE + text)
+    return load_settings(path)
+
+
+def test_the_shortest_file_names_a_probe(tmp_path: Path) -> None:
+    settings = loaded(tmp_path, "")
+    assert settings.probe.path == tmp_path / "probe.npz"
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('[reconstruct]\ndevice = "gpu"', "reconstruct.device"),
+        ('[reconstruct]\ndevice = "cuda:x"', "reconstruct.device"),
+        ("[reconstruct]\nbatch_frames = 1000000000", "reconstruct.batch_frames"),
+        ("[reconstruct]\ntile_px = 100000", "reconstruct.tile_px"),
+        ("[reconstruct]\nmax_step_m = inf", "reconstruct.max_step_m"),
+        ("[data]\nframes_per_file = 1000000000000", "data.frames_per_file"),
+        ("[data]\nresume_s = nan", "data.resume_s"),
+        ("[detector]\ncrop_yx_px = [0, -4]", "detector.crop_yx_px"),
+        ("[detector]\nmax_shape_yx_px = [0, 0]", "detector.max_shape_yx_px"),
+        ('[detector]\nendpoint = "tcp://*:99"', "detector"),
+        ('[detector]\nendpoint = "tcp://127.0.0.1:0"', "detector.endpoint"),
+        ('[detector]\nendpoint = "tcp://0.0.0.0:99"\nattach = "bind"', "detector"),
+        ('[positions]\nendpoint = "tcp://*:99"', "positions"),
+        ("[geometry]\ndetector_pixel_yx_m = [0.0, -1.0]", "geometry.detector_pixel_yx_m"),
+        ("[view]\ncenter_yx_px = [nan, 1.0]", "view.center_yx_px"),
+        ("[results]\npublish_interval_ms = inf", "results.publish_interval_ms"),
+        ("[supervisor]\nstop_timeout_s = 60.0", "supervisor.stop_timeout_s"),
+        ('[http]\nhost = "0.0.0.0"', "http.host"),
+        ("[metadata]\na = nan", "metadata.a"),
+        ("[metadata]\na = 100000000000000000000", "metadata.a"),
+        ("[metadata]\na = [1]", "metadata.a"),
+        ("[reconstruct]\nno_such_key = 1", "reconstruct.no_such_key"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_its_key(tmp_path: Path, text: str, key: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        loaded(tmp_path, text)
+    assert f"  {key}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "keys"),
+    [
+        (
+            '[results]\nendpoint = "tcp://127.0.0.1:99"\nresync_endpoint = "tcp://127.0.0.1:99"',
+            ("results.endpoint", "results.resync_endpoint"),
+        ),
+        (
+            '[control]\nendpoint = "tcp://localhost:9600"',
+            ("results.endpoint", "control.endpoint"),
+        ),
+        ("[http]\nport = 9602", ("control.endpoint", "http.port")),
+        (
+            '[control]\nendpoint = "ipc:///a"\n[results]\nendpoint = "ipc:///a"',
+            ("results.endpoint", "control.endpoint"),
+        ),
+        (
+            '[detector]\nendpoint = "tcp://127.0.0.1:9600"\nattach = "bind"',
+            ("results.endpoint", "detector.endpoint"),
+        ),
+    ],
+)
+def test_two_sockets_cannot_bind_one_endpoint(
+    tmp_path: Path, text: str, keys: tuple[str, str]
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        loaded(tmp_path, text)
+    assert all(key in str(caught.value) for key in keys)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[reconstruct]\ndevice = "cuda:1"',
+        '[reconstruct]\ndevice = "cpu"',
+        '[detector]\nendpoint = "tcp://[::1]:99"\nattach = "bind"',
+        '[http]\nhost = "::1"',
+        "[http]\nport = 0",
+        '[metadata]\na = 1\nb = "x"\nc = 1.5\nd = true',
+    ],
+)
+def test_what_works_is_taken(tmp_path: Path, text: str) -> None:
+    loaded(tmp_path, text)
