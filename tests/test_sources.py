@@ -6,9 +6,9 @@ import pytest
 import zmq
 from daemon_harness import free_port
 
-from ptycho_stream.settings import DetectorSettings
+from ptycho_stream.settings import Settings
 from ptycho_stream.wire.limits import WireLimits
-from ptycho_streamd.sources import Source
+from ptycho_streamd.sources import open_sources
 
 
 @pytest.mark.parametrize(
@@ -20,12 +20,25 @@ from ptycho_streamd.sources import Source
         ("pull", (64, 64), 64),
     ],
 )
-def test_what_waits_is_bounded_in_bytes(socket, shape_yx, messages) -> None:
-    endpoint = f"tcp://127.0.0.1:{free_port()}"
-    options = DetectorSettings(endpoint=endpoint, dialect="native", socket=socket)
-    limits = WireLimits(max_shape_yx_px=shape_yx)
-    context = zmq.Context()
-    source = Source(context, "detector", endpoint, options, "native", limits, 1_000_000_000)
-    assert source.socket.getsockopt(zmq.RCVHWM) == messages
-    source.close()
-    context.term()
+def test_frames_that_wait_are_bounded_in_bytes_and_positions_in_number(
+    socket, shape_yx, messages
+) -> None:
+    settings = Settings.model_validate(
+        {
+            "probe": {"path": "probe.npz"},
+            "detector": {
+                "endpoint": f"tcp://127.0.0.1:{free_port()}",
+                "dialect": "native",
+                "socket": socket,
+                "queue_bytes": 1_000_000_000,
+            },
+            "positions": {"endpoint": f"tcp://127.0.0.1:{free_port()}", "socket": "sub"},
+        }
+    )
+    with zmq.Context() as context:
+        frames, positions = open_sources(context, settings, WireLimits(max_shape_yx_px=shape_yx))
+        assert positions is not None
+        held = [source.socket.getsockopt(zmq.RCVHWM) for source in (frames, positions)]
+        frames.close()
+        positions.close()
+    assert held == [messages, 20_000]
