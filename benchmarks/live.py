@@ -138,7 +138,7 @@ class Beamline:
         ):
             detector.wait_for_receiver()
             positions.wait_for_receiver()
-            play(scan, detector, positions)
+            play(scan, detector, positions, batch=1)
 
 
 def free_ports(count: int) -> list[int]:

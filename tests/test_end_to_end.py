@@ -274,6 +274,24 @@ def test_a_killed_stage_goes_on(daemon, scan, stage, tmp_path):
     assert daemon.metrics()[f'ptycho_stream_stage_restarts_total{{stage="{stage}"}}'] == 1
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(10))
+def test_stages_killed_at_random_change_nothing(daemon, scan, seed, tmp_path):
+    rng = np.random.default_rng(seed)
+    with line(daemon, rate_hz=40) as beamline:
+        with playing(beamline, scan):
+            for _ in range(2):
+                time.sleep(rng.uniform(0.2, 1.0))
+                stage = str(rng.choice(["ingest", "reconstruct"]))
+                daemon.kill(stage)
+                wait_for(lambda name=stage: daemon.status()["stages"][name]["alive"], 20, stage)
+        final = beamline.results.wait_complete(newest_scan(daemon), timeout_s=40)
+    numbers = check_committed_frames(daemon.settings, final.scan_id, scan)
+    header = Catalogue(daemon.data).open(final.scan_id).header
+    assert header.counts["missing"] == FRAMES - len(numbers)
+    assert_same_image(final, undisturbed(daemon.settings, final.scan_id, tmp_path / "again"))
+
+
 def test_everything_killed_at_once_recovers(daemon, scan, tmp_path):
     """Ingest stands still before the kill, so that frames are in flight for certain."""
     with line(daemon, rate_hz=40) as beamline, playing(beamline, scan):
