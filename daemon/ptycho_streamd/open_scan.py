@@ -6,19 +6,19 @@ Owns the scan's lease and reader; the stage's loop decides what to do, this know
 from __future__ import annotations
 
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_stream.reconstruct.scan_image import ScanImage
+from ptycho_stream.errors import StoreError
+from ptycho_stream.reconstruct.scan_image import ScanImage, write_state
 from ptycho_stream.scans.leases import Lease
 from ptycho_stream.scans.reader import ScanReader
 
 HEADER_POLL_S = 0.02
 RETRY_S = 5.0
 """After a fault in a scan, when it is tried again."""
-SAVE_SHARE = 0.05
-"""At most this share of the time goes into saving states."""
 
 
 class OpenScan:
@@ -43,7 +43,8 @@ class OpenScan:
         self._header_read_at_s = 0.0
         self._retry_at_s = 0.0
         self._saved_at_s = time.monotonic()
-        self._save_took_s = 0.0
+        self._saving: Future[None] | None = None
+        self._writer = ThreadPoolExecutor(1, "save-image")
 
     @property
     def reader(self) -> ScanReader:
@@ -106,23 +107,36 @@ class OpenScan:
 
     def save_due(self, interval_s: float) -> bool:
         """Whether the state should be saved, at most every ``interval_s``."""
-        interval_s = max(interval_s, self._save_took_s / SAVE_SHARE)
         return self.unsaved and time.monotonic() - self._saved_at_s >= interval_s
 
-    def save(self) -> float:
-        """Save the image's state; the seconds that it took.
+    def begin_save(self) -> None:
+        """Save the image's state in another thread: a sync waits for the disk, batches need not."""
+        if self._saving is not None:
+            return
+        self._saved_at_s = time.monotonic()
+        self.unsaved = False
+        arrays = self.image.snapshot()
+        self._saving = self._writer.submit(write_state, self.reader.directory, arrays)
+
+    def end_save(self, *, wait: bool = False) -> float | None:
+        """The seconds that a save took which has ended; None if none has.
 
         Raises:
             StoreError: the disk refused; tried again after the interval.
         """
-        started_s = self._saved_at_s = time.monotonic()
-        self.image.save()
-        self._saved_at_s = time.monotonic()
-        self._save_took_s = self._saved_at_s - started_s
-        self.unsaved = False
-        return self._save_took_s
+        saving = self._saving
+        if saving is None or not (wait or saving.done()):
+            return None
+        self._saving = None
+        try:
+            saving.result()
+        except StoreError:
+            self.unsaved = True
+            raise
+        return time.monotonic() - self._saved_at_s
 
     def close(self) -> None:
         """Let go of the scan."""
+        self._writer.shutdown()
         self.reader.close()
         self._lease.release()

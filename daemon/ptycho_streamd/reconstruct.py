@@ -330,16 +330,25 @@ class ReconstructStage:
 
     def _save_if_due(self) -> None:
         for scan in self._open.values():
+            self._take_note_of_save(scan)
             if scan.save_due(self._settings.reconstruct.save_interval_s):
-                self._save(scan)
+                scan.begin_save()
 
     def _save(self, scan: OpenScan) -> bool:
+        """Save the newest state and wait for it; whether it is on disk."""
+        self._take_note_of_save(scan, wait=True)
+        scan.begin_save()
+        return self._take_note_of_save(scan, wait=True)
+
+    def _take_note_of_save(self, scan: OpenScan, *, wait: bool = False) -> bool:
         try:
-            self._metrics.save_seconds.set(scan.save())
+            took_s = scan.end_save(wait=wait)
         except StoreError as error:
             log.error("%s", error)
             self._metrics.saves_failed.inc()
             return False
+        if took_s is not None:
+            self._metrics.save_seconds.set(took_s)
         return True
 
     def _export_finished(self, scan: OpenScan) -> None:

@@ -10,6 +10,7 @@ import logging
 import os
 import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -263,24 +264,37 @@ class ScanImage:
         Raises:
             StoreError: the disk refused.
         """
+        write_state(self.reader.directory, self.snapshot())
+
+    def snapshot(self) -> dict[str, NDArray[Any]]:
+        """Both generations as arrays of their own, for :func:`write_state` in another thread."""
         arrays: dict[str, NDArray[Any]] = {}
         for prefix, generation in ((_CURRENT, self.current), (_FOLLOWING, self.following)):
             if generation is not None:
                 arrays |= {prefix + key: value for key, value in generation.state().items()}
-        path = self.reader.directory / STATE_FILE
-        partial = path.with_suffix(".partial")
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise StoreError(
-                f"cannot save the image's state to {path}: {error.strerror}; free space there. The "
-                "frames are safe; after a restart the image is made again from them"
-            ) from error
+        return arrays
+
+
+def write_state(directory: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    """Write a snapshot of a scan's image into the scan's folder, whole or not at all.
+
+    Raises:
+        StoreError: the disk refused.
+    """
+    path = directory / STATE_FILE
+    partial = path.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StoreError(
+            f"cannot save the image's state to {path}: {error.strerror}; free space there. The "
+            "frames are safe; after a restart the image is made again from them"
+        ) from error
 
 
 def _load_state(reader: ScanReader) -> tuple[Generation | None, Generation | None]:
