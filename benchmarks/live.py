@@ -1,6 +1,7 @@
 """How much of the bare network's speed is left from detector to image, and how late images are.
 
-Three measurements with the real daemon, sockets and a subscriber, on simulated 128 x 128 frames:
+Three measurements with the real daemon, sockets and a subscriber, on simulated 128 x 128 frames.
+The network, bare or in the daemon, has core 0; everything else, the sender too, has the others:
 
 1. frames/s from socket to published image while more frames come than it can take, alternating
    with the bare network (same model, probe, batch and threads) on the same frames;
@@ -162,8 +163,28 @@ def repeated(scan: ScanFile, frames: int) -> ScanFile:
     )
 
 
+def pin(beamline: Beamline) -> None:
+    """Core 0 for the thread that runs the network, the other cores for everything else."""
+    others = set(range(1, os.cpu_count() or 1)) or {0}
+    daemon = beamline.control.status()
+    for pid in (os.getpid(), daemon["pid"], daemon["stages"]["ingest"]["pid"]):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), others)
+    os.sched_setaffinity(daemon["stages"]["reconstruct"]["pid"], {0})
+
+
 def bare_network(scan: ScanFile, probe: Path, seconds: float) -> float:
-    """Frames/s of the predictor alone, in the batches that the daemon uses."""
+    """Frames/s of the predictor alone, on core 0, in the batches that the daemon uses."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {0})
+    try:
+        return frames_per_s(scan, probe, seconds)
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def frames_per_s(scan: ScanFile, probe: Path, seconds: float) -> float:
+    """Of the predictor alone."""
     network, _ = ModelRegistry().load()
     predictor = Predictor(network, load_probe(probe), "cpu", BATCH)
     shift = np.zeros((BATCH, 2), np.float32)
@@ -215,7 +236,9 @@ def memory_over(beamline: Beamline, scan: ScanFile) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1, help="of the network")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of the network; above 1: not pinned"
+    )
     parser.add_argument("--pairs", type=int, default=3, help="bare and live, alternating")
     parser.add_argument("--frames", type=int, default=1500, help="of each live measurement")
     parser.add_argument(
@@ -238,6 +261,8 @@ def main() -> None:
 def measure(
     beamline: Beamline, scan: ScanFile, probe: Path, options: argparse.Namespace
 ) -> dict[str, Any]:
+    if options.threads == 1:
+        pin(beamline)
     pairs = []
     for _ in range(options.pairs):
         bare = bare_network(scan, probe, 5.0)
