@@ -272,6 +272,9 @@ class SupervisorSettings(Section):
 class Settings(Section):
     """All of a configuration file."""
 
+    # Defaults too: their relative paths count from the file's folder like all others.
+    model_config = ConfigDict(validate_default=True)
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     metadata: dict[str, MetadataValue] = Field(
         default_factory=dict, description="sample, proposal, operator ...: goes into every result"

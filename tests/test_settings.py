@@ -21,6 +21,8 @@ def loaded(folder: Path, text: str) -> Settings:
 def test_the_shortest_file_names_a_probe(tmp_path: Path) -> None:
     settings = loaded(tmp_path, "")
     assert settings.probe.path == tmp_path / "probe.npz"
+    assert settings.data.directory == tmp_path / "data"
+    assert settings.export.directory == tmp_path / "exports"
 
 
 @pytest.mark.parametrize(
