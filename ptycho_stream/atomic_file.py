@@ -31,7 +31,7 @@ def atomic_file(path: Path) -> Generator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-        _sync_folder(path.parent)
+        sync_path(path.parent)
     except OSError as error:
         raise FileFormatError(
             f"cannot write {path}: {error.strerror or error}; choose an existing folder with room"
@@ -40,8 +40,9 @@ def atomic_file(path: Path) -> Generator[IO[bytes]]:
         partial.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, has reached the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -371,6 +371,7 @@ class ReconstructStage:
         for scan in self._open.values():
             if scan.changed and scan.image.current is not None:
                 self._publish(scan, final=False)
+            self._take_note_of_save(scan, wait=True)
             if scan.unsaved:
                 self._save(scan)
             scan.close()

@@ -21,6 +21,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
+from ptycho_stream.atomic_file import sync_path
 from ptycho_stream.errors import ModelError
 from ptycho_stream.models.manifest import Manifest, check_name
 from ptycho_stream.networks.unrolled import UnrolledNetwork, UnrolledSettings
@@ -122,7 +123,7 @@ class ModelRegistry:
         except OSError as error:
             shutil.rmtree(draft, ignore_errors=True)
             raise ModelError(f"cannot save model {written.name} to {target}: {error}") from error
-        _sync_directory(root)
+        sync_path(root)
         return _read_manifest(target)
 
     def check_new(self, name: str) -> Path:
@@ -218,11 +219,3 @@ def _write_synced(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

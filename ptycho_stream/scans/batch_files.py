@@ -14,8 +14,9 @@ import threading
 from pathlib import Path
 from typing import Final
 
+from ptycho_stream.atomic_file import sync_path
 from ptycho_stream.errors import StoreError
-from ptycho_stream.scans.disk import allocate, disk_errors, sync_directory
+from ptycho_stream.scans.disk import allocate, disk_errors
 from ptycho_stream.scans.spare import SpareFiles
 
 _log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class BatchFiles:
             if self._new_names:
                 names, self._new_names = self._new_names, []
                 try:
-                    sync_directory(self._directory)
+                    sync_path(self._directory)
                 except OSError:
                     self._new_names += names
                     raise

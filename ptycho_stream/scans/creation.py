@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -16,6 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_stream.atomic_file import sync_path
 from ptycho_stream.errors import DiskFull, ScanSealed, StoreError
 from ptycho_stream.scans.append_log import FRAMES_LOG, PAIRS_LOG, POSITIONS_LOG
 from ptycho_stream.scans.counters import COUNTERS_NAME, Counters
@@ -75,7 +75,7 @@ def fill_new_scan(
         for name in (FRAMES_LOG, POSITIONS_LOG, PAIRS_LOG):
             (directory / name).touch()
         for path in directory.iterdir():
-            _sync_file(path)
+            sync_path(path)
     if bad_pixels is not None:
         write_mask(directory, header, bad_pixels)
     write_header(directory, header)
@@ -121,11 +121,3 @@ def release_reserve(directory: Path) -> None:
     """Free the space that was set aside."""
     with disk_errors(directory):
         (directory / _RESERVE_NAME).unlink(missing_ok=True)
-
-
-def _sync_file(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -12,6 +12,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ptycho_stream.atomic_file import sync_path
 from ptycho_stream.errors import DiskFull, StoreError
 
 # EFBIG: a file-size limit (ulimit -f) looks like a full disk to whoever meets it.
@@ -63,15 +64,6 @@ def read_up_to(fd: int, target: memoryview, offset: int) -> int:
     return done
 
 
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory survive a power loss."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def replace_file(path: Path, data: bytes) -> None:
     """Write ``path`` so that a reader, or a crash, meets the old content or the new, never a part.
 
@@ -90,7 +82,7 @@ def replace_file(path: Path, data: bytes) -> None:
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
-        sync_directory(path.parent)
+        sync_path(path.parent)
 
 
 def allocate(fd: int, size_bytes: int, path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_stream.atomic_file import sync_path
 from ptycho_stream.errors import DiskFull, ScanSealed, StoreError
 from ptycho_stream.scans.append_log import FRAMES_LOG, AppendLog
 from ptycho_stream.scans.batch_files import BatchFiles
@@ -31,7 +32,7 @@ from ptycho_stream.scans.creation import (
     release_reserve,
     try_to_reserve_space,
 )
-from ptycho_stream.scans.disk import disk_errors, sync_directory, write_all
+from ptycho_stream.scans.disk import disk_errors, write_all
 from ptycho_stream.scans.folders import announce_change, scan_directory
 from ptycho_stream.scans.frame_buffer import FrameBuffer
 from ptycho_stream.scans.header import (
@@ -120,7 +121,7 @@ class ScanWriter:
             fill_new_scan(building, header, bad_pixels)
             with disk_errors(directory):
                 building.rename(directory)
-                sync_directory(directory.parent)
+                sync_path(directory.parent)
                 announce_change(root)
             return cls(root, header, lock)
         except BaseException:
