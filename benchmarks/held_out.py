@@ -27,7 +27,7 @@ def errors(network: nn.Module, settings: SyntheticSettings, batches: int) -> tup
     with torch.inference_mode():
         for number in range(batches):
             batch = synthetic_batch(SEED, number, settings)
-            estimate = network(batch.amplitude, batch.probe, batch.valid)
+            estimate, _ = network(batch.amplitude, batch.probe, batch.valid)
             ours.append(frame_errors(estimate, batch.obj, batch.weight)[1])
             squared = batch.weight.square()
             mean = (squared * batch.obj).sum((1, 2)) / squared.sum((1, 2))

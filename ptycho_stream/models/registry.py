@@ -19,11 +19,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import nn
 
 from ptycho_stream.atomic_file import sync_path
 from ptycho_stream.errors import ModelError
 from ptycho_stream.models.manifest import Manifest, check_name
+from ptycho_stream.networks.network import Network
 from ptycho_stream.networks.unrolled import UnrolledNetwork, UnrolledSettings
 
 DEFAULT_MODEL = "unrolled-v1"
@@ -37,11 +37,11 @@ log = logging.getLogger(__name__)
 _SHIPPED = Path(__file__).parent / "shipped"
 
 
-def _unrolled(settings: dict[str, Any]) -> nn.Module:
+def _unrolled(settings: dict[str, Any]) -> Network:
     return UnrolledNetwork(UnrolledSettings.from_json(settings))
 
 
-ARCHITECTURES: dict[str, Callable[[dict[str, Any]], nn.Module]] = {"unrolled": _unrolled}
+ARCHITECTURES: dict[str, Callable[[dict[str, Any]], Network]] = {"unrolled": _unrolled}
 """From the name in a manifest to the network, untrained."""
 
 
@@ -68,7 +68,7 @@ class ModelRegistry:
                 log.warning("left out of the models: %s", error)
         return manifests
 
-    def load(self, name: str = "default") -> tuple[nn.Module, Manifest]:
+    def load(self, name: str = "default") -> tuple[Network, Manifest]:
         """Load a model, ready for inference on the CPU.
 
         Raises:
@@ -96,7 +96,7 @@ class ModelRegistry:
         _fill(network, tensors, name)
         return network.eval(), manifest
 
-    def save(self, network: nn.Module, manifest: Manifest) -> Manifest:
+    def save(self, network: Network, manifest: Manifest) -> Manifest:
         """Add a model to the folder, and return its manifest as it was written.
 
         sha256 and, if empty, the time are filled in. The directory appears complete or not at all.
@@ -180,7 +180,7 @@ def _read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
-def build(manifest: Manifest) -> nn.Module:
+def build(manifest: Manifest) -> Network:
     """The untrained network that a manifest describes.
 
     Raises:
@@ -195,7 +195,7 @@ def build(manifest: Manifest) -> nn.Module:
     return make(manifest.settings)
 
 
-def _fill(network: nn.Module, tensors: dict[str, torch.Tensor], name: str) -> None:
+def _fill(network: Network, tensors: dict[str, torch.Tensor], name: str) -> None:
     """Strict load: every name and shape has to fit."""
     expected = network.state_dict()
     missing = sorted(expected.keys() - tensors.keys())

@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ptycho_stream.errors import ModelError
+from ptycho_stream.networks.network import SIZE_MULTIPLE_PX, Network, Prediction
 from ptycho_stream.physics.forward import modulus_correction
-
-SIZE_MULTIPLE_PX = 32
-"""Frame sizes must be multiples of this: three levels of halving, and a coarsest field of 4 px."""
 
 _INTENSITY_FLOOR = 1e-5
 """Added under the root of the modelled intensity, in units of the probe's peak intensity."""
@@ -132,7 +130,7 @@ def _unfold_complex(x: Tensor) -> Tensor:
     return torch.view_as_complex(x.float().contiguous())
 
 
-class UnrolledNetwork(nn.Module):
+class UnrolledNetwork(Network):
     """One diffraction frame and its probe to the object patch under it.
 
     Scale free: amplitude and probe are divided by the probe's peak, so photons, ADU or any common
@@ -150,24 +148,12 @@ class UnrolledNetwork(nn.Module):
         # updates (Maiden, Johnson & Li 2017, doi:10.1364/OPTICA.4.000736).
         self.damping = nn.Parameter(torch.zeros(s.stages))
 
-    def forward(self, amplitude: Tensor, probe: Tensor, valid: Tensor) -> Tensor:
-        """Reconstruct a batch of frames.
+    def settings_json(self) -> dict[str, Any]:
+        """The settings, for the manifest."""
+        return self.settings.to_json()
 
-        Args:
-            amplitude: float32 (B, N, N), square root of the counts, zero frequency at [0, 0].
-            probe: complex64 (B|1, modes, N, N), ortho normalisation, sqrt of photons.
-            valid: bool (B|1, N, N), False where the detector pixel says nothing.
-
-        Returns:
-            complex64 (B, N, N), the object patch.
-
-        Raises:
-            ModelError: N is not a multiple of 32, or the shapes disagree.
-        """
-        return self.stages(amplitude, probe, valid)[-1]
-
-    def stages(self, amplitude: Tensor, probe: Tensor, valid: Tensor) -> list[Tensor]:
-        """The estimate after every stage, for losses on all of them; arguments as in forward."""
+    def stages(self, amplitude: Tensor, probe: Tensor, valid: Tensor) -> list[Prediction]:
+        """The estimate after every stage; see :meth:`Network.stages`."""
         _check_shapes(amplitude, probe, valid)
         power = torch.view_as_real(probe).square().sum((1, -1))
         peak = power.amax((-2, -1), keepdim=True).clamp_min(1e-30)
@@ -182,7 +168,7 @@ class UnrolledNetwork(nn.Module):
         memory = memory.to(memory_format=torch.channels_last)
         channel = power.unsqueeze(-1).expand(batch, -1, -1, -1)
         damping = torch.sigmoid(self.damping)
-        estimates: list[Tensor] = []
+        estimates: list[Prediction] = []
         for number, corrector in enumerate(self.correctors):
             gain = 1 / ((1 - damping[number]) * power + damping[number])
             update = obj
@@ -194,7 +180,7 @@ class UnrolledNetwork(nn.Module):
             out = corrector(torch.cat((_fold(seen), memory), 1))
             memory = out[:, 8:]
             obj = obj + _unfold_complex(out[:, :8])
-            estimates.append(obj)
+            estimates.append(Prediction(obj, torch.ones_like(amplitude)))
         return estimates
 
 

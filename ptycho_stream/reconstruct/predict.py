@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from ptycho_stream.errors import ModelError
+from ptycho_stream.networks.network import Network
 from ptycho_stream.physics.forward import mode_sum
 from ptycho_stream.physics.probe import Probe, shifted_modes, spectrum_of
 
@@ -20,7 +21,7 @@ class Predictor:
     """A network bound to a probe and a device.
 
     Args:
-        network: takes (amplitude, probe, valid) as ``UnrolledNetwork`` does; moved to ``device``.
+        network: moved to ``device``.
         probe: in the photons of the counts.
         device: where to compute.
         batch_size: most frames in one pass of the network; larger inputs are cut.
@@ -28,7 +29,7 @@ class Predictor:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Network,
         probe: Probe,
         device: torch.device | str = "cpu",
         batch_size: int = 16,
@@ -67,8 +68,9 @@ class Predictor:
 
         Returns:
             (patches complex64 (B, N, N), weights float32 (B, N, N)); the weight is the shifted
-            probe's intensity over the peak of the unshifted one. One frame does not tell the phase
-            of its patch: it is chosen so that the weighted mean of the patch is real and positive.
+            probe's intensity over the peak of the unshifted one, times the network's confidence.
+            One frame does not tell the phase of its patch: it is chosen so that the weighted mean
+            of the patch is real and positive.
 
         Raises:
             ModelError: the shapes do not fit each other or the probe.
@@ -91,7 +93,9 @@ class Predictor:
                 amplitude = torch.where(mask, amplitude, amplitude.new_zeros(()))
                 modes = shifted_modes(self._spectrum, shifts[part].to(self.device))
                 weight = mode_sum(modes) / self._peak
-                patch = _in_gauge(self._network(amplitude, modes, mask), weight)
+                found = self._network(amplitude, modes, mask)
+                weight = weight * found.confidence
+                patch = _in_gauge(found.obj, weight)
                 patches[part], weights[part] = patch.cpu().numpy(), weight.cpu().numpy()
         return patches, weights
 

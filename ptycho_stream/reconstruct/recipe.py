@@ -14,6 +14,7 @@ import xxhash
 
 from ptycho_stream.errors import ModelError, ProbeError
 from ptycho_stream.models.registry import ModelRegistry
+from ptycho_stream.networks.network import Network
 from ptycho_stream.physics.probe import Probe, load_probe
 from ptycho_stream.reconstruct.predict import Predictor
 from ptycho_stream.settings import Settings
@@ -26,7 +27,7 @@ class Recipe:
     ``probe`` is as the file has it; ``photons`` is what to scale it to, None: from the frames.
     """
 
-    network: torch.nn.Module
+    network: Network
     model: str
     model_sha256: str
     probe: Probe

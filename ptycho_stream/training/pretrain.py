@@ -123,7 +123,7 @@ class UnrolledTraining(lightning.LightningModule):
         estimates = self.network.stages(batch.amplitude, batch.probe, batch.valid)
         total = batch.weight.new_zeros(())
         share = 1.0
-        for estimate in reversed(estimates):
+        for estimate, _ in reversed(estimates):
             # Half of the loss lets every patch have a phase of its own, as a single frame does;
             # the other half asks patches of one sample to agree, as stitching wants them to.
             for together in (1, FRAMES_OF_A_SAMPLE):
@@ -135,7 +135,7 @@ class UnrolledTraining(lightning.LightningModule):
 
     def validation_step(self, batch: TrainingBatch, _number: int) -> None:
         """Log both errors of the last stage."""
-        estimate = self.network(batch.amplitude, batch.probe, batch.valid)
+        estimate, _ = self.network(batch.amplitude, batch.probe, batch.valid)
         absolute, relative = frame_errors(estimate, batch.obj, batch.weight)
         frames = len(absolute)
         self.log("val_error", absolute.mean(), batch_size=frames, on_epoch=True)
