@@ -72,7 +72,7 @@ def test_an_untrained_network_is_plain_alternating_projection():
     network = UnrolledNetwork()
     with torch.inference_mode():
         stages = network.stages(amplitude, probe, valid)
-        misfits = [float((intensity(probe, s).sqrt() - amplitude).norm()) for s in stages]
+        misfits = [float((intensity(probe, s.obj).sqrt() - amplitude).norm()) for s in stages]
         start = float((intensity(probe, torch.ones_like(obj)).sqrt() - amplitude).norm())
     assert misfits[0] < start
     assert misfits == sorted(misfits, reverse=True)
