@@ -6,6 +6,7 @@ import torch
 
 from ptycho_stream.errors import ModelError
 from ptycho_stream.models.registry import ModelRegistry
+from ptycho_stream.networks.network import Network, Prediction
 from ptycho_stream.physics.probe import shifted_modes, spectrum_of
 from ptycho_stream.reconstruct.predict import Predictor
 from ptycho_stream.simulate.experiment import simulate_experiment
@@ -75,12 +76,20 @@ def test_masked_pixels_may_hold_the_dtypes_maximum(scan, network):
     np.testing.assert_array_equal(patches, expected)
 
 
-def test_the_weight_is_the_shifted_probes_intensity(scan, network):
+class _HalfSure(Network):
+    def settings_json(self):
+        return {}
+
+    def stages(self, amplitude, probe, valid):
+        return [Prediction(torch.ones_like(amplitude) + 0j, torch.full_like(amplitude, 0.5))]
+
+
+def test_the_weight_is_the_shifted_probes_intensity_times_the_confidence(scan):
     shift = np.array([[0.4, -0.3]])
-    _, weights = Predictor(network, scan.probe).predict(scan.counts[:1], shift)
+    _, weights = Predictor(_HalfSure(), scan.probe).predict(scan.counts[:1], shift)
     modes = shifted_modes(spectrum_of(scan.probe), torch.as_tensor(shift, dtype=torch.float32))
     power = modes[0].abs().square().sum(0).numpy()
-    np.testing.assert_allclose(weights[0], power / scan.probe.power_yx.max(), atol=1e-6)
+    np.testing.assert_allclose(weights[0], 0.5 * power / scan.probe.power_yx.max(), atol=1e-6)
     assert weights.dtype == np.float32
 
 

@@ -1,8 +1,8 @@
 """The default network: unrolled data-consistency steps with the known probe, and small CNNs.
 
-Each stage projects the estimate on the measured modulus a few times and lets a three-level
-residual CNN correct it. The probe is an input and the physics is inside, so one set of weights
-serves any probe, photon count and frame size. Used by training and by the predictor.
+Each stage projects the estimate on the measured modulus a few times, with momentum, and lets a
+three-level residual CNN correct it. The probe is an input and the physics is inside, so one set of
+weights serves any probe, photon count and frame size. Used by training and by the predictor.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class UnrolledSettings:
     """
 
     stages: int = 5
-    steps: int = 3
+    steps: int = 5
     channels: tuple[int, int, int] = (24, 40, 48)
     memory: int = 12
 
@@ -84,7 +84,7 @@ class _Corrector(nn.Module):
 
     Input (B, 20 + memory, N/2, N/2): the full-resolution channels folded 2x2, then the memory.
     Output (B, 8 + memory, N/2, N/2), zero at initialisation, so an untrained network is plain
-    alternating projection.
+    alternating projection; and the last features (B, fine, N/2, N/2).
     """
 
     def __init__(self, channels: tuple[int, int, int], memory: int) -> None:
@@ -105,13 +105,13 @@ class _Corrector(nn.Module):
         if self.leave.bias is not None:
             nn.init.zeros_(self.leave.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         fine = self.fine_in(functional.silu(self.enter(x)))
         middle = self.middle_in(functional.silu(self.down1(fine)))
         coarse = self.coarse(functional.silu(self.down2(middle)))
         middle = self.middle_out(middle + self.up2(coarse))
         fine = self.fine_out(fine + self.up1(middle))
-        return self.leave(fine)
+        return self.leave(fine), fine
 
 
 def _fold(x: Tensor) -> Tensor:
@@ -144,16 +144,18 @@ class UnrolledNetwork(Network):
         s = self.settings
         self.correctors = nn.ModuleList(_Corrector(s.channels, s.memory) for _ in range(s.stages))
         self.step_size = nn.Parameter(torch.ones(s.stages, s.steps))
+        self.momentum = nn.Parameter(torch.full((s.stages, s.steps), 0.3))
         # Logit of the share of max|P|^2 in the update's denominator; 0 is the half of rPIE-like
         # updates (Maiden, Johnson & Li 2017, doi:10.1364/OPTICA.4.000736).
         self.damping = nn.Parameter(torch.zeros(s.stages))
+        self.confidence = nn.Conv2d(s.channels[0], 4, 3, padding=1)
 
     def settings_json(self) -> dict[str, Any]:
         """The settings, for the manifest."""
         return self.settings.to_json()
 
     def stages(self, amplitude: Tensor, probe: Tensor, valid: Tensor) -> list[Prediction]:
-        """The estimate after every stage; see :meth:`Network.stages`."""
+        """The estimate after every stage, all with the confidence in the last."""
         _check_shapes(amplitude, probe, valid)
         power = torch.view_as_real(probe).square().sum((1, -1))
         peak = power.amax((-2, -1), keepdim=True).clamp_min(1e-30)
@@ -166,22 +168,28 @@ class UnrolledNetwork(Network):
         half = size // 2
         memory = amplitude.new_zeros((batch, self.settings.memory, half, half))
         memory = memory.to(memory_format=torch.channels_last)
+        features = memory
         channel = power.unsqueeze(-1).expand(batch, -1, -1, -1)
         damping = torch.sigmoid(self.damping)
-        estimates: list[Prediction] = []
+        estimates: list[Tensor] = []
         for number, corrector in enumerate(self.correctors):
             gain = 1 / ((1 - damping[number]) * power + damping[number])
-            update = obj
+            velocity = change = torch.zeros_like(obj)
             for step in range(self.settings.steps):
                 change = modulus_correction(probe, conj, obj, amplitude, valid, _INTENSITY_FLOOR)
-                update = change * (gain * self.step_size[number, step])
-                obj = obj + update
-            seen = torch.cat((torch.view_as_real(obj), torch.view_as_real(update), channel), -1)
-            out = corrector(torch.cat((_fold(seen), memory), 1))
+                change = change * gain
+                velocity = velocity * self.momentum[number, step]
+                velocity = velocity + change * self.step_size[number, step]
+                obj = obj + velocity
+            seen = torch.cat((torch.view_as_real(obj), torch.view_as_real(change), channel), -1)
+            out, features = corrector(torch.cat((_fold(seen), memory), 1))
             memory = out[:, 8:]
             obj = obj + _unfold_complex(out[:, :8])
-            estimates.append(Prediction(obj, torch.ones_like(amplitude)))
-        return estimates
+            estimates.append(obj)
+        # Detached: how sure the network is must not change what it says.
+        logit = self.confidence(features.detach()).float()
+        confidence = torch.sigmoid(functional.pixel_shuffle(logit, 2).squeeze(1))
+        return [Prediction(estimate, confidence) for estimate in estimates]
 
 
 def _check_shapes(amplitude: Tensor, probe: Tensor, valid: Tensor) -> None:
