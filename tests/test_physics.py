@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from ptycho_stream.errors import ProbeError
-from ptycho_stream.physics.forward import intensity, modulus_correction, poisson_nll
+from ptycho_stream.physics.forward import (
+    amplitude_nll,
+    far_field,
+    intensity,
+    mode_sum,
+    modulus_correction,
+    poisson_nll,
+)
 from ptycho_stream.physics.probe import Probe, load_probe, shifted_modes, spectrum_of
 from ptycho_stream.simulate.probes import random_probe, zone_plate_probe
 
@@ -44,13 +51,16 @@ def test_poisson_likelihood_matches_the_golden_figure(golden):
     assert float(poisson_nll(expected, counts)) == pytest.approx(116484.445, rel=1e-6)
 
 
-def test_masked_pixels_do_not_count_in_the_likelihood():
+@pytest.mark.parametrize("likelihood", [poisson_nll, amplitude_nll])
+def test_masked_pixels_do_not_count_in_the_likelihoods(likelihood):
     expected, counts = torch.rand(1, 8, 8) + 1, torch.ones(1, 8, 8)
     valid = torch.ones(1, 8, 8, dtype=torch.bool)
     valid[0, 2, 3] = False
     poisoned = counts.clone()
     poisoned[0, 2, 3] = 1e9
-    assert poisson_nll(expected, poisoned, valid) == poisson_nll(expected, counts, valid)
+    assert likelihood(expected, poisoned, valid) == likelihood(expected, counts, valid)
+    poisoned[0, 2, 3] = -1.0
+    assert likelihood(expected, poisoned, valid) == likelihood(expected, counts, valid)
 
 
 def test_photons_are_the_same_in_both_planes():
@@ -81,6 +91,85 @@ def test_masked_pixels_ask_for_no_correction():
     valid[0, 5, 6] = False
     correction = modulus_correction(probe, probe.conj(), obj, amplitude, valid, 1e-9)
     assert float(correction.abs().max()) < 1e-3
+
+
+def _double(seed, *shape):
+    return torch.as_tensor(_waves(seed, *shape)).to(torch.complex128)
+
+
+def _some_invalid(*shape):
+    valid = torch.ones(*shape, dtype=torch.bool)
+    valid[..., 1, 2] = False
+    return valid
+
+
+def test_the_mean_error_matches_the_golden_figure(golden):
+    expected = torch.as_tensor(golden["expected_forward"]).double()
+    counts = torch.as_tensor(golden["I_raw"]).double()
+    # The fixture's second figure: mean absolute error of the squared model, as its makers had it.
+    assert float((expected.square() - counts).abs().mean()) == pytest.approx(178.5500, rel=1e-5)
+
+
+def test_parseval_holds_for_any_object_and_any_modes():
+    probe, obj = _double(0, 1, 3, 32, 32), _double(1, 2, 32, 32)
+    exit_photons = (probe * obj.unsqueeze(1)).abs().square().sum((1, 2, 3))
+    torch.testing.assert_close(intensity(probe, obj).sum((1, 2)), exit_photons)
+
+
+@pytest.mark.parametrize("likelihood", [poisson_nll, amplitude_nll])
+def test_gradients_of_model_and_likelihoods_are_those_of_finite_differences(likelihood):
+    probe = _double(0, 2, 2, 4, 4).requires_grad_()
+    obj = _double(1, 2, 4, 4).requires_grad_()
+    counts = torch.poisson(intensity(probe, obj).detach() + 1)
+    valid = _some_invalid(1, 4, 4)
+    assert torch.autograd.gradcheck(intensity, (probe, obj))
+    assert torch.autograd.gradcheck(
+        lambda p, o: likelihood(intensity(p, o), counts, valid), (probe, obj)
+    )
+
+
+def test_the_modulus_correction_is_the_gradient_of_the_amplitude_likelihood():
+    probe, obj = _double(0, 1, 3, 16, 16), _double(1, 2, 16, 16).requires_grad_()
+    amplitude, valid = torch.rand(2, 16, 16, dtype=torch.float64) * 2, _some_invalid(1, 16, 16)
+    likelihood = amplitude_nll(intensity(probe, obj), amplitude.square(), valid, floor=1e-6)
+    (gradient,) = torch.autograd.grad(likelihood, obj)
+    correction = modulus_correction(probe, probe.conj(), obj.detach(), amplitude, valid, 1e-6)
+    torch.testing.assert_close(gradient, -4 * correction)
+
+
+def test_the_poisson_gradient_is_the_known_one():
+    """By O it is 2 sum P* IFFT[(1 - k / I) FFT(P O)] (Thibault and Guizar-Sicairos 2012)."""
+    probe, obj = _double(0, 1, 2, 16, 16), _double(1, 1, 16, 16).requires_grad_()
+    counts, valid = torch.rand(1, 16, 16, dtype=torch.float64) * 9, _some_invalid(1, 16, 16)
+    (gradient,) = torch.autograd.grad(poisson_nll(intensity(probe, obj), counts, valid), obj)
+    waves = far_field(probe, obj.detach())
+    share = torch.where(valid, 1 - counts / mode_sum(waves), 0.0)
+    back = torch.fft.ifft2(waves * share.unsqueeze(1), norm="ortho")
+    torch.testing.assert_close(gradient, 2 * (probe.conj() * back).sum(1))
+
+
+def test_both_likelihoods_are_least_at_the_counts():
+    counts = torch.full((1, 4, 4), 50.0, dtype=torch.float64)
+    for likelihood in (poisson_nll, amplitude_nll):
+        at = likelihood(counts, counts)
+        assert likelihood(1.05 * counts, counts) > at
+        assert likelihood(0.95 * counts, counts) > at
+
+
+def test_both_likelihoods_agree_near_bright_counts():
+    """2 (sqrt k - sqrt l)^2 and the Poisson excess share (k - l)^2 / (2 l) to second order."""
+    counts = torch.full((1, 4, 4), 1e6, dtype=torch.float64)
+    expected = counts + 1000
+    poisson = poisson_nll(expected, counts) - poisson_nll(counts, counts)
+    amplitude = amplitude_nll(expected, counts)
+    assert float(amplitude) == pytest.approx(float(poisson), rel=1e-2)
+    assert float(amplitude) == pytest.approx(16 * 0.5, rel=1e-2)
+
+
+def test_dark_pixels_have_a_finite_gradient():
+    expected = torch.zeros(1, 4, 4, requires_grad=True)
+    amplitude_nll(expected, torch.ones(1, 4, 4)).backward()
+    assert expected.grad is not None and torch.isfinite(expected.grad).all()
 
 
 def test_a_whole_pixel_shift_rolls_the_probe_towards_larger_indices():

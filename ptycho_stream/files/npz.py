@@ -13,6 +13,7 @@ Written by ``ptycho-stream simulate`` and by scripts that convert other people's
 ``probe``                  optional complex (modes, N, N)
 ``object``                 optional complex (H, W), the truth, with ``object_origin_yx_m`` (2,) of
                            the centre of object[0, 0] and ``pixel_yx_m`` (2,)
+``bad_pixels``             optional bool (h, w), True where the counts say nothing of the sample
 ``metadata``               optional JSON text
 =========================  ======================================================================
 """
@@ -46,6 +47,7 @@ class ScanFile:
         frame_numbers: int64 (M,).
         probe: complex64 (modes, N, N), None if the file has none.
         object: complex64 (H, W), None if the truth is unknown.
+        bad_pixels: bool (h, w), None if all are good or nobody knows.
     """
 
     counts: NDArray[np.unsignedinteger[Any]]
@@ -58,6 +60,7 @@ class ScanFile:
     object: NDArray[np.complex64] | None = None
     object_origin_yx_m: Pair | None = None
     pixel_yx_m: Pair | None = None
+    bad_pixels: NDArray[np.bool_] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
@@ -80,6 +83,10 @@ class ScanFile:
             )
         if len(np.unique(self.frame_numbers)) != frames:
             raise FileFormatError("frame_numbers has repeated members; each frame has its own")
+        if self.bad_pixels is not None and self.bad_pixels.shape != self.frame_shape_yx:
+            raise FileFormatError(
+                f"bad_pixels has shape {self.bad_pixels.shape}, frames are {self.frame_shape_yx}"
+            )
 
     @property
     def frame_shape_yx(self) -> tuple[int, int]:
@@ -133,6 +140,7 @@ def save_scan(path: Path, scan: ScanFile) -> None:
         "object": scan.object,
         "object_origin_yx_m": scan.object_origin_yx_m,
         "pixel_yx_m": scan.pixel_yx_m,
+        "bad_pixels": scan.bad_pixels,
         "metadata": np.array(json.dumps(dict(scan.metadata))),
     }
     save_arrays(path, {key: value for key, value in arrays.items() if value is not None})
@@ -173,6 +181,7 @@ def _read(held: Mapping[str, NDArray[Any]]) -> ScanFile:
         object=_complex(held, "object", 2),
         object_origin_yx_m=_pair(held, "object_origin_yx_m"),
         pixel_yx_m=_pair(held, "pixel_yx_m"),
+        bad_pixels=_mask(held, "bad_pixels"),
         metadata=_metadata(held),
     )
 
@@ -216,6 +225,15 @@ def _complex(held: Mapping[str, NDArray[Any]], key: str, axes: int) -> NDArray[n
     if value.ndim != axes or value.dtype.kind != "c":
         raise FileFormatError(f"{key} is {value.dtype} {value.shape}, not complex of {axes} axes")
     return value.astype(np.complex64)
+
+
+def _mask(held: Mapping[str, NDArray[Any]], key: str) -> NDArray[np.bool_] | None:
+    if key not in held:
+        return None
+    value = held[key]
+    if value.dtype.kind != "b":
+        raise FileFormatError(f"{key} is {value.dtype}, not bool: store True where a pixel is bad")
+    return value.astype(np.bool_)
 
 
 def _metadata(held: Mapping[str, NDArray[Any]]) -> dict[str, Any]:

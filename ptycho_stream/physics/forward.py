@@ -1,7 +1,7 @@
-"""The far-field forward model, its modulus projection and the Poisson likelihood.
+"""The far-field forward model, its modulus projection, and the two likelihoods of counts.
 
 Normalisation: I = sum over modes of |FFT_ortho(P O)|^2 in photons, zero frequency at index [0, 0].
-Used by the unrolled network, refinement, trust and the simulators.
+Used by the networks, training, refinement, trust and the simulators.
 """
 
 import torch
@@ -86,6 +86,31 @@ def poisson_nll(expected: Tensor, counts: Tensor, valid: Tensor | None = None) -
     """
     rate = expected.clamp_min(1e-12)
     terms = rate - counts * rate.log() + torch.lgamma(counts + 1)
+    if valid is not None:
+        terms = torch.where(valid, terms, terms.new_zeros(()))
+    return terms.sum()
+
+
+def amplitude_nll(
+    expected: Tensor, counts: Tensor, valid: Tensor | None = None, floor: float = 1e-9
+) -> Tensor:
+    """Gaussian negative log-likelihood of the counts' square roots, without its constant.
+
+    The root of a Poisson count has a variance of about 1/4 whatever its mean (Bartlett 1936), so
+    this is the sum of 2 (sqrt(k) - sqrt(lambda))^2. It is blunter than the Poisson likelihood where
+    pixels are dark and more forgiving where they are wrong. Its gradient by an object is -4 times
+    :func:`modulus_correction` (with torch's convention for complex gradients).
+
+    Args:
+        expected: real (..., N, N), photons predicted by the model.
+        counts: real (..., N, N), photons measured, not negative where valid.
+        valid: bool, broadcastable; pixels that are False do not count.
+        floor: photons added to ``expected`` under the root, which bounds its gradient.
+
+    Returns:
+        A scalar in the dtype of ``expected``.
+    """
+    terms = 2 * (counts.clamp_min(0).sqrt() - (expected + floor).sqrt()).square()
     if valid is not None:
         terms = torch.where(valid, terms, terms.new_zeros(()))
     return terms.sum()

@@ -1,223 +1,248 @@
-"""Random synthetic samples: complex transmissions with edges, shapes, gratings and textures.
+"""Synthetic samples: complex transmissions of many kinds, by name or drawn from a mixture.
 
-The families are chosen so that a network trained on them meets sharp and soft edges, flat areas,
-fine and coarse structure, and phase with or without matching absorption. Used by the scan
-simulator and, through it, by training.
+The kinds are chosen so that a network trained on them meets sharp and soft edges, flat areas, fine
+and coarse structure, and phase with or without matching absorption. Used by the scan simulator,
+``ptycho-stream simulate`` and, through them, by training.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Field = NDArray[np.floating[Any]]
-Shape = tuple[int, int]
-Grid = tuple[Field, Field]
+from ptycho_stream.errors import SettingsError
+from ptycho_stream.simulate.grid import (
+    Field,
+    Grid,
+    Shape,
+    grid_of,
+    inside,
+    radius_px,
+    shape_of,
+    unit_range,
+)
+from ptycho_stream.simulate.shapes import bars, circuits, edges, leaves, polygons, spokes
+from ptycho_stream.simulate.solids import polyhedra
+from ptycho_stream.simulate.textures import cells, perlin, power_law, simplex
+
+Relation = Literal["matching", "unrelated", "mixed"]
+"""Absorption follows the phase, a density of its own, or the mean of both."""
 
 
-def random_sample(rng: np.random.Generator, shape_yx_px: Shape) -> NDArray[np.complex64]:
-    """Draw one sample from all families.
+def _showcase(rng: np.random.Generator, grid: Grid) -> Field:
+    """A resolution target among grains: something to look at, with detail at every scale."""
+    grains = leaves(rng, grid, number=260, opaque=True)
+    target = spokes(rng, grid, off_centre=0.0)
+    disc = inside(radius_px(*grid) - np.float32(0.36 * min(shape_of(grid))), 1.5)
+    return disc * target + (1 - disc) * grains
+
+
+def _procedural(rng: np.random.Generator, grid: Grid) -> Field:
+    """Layers of other kinds, added, multiplied, laid over or showing through holes."""
+    out = unit_range(_LAYERS[rng.integers(len(_LAYERS))](rng, grid))
+    for _ in range(rng.integers(1, 4)):
+        layer = unit_range(_LAYERS[rng.integers(len(_LAYERS))](rng, grid))
+        how = rng.integers(4)
+        if how == 0:
+            out = out + np.float32(rng.uniform(0.3, 1)) * layer
+        elif how == 1:
+            out = out * (np.float32(0.3) + layer)
+        elif how == 2:
+            out = np.maximum(out, layer)
+        else:
+            hole = inside(np.float32(8) * (power_law(rng, grid) - np.float32(0.3)), 2.0)
+            out = out + hole * (layer - out)
+    return out
+
+
+_LAYERS = (bars, leaves, polygons, edges, circuits, cells, power_law, perlin, polyhedra)
+
+SAMPLE_KINDS: Mapping[str, Callable[[np.random.Generator, Grid], Field]] = MappingProxyType(
+    {
+        "showcase": _showcase,
+        "bars": bars,
+        "spokes": spokes,
+        "leaves": leaves,
+        "polygons": polygons,
+        "edges": edges,
+        "circuits": circuits,
+        "cells": cells,
+        "power-law": power_law,
+        "perlin": perlin,
+        "simplex": simplex,
+        "polyhedra": polyhedra,
+        "procedural": _procedural,
+    }
+)
+"""Every kind by name: what draws its density on a grid (any range)."""
+
+
+def _known(kind: str) -> Callable[[np.random.Generator, Grid], Field]:
+    if kind not in SAMPLE_KINDS:
+        raise SettingsError(f"there is no sample {kind!r}; there are {', '.join(SAMPLE_KINDS)}")
+    return SAMPLE_KINDS[kind]
+
+
+@dataclass(frozen=True)
+class SampleMix:
+    """What random samples are made of.
+
+    Attributes:
+        kinds: names of SAMPLE_KINDS, all as likely; a name that is there twice is twice as likely.
+        blended: share of densities that mix two kinds.
+        matching: share of samples whose absorption follows the phase.
+        unrelated: share whose absorption has a density of its own; the rest mixes both.
+        phase_rad: lowest and highest phase range of most samples.
+        strong: share of strong samples, and ``strong_phase_rad`` their phase ranges.
+        weak: share of very weak ones, and ``weak_phase_rad`` their phase ranges.
+        absorbing: share of samples whose largest -ln|T| is 0.3 to 0.9; of the others 0 to 0.3.
+    """
+
+    kinds: tuple[str, ...]
+    blended: float = 0.35
+    matching: float = 0.5
+    unrelated: float = 0.25
+    phase_rad: tuple[float, float] = (0.2, 1.8)
+    strong: float = 0.2
+    strong_phase_rad: tuple[float, float] = (1.6, 3.2)
+    weak: float = 0.0
+    weak_phase_rad: tuple[float, float] = (0.03, 0.2)
+    absorbing: float = 0.15
+
+    def __post_init__(self) -> None:
+        for name in self.kinds:
+            _known(name)
+        if not self.kinds:
+            raise SettingsError("a mixture of samples names no kind")
+
+
+NARROW_SAMPLES = SampleMix(("bars", "spokes", "leaves", "leaves", "edges", "power-law", "cells"))
+"""Of samples for scans: the kinds that look like what people scan."""
+
+WIDE_SAMPLES = SampleMix(
+    (
+        *("bars", "bars", "spokes", "spokes", "leaves", "leaves", "leaves"),
+        *("polygons", "edges", "circuits", "circuits", "cells"),
+        *("power-law", "perlin", "simplex", "polyhedra", "procedural", "procedural"),
+    ),
+    blended=0.25,
+    strong=0.1,
+    weak=0.05,
+)
+"""All kinds."""
+
+
+def random_sample(
+    rng: np.random.Generator, shape_yx_px: Shape, mix: SampleMix = NARROW_SAMPLES
+) -> NDArray[np.complex64]:
+    """Draw one sample of a mixture.
 
     Args:
         rng: the only source of randomness.
         shape_yx_px: rows and columns.
+        mix: the kinds and their shares.
 
     Returns:
-        complex64 transmission, |T| in [0.4, 1]; the phase spans 0.2 to 3.2 rad.
+        complex64 transmission, |T| in [0.4, 1].
     """
-    phase = random_field(rng, shape_yx_px)
+    phase = random_field(rng, shape_yx_px, mix)
     kind = rng.random()
-    if kind < 0.5:
+    if kind < mix.matching:
         density = phase
-    elif kind < 0.75:
-        density = random_field(rng, shape_yx_px)
+    elif kind < mix.matching + mix.unrelated:
+        density = random_field(rng, shape_yx_px, mix)
     else:
-        density = 0.5 * (phase + random_field(rng, shape_yx_px))
-    # Most hard X-ray samples are weak phase objects; a fifth is strong, to pi/2 and beyond.
-    depth = rng.uniform(1.6, 3.2) if rng.random() < 0.2 else rng.uniform(0.2, 1.8)
-    absorption = rng.uniform(0.3, 0.9) if rng.random() < 0.15 else rng.uniform(0.0, 0.3)
+        density = np.float32(0.5) * (phase + random_field(rng, shape_yx_px, mix))
+    depth = _depth_rad(rng, mix)
+    absorption = rng.uniform(0.3, 0.9) if rng.random() < mix.absorbing else rng.uniform(0.0, 0.3)
     sign = 1.0 if rng.random() < 0.5 else -1.0
-    exponent = -absorption * density + 1j * np.float32(sign * depth) * (phase - phase.mean())
-    return np.exp(exponent).astype(np.complex64)
+    return _transmission(phase - phase.mean(), density, sign * depth, absorption)
+
+
+def _depth_rad(rng: np.random.Generator, mix: SampleMix) -> float:
+    # Most hard X-ray samples are weak phase objects; a fifth is strong, to pi/2 and beyond.
+    low, high = mix.strong_phase_rad if rng.random() < mix.strong else mix.phase_rad
+    if mix.weak and rng.random() < mix.weak:
+        low, high = mix.weak_phase_rad
+    return rng.uniform(low, high)
+
+
+def random_field(
+    rng: np.random.Generator, shape_yx_px: Shape, mix: SampleMix = NARROW_SAMPLES
+) -> Field:
+    """Draw one projected-density map with values in [0, 1], float32, of a kind of the mixture."""
+    grid = grid_of(shape_yx_px)
+    field = SAMPLE_KINDS[mix.kinds[rng.integers(len(mix.kinds))]](rng, grid)
+    if rng.random() < mix.blended:
+        other = SAMPLE_KINDS[mix.kinds[rng.integers(len(mix.kinds))]](rng, grid)
+        share = np.float32(rng.uniform(0.1, 0.5))
+        field = (1 - share) * field + share * other
+    return unit_range(field)
+
+
+def sample_of_kind(
+    rng: np.random.Generator,
+    shape_yx_px: Shape,
+    kind: str,
+    *,
+    phase_rad: float = 1.0,
+    absorption: float = 0.2,
+    relation: Relation = "matching",
+) -> NDArray[np.complex64]:
+    """Draw a sample of one kind with a told strength.
+
+    Args:
+        rng: the only source of randomness.
+        shape_yx_px: rows and columns.
+        kind: a name of SAMPLE_KINDS, or ``random`` for one of WIDE_SAMPLES with a strength of its
+            own.
+        phase_rad: range of the phase, 0 to this; negative values retard.
+        absorption: largest -ln|T|.
+        relation: of absorption and phase.
+
+    Returns:
+        complex64 transmission, |T| in [exp(-absorption), 1].
+
+    Raises:
+        SettingsError: there is no such kind, or the strength is no number.
+    """
+    if kind == "random":
+        return random_sample(rng, shape_yx_px, WIDE_SAMPLES)
+    draw = _known(kind)
+    if not (np.isfinite(phase_rad) and 0 <= absorption < np.inf):
+        raise SettingsError(
+            f"a sample of phase {phase_rad} rad and absorption {absorption} cannot be drawn: give "
+            "a phase range in radians and an absorption of 0 or more"
+        )
+    grid = grid_of(shape_yx_px)
+    phase = unit_range(draw(rng, grid))
+    density = phase
+    if relation != "matching":
+        density = unit_range(draw(rng, grid))
+        if relation == "mixed":
+            density = np.float32(0.5) * (phase + density)
+    return _transmission(phase, density, phase_rad, absorption)
 
 
 def showcase_sample(rng: np.random.Generator, shape_yx_px: Shape) -> NDArray[np.complex64]:
-    """A resolution target among grains: something to look at, with detail at every scale.
+    """The sample of the demo: kind ``showcase``, phase about 1 rad, absorption to 20 per cent."""
+    density = _showcase(rng, grid_of(shape_yx_px))
+    return _transmission(density, density, 1.0, 0.2)
 
-    Args:
-        rng: the only source of randomness.
-        shape_yx_px: rows and columns.
 
-    Returns:
-        complex64 transmission; phase about 1 rad, absorption to 20 per cent.
+def _transmission(
+    phase: Field, density: Field, phase_rad: float, absorption: float
+) -> NDArray[np.complex64]:
+    """exp(-absorption * density + i phase_rad * phase), complex64.
+
+    By parts: numpy's complex exponential takes four times as long.
     """
-    grid = _grid(shape_yx_px)
-    grains = _leaves(rng, grid, number=260, opaque=True)
-    target = _star(rng, grid, off_centre=0.0)
-    radius = np.float32(0.36 * min(shape_yx_px))
-    disc = _inside(np.hypot(*grid) - radius, 1.5)
-    density = (disc * target + (1 - disc) * grains).astype(np.float32)
-    return np.exp((-0.2 + 1j) * density).astype(np.complex64)
-
-
-def random_field(rng: np.random.Generator, shape_yx_px: Shape) -> Field:
-    """Draw one projected-density map with values in [0, 1], float32, from a random family."""
-    families: tuple[Callable[[np.random.Generator, Grid], Field], ...] = (
-        _bars,
-        _star,
-        _leaves,
-        _leaves,
-        _edges,
-        _noise,
-        _cells,
-    )
-    grid = _grid(shape_yx_px)
-    field = families[rng.integers(len(families))](rng, grid)
-    if rng.random() < 0.35:
-        other = families[rng.integers(len(families))](rng, grid)
-        share = np.float32(rng.uniform(0.1, 0.5))
-        field = (1 - share) * field + share * other
-    low, high = float(field.min()), float(field.max())
-    return ((field - low) / max(high - low, 1e-6)).astype(np.float32)
-
-
-def _grid(shape_yx_px: Shape) -> Grid:
-    rows, columns = shape_yx_px
-    y, x = np.ogrid[:rows, :columns]
-    return (y - (rows - 1) / 2).astype(np.float32), (x - (columns - 1) / 2).astype(np.float32)
-
-
-def _inside(distance_px: Field, width_px: float) -> Field:
-    """1 where the signed distance is negative, 0 where positive, linear over the edge's width."""
-    return np.clip(0.5 - distance_px / np.float32(width_px), 0, 1)
-
-
-def _edge_width_px(rng: np.random.Generator) -> float:
-    return float(rng.uniform(0.8, 2.0) if rng.random() < 0.7 else rng.uniform(2.0, 6.0))
-
-
-def _rotated(rng: np.random.Generator, grid: Grid) -> tuple[Field, Field]:
-    y, x = grid
-    angle = rng.uniform(0, 2 * np.pi)
-    c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    return c * y - s * x, s * y + c * x
-
-
-def _bars(rng: np.random.Generator, grid: Grid) -> Field:
-    """Gratings of a random pitch in a few tilted rectangles, on nothing or on each other."""
-    out = np.zeros(np.broadcast_shapes(grid[0].shape, grid[1].shape), np.float32)
-    reach = 0.5 * max(out.shape)
-    for _ in range(rng.integers(1, 7)):
-        u, v = _rotated(rng, grid)
-        pitch = np.float32(rng.uniform(4, 40))
-        duty = rng.uniform(0.3, 0.7)
-        wave = np.abs((u / pitch + rng.random()) % 1 - 0.5) - 0.5 * duty
-        lines = _inside(wave * pitch, _edge_width_px(rng))
-        half = rng.uniform(0.15, 1.0, 2) * reach
-        centre = rng.uniform(-0.7, 0.7, 2) * reach
-        box = np.maximum(np.abs(u - centre[0]) - half[0], np.abs(v - centre[1]) - half[1])
-        area = _inside(box.astype(np.float32), _edge_width_px(rng))
-        out = out * (1 - area) + lines * area * np.float32(rng.uniform(0.4, 1))
-    return out
-
-
-def _star(rng: np.random.Generator, grid: Grid, off_centre: float = 0.3) -> Field:
-    """Radial spokes, rings and a hub: a resolution target."""
-    centre = rng.uniform(-off_centre, off_centre, 2) * max(grid[0].size, grid[1].size)
-    y, x = grid[0] - np.float32(centre[0]), grid[1] - np.float32(centre[1])
-    radius = np.hypot(y, x)
-    spokes = int(rng.integers(6, 48))
-    turn = np.arctan2(y, x) * spokes / (2 * np.pi) + rng.random()
-    arc = (np.abs(turn % 1 - 0.5) - 0.25) * radius * np.float32(2 * np.pi / spokes)
-    out = _inside(arc, _edge_width_px(rng))
-    hub_px, reach_px = rng.uniform(2, 30), 0.7 * grid[0].size
-    out = np.where(radius < np.float32(hub_px), np.float32(rng.integers(2)), out)
-    for _ in range(rng.integers(0, 5)):
-        ring = np.abs(radius - np.float32(rng.uniform(hub_px, reach_px)))
-        gap = _inside(ring - np.float32(rng.uniform(0.7, 6)), _edge_width_px(rng))
-        out = out * (1 - gap) + np.float32(rng.integers(2)) * gap
-    return out.astype(np.float32)
-
-
-def _leaves(
-    rng: np.random.Generator, grid: Grid, number: int | None = None, opaque: bool | None = None
-) -> Field:
-    """Dead leaves: ellipses, rectangles and polygons that hide or overlap one another."""
-    rows, columns = grid[0].size, grid[1].size
-    out = np.full((rows, columns), rng.random(), np.float32)
-    if opaque is None:
-        opaque = rng.random() < 0.6
-    if not opaque:
-        out[:] = 0
-    smallest = rng.uniform(2, 10)
-    for _ in range(number or int(rng.integers(20, 120))):
-        # Power law of sizes: the scale-invariant statistics of natural images.
-        size = float(min(smallest / max(rng.random(), 1e-3) ** 0.7, 0.3 * rows))
-        cy, cx = rng.uniform(0, rows), rng.uniform(0, columns)
-        margin = 1.5 * size + 4
-        top, bottom = int(max(cy - margin, 0)), int(min(cy + margin, rows))
-        left, right = int(max(cx - margin, 0)), int(min(cx + margin, columns))
-        y = np.arange(top, bottom, dtype=np.float32)[:, None] - np.float32(cy)
-        x = np.arange(left, right, dtype=np.float32)[None, :] - np.float32(cx)
-        area = _inside(_leaf_distance(rng, (y, x), size), _edge_width_px(rng))
-        view = out[top:bottom, left:right]
-        if opaque:
-            view += (np.float32(rng.random()) - view) * area
-        else:
-            view += np.float32(rng.uniform(0.2, 1)) * area
-    return out
-
-
-def _leaf_distance(rng: np.random.Generator, grid: Grid, size_px: float) -> Field:
-    u, v = _rotated(rng, grid)
-    aspect = np.float32(rng.uniform(0.3, 1))
-    kind = rng.integers(3)
-    if kind == 0:
-        return ((np.hypot(u, v / aspect) - size_px) * aspect).astype(np.float32)
-    if kind == 1:
-        return np.maximum(np.abs(u) - size_px, np.abs(v) - aspect * size_px).astype(np.float32)
-    distance = np.full(np.broadcast_shapes(u.shape, v.shape), -np.inf, np.float32)
-    angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 7)))
-    for angle in angles:
-        side = np.cos(angle) * u + np.sin(angle) * v - size_px * rng.uniform(0.4, 0.9)
-        distance = np.maximum(distance, side.astype(np.float32))
-    # A few random half planes need not close; the circle keeps the leaf inside its box.
-    return np.maximum(distance, (np.hypot(u, v) - size_px).astype(np.float32))
-
-
-def _edges(rng: np.random.Generator, grid: Grid) -> Field:
-    """A few half planes and wide strips of different densities: mostly flat areas."""
-    out = np.zeros(np.broadcast_shapes(grid[0].shape, grid[1].shape), np.float32)
-    for _ in range(rng.integers(1, 9)):
-        u, _ = _rotated(rng, grid)
-        offset = np.float32(rng.uniform(-0.4, 0.4) * max(out.shape))
-        distance = u - offset
-        if rng.random() < 0.6:
-            distance = np.abs(distance) - np.float32(rng.uniform(1, 30))
-        out += np.float32(rng.uniform(-1, 1)) * _inside(distance, _edge_width_px(rng))
-    return out
-
-
-def _noise(rng: np.random.Generator, grid: Grid) -> Field:
-    """Gaussian noise with a power-law spectrum and a soft cut-off, clipped at 2.5 sigma."""
-    shape = (grid[0].size, grid[1].size)
-    fy = np.fft.fftfreq(shape[0]).astype(np.float32)[:, None]
-    fx = np.fft.rfftfreq(shape[1]).astype(np.float32)[None, :]
-    k = np.hypot(fy, fx)
-    slope, cut = rng.uniform(1.0, 2.2), rng.uniform(0.08, 0.5)
-    envelope = (k + np.float32(0.01)) ** -slope * np.exp(-((k / cut) ** 4))
-    spectrum = np.fft.rfft2(rng.standard_normal(shape, np.float32)) * envelope
-    field = np.fft.irfft2(spectrum, shape)
-    field = (field - field.mean()) / max(float(field.std()), 1e-12)
-    return np.clip(field, -2.5, 2.5).astype(np.float32)
-
-
-def _cells(rng: np.random.Generator, grid: Grid) -> Field:
-    """Noise cut at one or two levels: grains, pores, labyrinths, with sharp borders."""
-    field = _noise(rng, grid)
-    out = np.zeros_like(field)
-    for _ in range(rng.integers(1, 3)):
-        level, steepness = rng.uniform(-1, 1), rng.uniform(2, 15)
-        out += (0.5 + 0.5 * np.tanh(steepness * (field - level))).astype(np.float32)
+    angle = np.float32(phase_rad) * phase.astype(np.float32, copy=False)
+    modulus = np.exp(np.float32(-absorption) * density.astype(np.float32, copy=False))
+    out = np.empty(angle.shape, np.complex64)
+    np.multiply(modulus, np.cos(angle), out=out.real)
+    np.multiply(modulus, np.sin(angle), out=out.imag)
     return out

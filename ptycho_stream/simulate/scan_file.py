@@ -24,5 +24,6 @@ def scan_file_of(experiment: SimulatedExperiment) -> ScanFile:
         object=experiment.object,
         object_origin_yx_m=experiment.origin_yx_m,
         pixel_yx_m=experiment.pixel_yx_m,
+        bad_pixels=experiment.bad_pixels,
         metadata=experiment.metadata,
     )

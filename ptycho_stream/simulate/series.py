@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from ptycho_stream.errors import MalformedMessage, SettingsError
 from ptycho_stream.files.npz import ScanFile
 from ptycho_stream.geometry import wavelength_m
@@ -60,7 +62,8 @@ class DetectorOptions:
 class DectrisSeries:
     """A scan file in the DECTRIS version 1 dialect, whose frames carry no positions.
 
-    The scan's metadata go into the header's configuration.
+    The scan's metadata go into the header's configuration. Bad pixels hold the largest value of
+    the pixels' type, as an EIGER has it, and make the header's pixel mask.
     """
 
     def __init__(
@@ -76,15 +79,18 @@ class DectrisSeries:
 
     def start(self) -> list[bytes]:
         """The header."""
-        return self._encoder.start(self._options.header_detail, self._config())
+        return self._encoder.start(
+            self._options.header_detail, self._config(), self._scan.bad_pixels
+        )
 
     def frame(self, index: int) -> list[bytes]:
         """The frame at ``index`` of the file."""
         number = int(self._scan.frame_numbers[index])
         start_ns = number * self._frame_ns
-        return self._encoder.frame(
-            number, self._scan.counts[index], start_ns, start_ns + self._frame_ns
-        )
+        pixels = self._scan.counts[index]
+        if self._scan.bad_pixels is not None:
+            pixels = np.where(self._scan.bad_pixels, np.iinfo(pixels.dtype).max, pixels)
+        return self._encoder.frame(number, pixels, start_ns, start_ns + self._frame_ns)
 
     def end(self) -> list[bytes]:
         """The series' end."""
@@ -145,6 +151,7 @@ class NativeSeries:
             dtype=scan.counts.dtype.str,
             geometry=geometry,
             metadata=scan.metadata,
+            pixel_mask=scan.bad_pixels,
         )
 
     def frame(self, index: int) -> list[bytes]:
