@@ -35,12 +35,17 @@ def test_any_multiple_of_32_and_any_number_of_modes(network, size, modes):
     assert torch.isfinite(torch.view_as_real(obj)).all()
 
 
-def test_the_object_does_not_depend_on_the_unit_of_intensity(network):
+def test_only_the_noise_level_depends_on_the_photons(network):
     amplitude, probe, valid, _ = _frames()
+    untrained = UnrolledNetwork()
     with torch.inference_mode():
-        photons = network(amplitude, probe, valid).obj
-        adu = network(amplitude * 50, probe * 50, valid).obj
-    torch.testing.assert_close(adu, photons, rtol=1e-3, atol=1e-3)
+        few = untrained(amplitude, probe, valid).obj
+        many = untrained(amplitude * 50, probe * 50, valid).obj
+        levels = network.noise(torch.tensor([0.1, 1e3]), torch.tensor([0.4, 4e3]))
+    torch.testing.assert_close(few, many, rtol=1e-3, atol=1e-3)
+    steps = network.settings.steps
+    short, long = levels[:, -1, :steps].exp().mean((1, 2, 3))
+    assert short < long
 
 
 def test_one_probe_for_all_frames_equals_one_each(network):

@@ -1,13 +1,14 @@
 """The default network: unrolled data-consistency steps with the known probe, and small CNNs.
 
 Each stage projects the estimate on the measured modulus a few times, with momentum, and lets a
-three-level residual CNN correct it. The probe is an input and the physics is inside, so one set of
-weights serves any probe, photon count and frame size. Used by training and by the predictor.
+three-level residual CNN correct it; projections have the last word. The probe is an input and the
+physics is inside, so one set of weights serves any probe, photon count and frame size. Used by
+training and by the predictor.
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.nn import functional
 
 from ptycho_stream.errors import ModelError
 from ptycho_stream.networks.network import SIZE_MULTIPLE_PX, Network, Prediction
-from ptycho_stream.physics.forward import modulus_correction
+from ptycho_stream.physics.forward import mode_sum, modulus_correction
 
 _INTENSITY_FLOOR = 1e-5
 """Added under the root of the modelled intensity, in units of the probe's peak intensity."""
@@ -30,7 +31,7 @@ class UnrolledSettings:
 
     Attributes:
         stages: pairs of (projection steps, CNN), each with weights of its own.
-        steps: modulus projections in a stage.
+        steps: modulus projections in a stage, and after the last one.
         channels: CNN features at half, quarter and eighth resolution.
         memory: features handed from one stage's CNN to the next.
     """
@@ -84,7 +85,8 @@ class _Corrector(nn.Module):
 
     Input (B, 20 + memory, N/2, N/2): the full-resolution channels folded 2x2, then the memory.
     Output (B, 8 + memory, N/2, N/2), zero at initialisation, so an untrained network is plain
-    alternating projection; and the last features (B, fine, N/2, N/2).
+    alternating projection; and the last features (B, fine, N/2, N/2).  ``bias`` (B, fine, 1, 1)
+    tells it how noisy the frame is.
     """
 
     def __init__(self, channels: tuple[int, int, int], memory: int) -> None:
@@ -105,8 +107,8 @@ class _Corrector(nn.Module):
         if self.leave.bias is not None:
             nn.init.zeros_(self.leave.bias)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        fine = self.fine_in(functional.silu(self.enter(x)))
+    def forward(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        fine = self.fine_in(functional.silu(self.enter(x) + bias))
         middle = self.middle_in(functional.silu(self.down1(fine)))
         coarse = self.coarse(functional.silu(self.down2(middle)))
         middle = self.middle_out(middle + self.up2(coarse))
@@ -130,11 +132,51 @@ def _unfold_complex(x: Tensor) -> Tensor:
     return torch.view_as_complex(x.float().contiguous())
 
 
+class _NoiseLevel(nn.Module):
+    """What the photons of a frame mean for every stage: step sizes, damping, bias of the CNN.
+
+    A frame of few photons wants short steps, or noise is fitted; one of many wants long ones.
+    Zero at initialisation.
+    """
+
+    def __init__(self, settings: UnrolledSettings) -> None:
+        super().__init__()
+        self._rows = settings.stages + 1
+        columns = settings.steps + 1 + settings.channels[0]
+        self.widen = nn.Linear(2, 32)
+        self.tell = nn.Linear(32, self._rows * columns)
+        nn.init.zeros_(self.tell.weight)
+        nn.init.zeros_(self.tell.bias)
+
+    def forward(self, total: Tensor, peak: Tensor) -> Tensor:
+        """Mean and peak photons of the probe (B,), to (B, rows, columns, 1, 1)."""
+        levels = torch.stack((total.log10(), peak.log10()), -1) / 3  # about -1 to 1
+        with torch.autocast(levels.device.type, enabled=False):
+            told = self.tell(functional.silu(self.widen(levels.float())))
+        return told.reshape(len(levels), self._rows, -1, 1, 1)
+
+
+class _Data(NamedTuple):
+    """A batch in units of the probe's peak; ``power`` (B|1, N, N) is 1 there."""
+
+    amplitude: Tensor
+    valid: Tensor
+    probe: Tensor
+    conj: Tensor
+    power: Tensor
+
+
+def _seen(obj: Tensor, change: Tensor, data: _Data) -> Tensor:
+    """What a CNN is shown: (B, 20, N/2, N/2)."""
+    power = data.power.unsqueeze(-1).expand(*obj.shape, 1)
+    return _fold(torch.cat((torch.view_as_real(obj), torch.view_as_real(change), power), -1))
+
+
 class UnrolledNetwork(Network):
     """One diffraction frame and its probe to the object patch under it.
 
-    Scale free: amplitude and probe are divided by the probe's peak, so photons, ADU or any common
-    factor give the same object. The global phase of a patch is what the start estimate, object = 1,
+    Amplitude and probe are in the root of photons, whose number tells the noise; inside they are
+    divided by the probe's peak. The global phase of a patch is what the start estimate, object = 1,
     makes of it; stitching solves it.
     """
 
@@ -143,53 +185,71 @@ class UnrolledNetwork(Network):
         self.settings = settings or UnrolledSettings()
         s = self.settings
         self.correctors = nn.ModuleList(_Corrector(s.channels, s.memory) for _ in range(s.stages))
-        self.step_size = nn.Parameter(torch.ones(s.stages, s.steps))
-        self.momentum = nn.Parameter(torch.full((s.stages, s.steps), 0.3))
+        # One row a stage, and one for the projections after the last.
+        self.step_size = nn.Parameter(torch.ones(s.stages + 1, s.steps))
+        self.momentum = nn.Parameter(torch.full((s.stages + 1, s.steps), 0.2))
         # Logit of the share of max|P|^2 in the update's denominator; 0 is the half of rPIE-like
         # updates (Maiden, Johnson & Li 2017, doi:10.1364/OPTICA.4.000736).
-        self.damping = nn.Parameter(torch.zeros(s.stages))
-        self.confidence = nn.Conv2d(s.channels[0], 4, 3, padding=1)
+        self.damping = nn.Parameter(torch.zeros(s.stages + 1))
+        self.noise = _NoiseLevel(s)
+        seen = 4 * _OBJECT_CHANNELS + s.channels[0]
+        self.confidence = nn.Sequential(
+            nn.Conv2d(seen, 32, 3, padding=1), nn.SiLU(), nn.Conv2d(32, 4, 3, padding=1)
+        )
 
     def settings_json(self) -> dict[str, Any]:
         """The settings, for the manifest."""
         return self.settings.to_json()
 
     def stages(self, amplitude: Tensor, probe: Tensor, valid: Tensor) -> list[Prediction]:
-        """The estimate after every stage, all with the confidence in the last."""
+        """The estimate after every CNN and at the end, all with the confidence in the last."""
         _check_shapes(amplitude, probe, valid)
-        power = torch.view_as_real(probe).square().sum((1, -1))
-        peak = power.amax((-2, -1), keepdim=True).clamp_min(1e-30)
-        probe = probe / peak.sqrt().unsqueeze(1)
-        amplitude = amplitude / peak.sqrt()
-        power = power / peak
-        conj = probe.conj().resolve_conj()
         batch, size, _ = amplitude.shape
+        power = mode_sum(probe)
+        peak = power.amax((-2, -1), keepdim=True).clamp_min(1e-30)
+        noise = self.noise(power.mean((-2, -1)).clamp_min(1e-30), peak[:, 0, 0])
+        probe = probe / peak.sqrt().unsqueeze(1)
+        data = _Data(
+            amplitude=amplitude / peak.sqrt(),
+            valid=valid,
+            probe=probe,
+            conj=probe.conj().resolve_conj(),
+            power=power / peak,
+        )
         obj = torch.ones(amplitude.shape, dtype=probe.dtype, device=amplitude.device)
-        half = size // 2
-        memory = amplitude.new_zeros((batch, self.settings.memory, half, half))
+        memory = amplitude.new_zeros((batch, self.settings.memory, size // 2, size // 2))
         memory = memory.to(memory_format=torch.channels_last)
         features = memory
-        channel = power.unsqueeze(-1).expand(batch, -1, -1, -1)
-        damping = torch.sigmoid(self.damping)
         estimates: list[Tensor] = []
         for number, corrector in enumerate(self.correctors):
-            gain = 1 / ((1 - damping[number]) * power + damping[number])
-            velocity = change = torch.zeros_like(obj)
-            for step in range(self.settings.steps):
-                change = modulus_correction(probe, conj, obj, amplitude, valid, _INTENSITY_FLOOR)
-                change = change * gain
-                velocity = velocity * self.momentum[number, step]
-                velocity = velocity + change * self.step_size[number, step]
-                obj = obj + velocity
-            seen = torch.cat((torch.view_as_real(obj), torch.view_as_real(change), channel), -1)
-            out, features = corrector(torch.cat((_fold(seen), memory), 1))
+            obj, change = self._project(obj, data, number, noise)
+            bias = noise[:, number, self.settings.steps + 1 :]
+            out, features = corrector(torch.cat((_seen(obj, change, data), memory), 1), bias)
             memory = out[:, 8:]
             obj = obj + _unfold_complex(out[:, :8])
             estimates.append(obj)
+        obj, change = self._project(obj, data, len(self.correctors), noise)
+        estimates.append(obj)
         # Detached: how sure the network is must not change what it says.
-        logit = self.confidence(features.detach()).float()
-        confidence = torch.sigmoid(functional.pixel_shuffle(logit, 2).squeeze(1))
+        known = torch.cat((_seen(obj, change, data), features), 1).detach()
+        logit = functional.pixel_shuffle(self.confidence(known).float(), 2)
+        confidence = torch.sigmoid(logit.squeeze(1))
         return [Prediction(estimate, confidence) for estimate in estimates]
+
+    def _project(self, obj: Tensor, data: _Data, row: int, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The modulus projections of a stage; returns the estimate and the last change."""
+        steps = self.settings.steps
+        sizes = self.step_size[row, :, None, None] * noise[:, row, :steps].exp()
+        damping = torch.sigmoid(self.damping[row] + noise[:, row, steps])
+        gain = 1 / ((1 - damping) * data.power + damping)
+        velocity = change = torch.zeros_like(obj)
+        for step in range(steps):
+            change = gain * modulus_correction(
+                data.probe, data.conj, obj, data.amplitude, data.valid, _INTENSITY_FLOOR
+            )
+            velocity = velocity * self.momentum[row, step] + change * sizes[:, step]
+            obj = obj + velocity
+        return obj, change
 
 
 def _check_shapes(amplitude: Tensor, probe: Tensor, valid: Tensor) -> None:
