@@ -43,7 +43,7 @@ bench: .venv/interop
 
 # The command that made the shipped weights (docs/models.md); 42 minutes on two cores.
 pretrain: .venv/installed
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/ptycho-stream models pretrain unrolled-v1 --registry out/models --minutes 42 --threads 2
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/ptycho-stream models pretrain unrolled-v2 --registry out/models --minutes 42 --threads 2
 
 clean:
 	rm -rf .venv build out *.egg-info

@@ -19,6 +19,7 @@ says what is wrong, where, and what to do next.  ::
     │   └── CorruptRecord       a record or frame whose checksum does not match
     ├── ProbeError              a probe that is missing or unusable
     ├── ModelError              a model that is missing, damaged or does not fit
+    ├── TrainingError           a training job that makes no sense, or that failed
     ├── FileFormatError         a file that is not what it should be
     ├── EndpointError           a socket that cannot be bound, reached or trusted
     └── ControlError            the daemon refused or failed a request (``code`` says which)
@@ -99,6 +100,10 @@ class ProbeError(PtychoStreamError):
 
 class ModelError(PtychoStreamError):
     """A model that is missing, damaged or does not fit its network."""
+
+
+class TrainingError(PtychoStreamError):
+    """A training job that makes no sense, cannot run here, or failed."""
 
 
 class FileFormatError(PtychoStreamError):

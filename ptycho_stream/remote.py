@@ -19,8 +19,8 @@ from ptycho_stream.errors import EndpointError
 from ptycho_stream.wire import control as wire
 
 CONTROL_ENDPOINT = "tcp://127.0.0.1:9602"
-# Starting an export reads a scan's whole image.
-EXPORT_TIMEOUT_S = 120.0
+PATIENCE_S = {"export": 120.0, "use_model": 30.0, "rollback_model": 30.0}
+"""Commands that may take longer: an export reads a whole image, a model is loaded and tried out."""
 
 Result = dict[str, Any]
 
@@ -125,7 +125,41 @@ class Daemon:
     def export(self, scan_id: str | None = None, formats: Sequence[str] = ("npz",)) -> Result:
         """Write a scan's image (None: the newest) into the daemon's export folder."""
         arguments = {"scan_id": scan_id, "formats": list(formats)}
-        return self.call("export", arguments, max(EXPORT_TIMEOUT_S, self._timeout_s))
+        return self.call("export", arguments)
+
+    def use_model(self, name: str) -> Result:
+        """Take a model into use, which has to load; images begin a new generation."""
+        return self.call("use_model", {"name": name})
+
+    def rollback_model(self) -> Result:
+        """Go back to the model that was in use before."""
+        return self.call("rollback_model")
+
+    def finetune(self, *scan_ids: str, **choices: Any) -> Result:
+        """Queue a fine-tuning on scans (none: the newest); returns the job.
+
+        Args:
+            scan_ids: of scans in the store, running ones too.
+            choices: any of the request's arguments: ``name``, ``model``, ``frames``, ``loss``,
+                ``minutes`` or ``steps``, ``promote``, ``seed``, ...
+        """
+        return self.call("finetune", {"scan_ids": list(scan_ids), **choices})
+
+    def train(self, *scan_ids: str, **choices: Any) -> Result:
+        """Queue a training from nothing; like :meth:`finetune`, with ``architecture``."""
+        return self.call("train", {"scan_ids": list(scan_ids), **choices})
+
+    def jobs(self, limit: int = 20) -> list[Result]:
+        """The newest training jobs, newest first."""
+        return self.call("jobs", {"limit": limit})
+
+    def job(self, job_id: str | None = None) -> Result:
+        """How a training job is (None: the newest), and what was asked for."""
+        return self.call("job", {"job_id": job_id})
+
+    def cancel(self, job_id: str | None = None) -> Result:
+        """End a training job without a model; None: the one that runs."""
+        return self.call("cancel", {"job_id": job_id})
 
     def reload(self) -> Result:
         """Make the daemon read its settings again."""
@@ -142,7 +176,8 @@ class Daemon:
         timeout_s: float | None = None,
     ) -> Any:
         """Send any command and return its result."""
-        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        if timeout_s is None:
+            timeout_s = max(self._timeout_s, PATIENCE_S.get(command, 0.0))
         request_id = next(self._ids)
         if self._socket is None:
             self._socket = self._context.socket(zmq.DEALER)
@@ -229,7 +264,41 @@ class AsyncDaemon:
     async def export(self, scan_id: str | None = None, formats: Sequence[str] = ("npz",)) -> Result:
         """Write a scan's image (None: the newest) into the daemon's export folder."""
         arguments = {"scan_id": scan_id, "formats": list(formats)}
-        return await self.call("export", arguments, max(EXPORT_TIMEOUT_S, self._timeout_s))
+        return await self.call("export", arguments)
+
+    async def use_model(self, name: str) -> Result:
+        """Take a model into use, which has to load; images begin a new generation."""
+        return await self.call("use_model", {"name": name})
+
+    async def rollback_model(self) -> Result:
+        """Go back to the model that was in use before."""
+        return await self.call("rollback_model")
+
+    async def finetune(self, *scan_ids: str, **choices: Any) -> Result:
+        """Queue a fine-tuning on scans (none: the newest); returns the job.
+
+        Args:
+            scan_ids: of scans in the store, running ones too.
+            choices: any of the request's arguments: ``name``, ``model``, ``frames``, ``loss``,
+                ``minutes`` or ``steps``, ``promote``, ``seed``, ...
+        """
+        return await self.call("finetune", {"scan_ids": list(scan_ids), **choices})
+
+    async def train(self, *scan_ids: str, **choices: Any) -> Result:
+        """Queue a training from nothing; like :meth:`finetune`, with ``architecture``."""
+        return await self.call("train", {"scan_ids": list(scan_ids), **choices})
+
+    async def jobs(self, limit: int = 20) -> list[Result]:
+        """The newest training jobs, newest first."""
+        return await self.call("jobs", {"limit": limit})
+
+    async def job(self, job_id: str | None = None) -> Result:
+        """How a training job is (None: the newest), and what was asked for."""
+        return await self.call("job", {"job_id": job_id})
+
+    async def cancel(self, job_id: str | None = None) -> Result:
+        """End a training job without a model; None: the one that runs."""
+        return await self.call("cancel", {"job_id": job_id})
 
     async def reload(self) -> Result:
         """Make the daemon read its settings again."""
@@ -246,7 +315,8 @@ class AsyncDaemon:
         timeout_s: float | None = None,
     ) -> Any:
         """Send any command and return its result; calls of several tasks take turns."""
-        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        if timeout_s is None:
+            timeout_s = max(self._timeout_s, PATIENCE_S.get(command, 0.0))
         async with self._one_at_a_time:
             request_id = next(self._ids)
             if self._socket is None:

@@ -78,6 +78,9 @@ class ImageState:
         metadata: of the scan, JSON values.
         final: nothing will be added to this image.
         trust: figures of how far the image can be relied on, by name.
+        spread: relative standard deviation within a patch, median of the newest; None: not known.
+        collapsed: the network answers frames that must differ with patches that do not: the image
+            is worth nothing.
     """
 
     scan_id: str
@@ -95,6 +98,8 @@ class ImageState:
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
     final: bool = False
     trust: Mapping[str, float] = field(default_factory=dict[str, float])
+    spread: float | None = None
+    collapsed: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,16 @@ class Image:
     def counts(self) -> Mapping[str, int]:
         """Frames committed, paired, reconstructed, expected, missing ..."""
         return self.content.counts
+
+    @property
+    def spread(self) -> float | None:
+        """Relative standard deviation within a patch, median of the newest; None: not known."""
+        return self.content.spread
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the network answers frames that must differ with patches that do not."""
+        return self.content.collapsed
 
     @property
     def probe(self) -> NDArray[np.complex64]:
@@ -219,6 +234,8 @@ class Image:
                 "model": content.model,
                 "counts": dict(content.counts),
                 "trust": dict(content.trust),
+                "spread": content.spread,
+                "collapsed": content.collapsed,
             },
         }
 

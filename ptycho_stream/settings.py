@@ -218,12 +218,52 @@ class ReconstructSettings(Section):
     batch_deadline_ms: float = Field(
         default=50.0, ge=0, description="a partial batch waits no longer"
     )
+    neighbours: int = Field(
+        default=4,
+        ge=1,
+        le=1024,
+        description="where a network takes frames in groups: a frame's group is sought among so "
+        "many nearest ones, or twice the group's size if that is more",
+    )
     tile_px: int = Field(default=128, ge=32, le=4096, description="clients refuse larger ones")
     save_interval_s: float = Field(default=5.0, gt=0, description="of the image's state on disk")
     max_extent_m: float = Field(default=0.01, gt=0, description="positions further out are flagged")
     max_step_m: float = Field(
         default=0.001, gt=0, description="positions that jump further are flagged"
     )
+
+
+class TrainingSettings(Section):
+    """Training on demand: what a job uses where its request says nothing."""
+
+    device: Annotated[str, AfterValidator(_device)] = Field(
+        default="auto", description="auto, cpu, cuda or cuda:N"
+    )
+    devices: int = Field(default=1, ge=1, le=64, description="processes of a job, one a device")
+    strategy: Literal["auto", "ddp"] = Field(
+        default="auto", description="how several devices share a job; auto: ddp if there are any"
+    )
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
+        default="32-true", description="of the network's arithmetic; weights stay float32"
+    )
+    threads: int = Field(default=1, ge=1, description="of each process on a CPU")
+    minutes: float = Field(default=2.0, gt=0, description="a job's budget if it names none")
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="peak rate; unset: what suits the kind of job"
+    )
+    batch_frames: int = Field(default=16, ge=2, le=1024, description="frames of a step")
+    held_out: float = Field(
+        default=0.1, gt=0, le=0.5, description="share of frames never trained on, for validation"
+    )
+    loggers: tuple[Literal["csv", "tensorboard", "mlflow"], ...] = ("csv",)
+    mlflow_uri: str | None = Field(
+        default=None, description="tracking store; unset: the folder mlruns of the job"
+    )
+    nice: int = Field(default=10, ge=0, le=19, description="a job yields so much to other stages")
+    automatic_above: float | None = Field(
+        default=None, gt=0, description="excess misfit that starts a fine-tuning; unset: never"
+    )
+    automatic_minutes: float = Field(default=2.0, gt=0, description="budget of such a job")
 
 
 class ResultSettings(Section):
@@ -287,6 +327,7 @@ class Settings(Section):
     probe: ProbeSettings
     model: ModelSettings = ModelSettings()
     reconstruct: ReconstructSettings = ReconstructSettings()
+    training: TrainingSettings = TrainingSettings()
     results: ResultSettings = ResultSettings()
     control: ControlSettings = ControlSettings()
     http: HttpSettings = HttpSettings()

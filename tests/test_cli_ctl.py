@@ -173,7 +173,15 @@ def test_help_lists_every_command():
         assert name in done.stdout
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, "ctl status", "ctl scans", "ctl export"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *COMMANDS,
+        *("ctl status", "ctl scans", "ctl export", "ctl finetune", "ctl train", "ctl jobs"),
+        *("ctl job", "ctl cancel", "ctl use", "ctl rollback"),
+        *("models use", "models rollback", "models export"),
+    ],
+)
 def test_every_command_has_help_with_an_example(name):
     done = run(*name.split(), "--help")
     assert done.returncode == 0, done.stderr

@@ -69,6 +69,16 @@ def test_once_writes_the_newest_image_with_the_keys_that_scoring_reads(source, t
     assert list(tmp_path.iterdir()) == [out]
 
 
+def test_a_collapsed_network_is_warned_of(source):
+    source.publish(grown(6, spread=0.003, collapsed=True))
+    lines = run("watch", "--once", *at(source))
+    assert "warning: the output of test has collapsed" in lines.stdout
+    told = json.loads(run("watch", "--once", "--json", *at(source)).stdout)
+    assert told["collapsed"] is True and told["spread"] == 0.003
+    source.publish(grown(7, spread=0.2))
+    assert "warning" not in run("watch", "--once", *at(source)).stdout
+
+
 def test_once_without_an_image_fails_and_says_why(source):
     done = run("watch", "--once", *at(source))
     assert done.returncode == 1

@@ -69,6 +69,17 @@ def test_each_method_sends_its_command_with_all_arguments(endpoint):
             "scan_id": None,
             "formats": ["npz", "png"],
         }
+        assert daemon.use_model("mine")["arguments"] == {"name": "mine"}
+        assert daemon.rollback_model() == {"command": "rollback_model", "arguments": {}}
+        asked = daemon.finetune("X", "Y", minutes=2.0, model="mine")["arguments"]
+        given = {key: value for key, value in asked.items() if value is not None}
+        assert given == {"scan_ids": ["X", "Y"], "minutes": 2.0, "model": "mine"}
+        asked = daemon.train(architecture="cnn", network={"size_px": 64})
+        assert asked["command"] == "train"
+        assert asked["arguments"]["network"] == {"size_px": 64}
+        assert daemon.jobs()["arguments"] == {"limit": 20}
+        assert daemon.job("J")["arguments"] == {"job_id": "J"}
+        assert daemon.cancel() == {"command": "cancel", "arguments": {"job_id": None}}
         assert daemon.reload()["command"] == "reload"
         assert daemon.endpoints()["command"] == "endpoints"
 
@@ -129,6 +140,15 @@ def test_a_result_that_cannot_be_sent_is_answered_as_a_failure(endpoint):
                 ("start", {"series": "1\nSTATUS=fine"}),
                 ("start", {"metadata": {"a": [[[[[[[[[[1]]]]]]]]]]}}),
                 ("start", {"metadata": {"a": list(range(10_001))}}),
+                ("finetune", {"scan_ids": ["X"] * 101}),
+                ("finetune", {"minutes": float("nan")}),
+                ("finetune", {"minutes": float("inf")}),
+                ("finetune", {"architecture": "cnn"}),
+                ("train", {"model": "mine"}),
+                ("train", {"network": {"a": [[[[[[[[[[1]]]]]]]]]]}}),
+                ("train", {"frames": [1, 2, 3]}),
+                ("jobs", {"limit": 0}),
+                ("use_model", {}),
             )
         ),
         ([wire.encode_request(1, "status", {}), b"more"], "bad_request", 1),
@@ -222,6 +242,13 @@ def test_the_asyncio_twin_sends_each_command(endpoint):
                 daemon.stop(),
                 daemon.abort(),
                 daemon.export(),
+                daemon.use_model("mine"),
+                daemon.rollback_model(),
+                daemon.finetune(),
+                daemon.train(),
+                daemon.jobs(),
+                daemon.job(),
+                daemon.cancel(),
                 daemon.reload(),
                 daemon.endpoints(),
             )

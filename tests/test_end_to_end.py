@@ -23,7 +23,8 @@ from daemon_harness import DaemonHarness, wait_for
 from ptycho_stream.client import ResultStream
 from ptycho_stream.files.npz import ScanFile
 from ptycho_stream.reconstruct.recipe import load_recipe
-from ptycho_stream.reconstruct.scan_image import STATE_FILE, ScanImage
+from ptycho_stream.reconstruct.saved_image import STATE_FILE
+from ptycho_stream.reconstruct.scan_image import ScanImage
 from ptycho_stream.results import Image
 from ptycho_stream.scans import Catalogue, ScanReader
 from ptycho_stream.settings import Settings

@@ -7,7 +7,9 @@ import torch
 from ptycho_stream.errors import ModelError
 from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.networks.unrolled import UnrolledSettings
-from ptycho_stream.training.pretrain import Budget, frame_errors, pretrain
+from ptycho_stream.training.budget import Budget
+from ptycho_stream.training.losses import frame_errors
+from ptycho_stream.training.pretrain import pretrain
 from ptycho_stream.training.synthetic import SyntheticSettings, synthetic_batch
 
 # Lightning speaks of its own deprecations and of loaders without workers.

@@ -2,18 +2,17 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from ptycho_stream.errors import ModelError
+from ptycho_stream.models.active import ACTIVE_FILE, DEFAULT_MODEL, MAX_HISTORY, ActiveModels
+from ptycho_stream.models.folders import MANIFEST_FILE, WEIGHTS_FILE
 from ptycho_stream.models.manifest import Manifest
-from ptycho_stream.models.registry import (
-    DEFAULT_MODEL,
-    MANIFEST_FILE,
-    WEIGHTS_FILE,
-    ModelRegistry,
-)
+from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.networks.unrolled import UnrolledNetwork, UnrolledSettings
 
 _SMALL = UnrolledSettings(stages=1, steps=1, channels=(4, 4, 4), memory=2)
@@ -50,7 +49,7 @@ def test_what_was_saved_is_loaded(tmp_path):
     registry = ModelRegistry(tmp_path / "models")
     network = UnrolledNetwork(_SMALL)
     torch.nn.init.normal_(network.correctors[0].leave.weight)
-    written = registry.save(network, _manifest(seed=7, parent="unrolled-v1"))
+    written = registry.save(network, _manifest(seed=7, parent="unrolled-v2"))
     loaded, manifest = registry.load("mine")
     assert manifest == written
     assert manifest.created
@@ -171,3 +170,91 @@ def test_a_registry_that_is_a_file_is_refused_before_there_is_a_model(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ModelError, match="file"):
         ModelRegistry(tmp_path / "file").check_new("mine")
+
+
+def test_another_model_is_taken_into_use_and_given_up_again(registry):
+    assert registry.active() == DEFAULT_MODEL
+    registry.use("mine")
+    assert registry.active() == "mine"
+    assert registry.load("default")[1].name == "mine"
+    registry.use(DEFAULT_MODEL)
+    registry.use(DEFAULT_MODEL)
+    assert registry.rollback() == "mine"
+    assert registry.rollback() == DEFAULT_MODEL
+    with pytest.raises(ModelError, match="no model to go back to"):
+        registry.rollback()
+    assert registry.active() == DEFAULT_MODEL
+
+
+def test_a_model_named_default_is_in_use_until_another_is(registry):
+    registry.save(UnrolledNetwork(_SMALL), _manifest("default"))
+    assert registry.load()[1].name == "default"
+    registry.use("mine")
+    assert registry.rollback() == "default"
+    assert registry.load()[1].name == "default"
+
+
+def test_a_model_that_does_not_load_is_not_taken_into_use(registry):
+    (registry.root / "mine" / WEIGHTS_FILE).write_bytes(b"")
+    for name, said in (("mine", "truncated"), ("yours", "no model"), ("default", "no model")):
+        with pytest.raises(ModelError, match=said):
+            registry.use(name)
+    assert registry.active() == DEFAULT_MODEL
+    with pytest.raises(ModelError, match="folder"):
+        ModelRegistry().use(DEFAULT_MODEL)
+
+
+def test_a_former_model_that_does_not_load_is_not_gone_back_to(registry):
+    registry.save(UnrolledNetwork(_SMALL), _manifest("next"))
+    registry.use("mine")
+    registry.use("next")
+    (registry.root / "mine" / WEIGHTS_FILE).unlink()
+    with pytest.raises(ModelError, match="cannot be read"):
+        registry.rollback()
+    assert registry.active() == "next"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"history": "mine"}', '{"history": [3]}'])
+def test_a_damaged_note_of_the_model_in_use_is_named(registry, text):
+    (registry.root / ACTIVE_FILE).write_text(text)
+    for action in (registry.load, registry.rollback, lambda: registry.use("mine")):
+        with pytest.raises(ModelError, match=ACTIVE_FILE):
+            action()
+    assert registry.load("mine")[1].name == "mine"
+
+
+def test_the_note_of_the_models_in_use_does_not_grow_for_ever(registry):
+    note = ActiveModels(registry.root)
+    for turn in range(MAX_HISTORY + 5):
+        note.push(f"model-{turn}")
+    assert len(note.history()) == MAX_HISTORY
+    note.pop("model-0")
+    assert note.history()[-1] == f"model-{MAX_HISTORY + 4}"
+
+
+def test_several_programs_may_change_the_model_in_use_at_once(tmp_path):
+    program = (
+        "import sys; from pathlib import Path; "
+        "from ptycho_stream.models.active import ActiveModels; "
+        "note = ActiveModels(Path(sys.argv[1])); "
+        "[note.push(f'{sys.argv[2]}-{turn}') for turn in range(20)]"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", program, str(tmp_path), name]) for name in "ab"
+    ]
+    assert [writer.wait(30) for writer in writers] == [0, 0]
+    history = ActiveModels(tmp_path).history()
+    assert sorted(history) == sorted(f"{name}-{turn}" for name in "ab" for turn in range(20))
+
+
+def test_a_model_is_copied_whole_for_another_machine(registry, tmp_path):
+    registry.use("mine")
+    place = registry.export("default", tmp_path / "stick")
+    assert place == tmp_path / "stick" / "mine"
+    assert ModelRegistry(tmp_path / "stick").load("mine")[1] == registry.load("mine")[1]
+    with pytest.raises(ModelError, match="exists"):
+        registry.export("mine", tmp_path / "stick")
+    (registry.root / "mine" / WEIGHTS_FILE).write_bytes(b"")
+    with pytest.raises(ModelError, match="truncated"):
+        registry.export("mine", tmp_path / "other")
+    assert not (tmp_path / "other").exists()

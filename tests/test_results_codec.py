@@ -49,12 +49,14 @@ def test_an_update_is_read_back_as_it_was_sent(step, seq, tiles, flags, probe, t
     shape = (0, 0, 0) if probe is None else (probe[0], probe[1], probe[1])
     content = grown(step, tiles=tiles, tile_px=8, final=final, trust=trust)
     content = replace(content, probe=np.full(shape, 1 + 2j, np.complex64))
+    content = replace(content, spread=seq * 1e-9 if more else None, collapsed=fresh)
     sent = update_of(content, seq=seq, fresh=fresh, more=more, reply_to=seq)
     read = results.decode_server_message(as_sent(sent))
     assert (read.epoch, read.seq, read.fresh, read.more, read.reply_to) == (
         *("e", seq, fresh, more),
         seq,
     )
+    assert (read.content.spread, read.content.collapsed) == (content.spread, content.collapsed)
     assert read.content.tiles.keys() == content.tiles.keys()
     for key, tile in content.tiles.items():
         got = read.content.tiles[key]

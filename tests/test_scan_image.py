@@ -12,7 +12,8 @@ from ptycho_stream.geometry import View
 from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.physics.probe import Probe
 from ptycho_stream.reconstruct.recipe import Recipe
-from ptycho_stream.reconstruct.scan_image import STATE_FILE, ScanImage
+from ptycho_stream.reconstruct.saved_image import STATE_FILE
+from ptycho_stream.reconstruct.scan_image import ScanImage
 from ptycho_stream.results import Image
 from ptycho_stream.scans import (
     PAIR_FLAG_OUT_OF_EXTENT,

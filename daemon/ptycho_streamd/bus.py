@@ -81,10 +81,16 @@ class Reload:
     """The configuration file has changed and was found to be sound: read it again."""
 
 
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """What the stage is at is not wanted any more: end it.  Training jobs only."""
+
+
 FromStage = Beat | Answer | Refusal | Fatal
-ToStage = StageRequest | Stop | Reload
+ToStage = StageRequest | Stop | Reload | Cancel
 _KINDS: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (Beat, Answer, Refusal, Fatal, StageRequest, Stop, Reload)
+    kind.__name__: kind
+    for kind in (Beat, Answer, Refusal, Fatal, StageRequest, Stop, Reload, Cancel)
 }
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_stream.errors import StoreError
-from ptycho_stream.reconstruct.scan_image import ScanImage, write_state
+from ptycho_stream.reconstruct.saved_image import write_state
+from ptycho_stream.reconstruct.scan_image import ScanImage
 from ptycho_stream.scans.leases import Lease
 from ptycho_stream.scans.reader import ScanReader
 
@@ -30,6 +31,7 @@ class OpenScan:
         unpublished: ``paired_monotonic_ns`` of pairs that are in the image and were not sent.
         faults: how often in a row its image could not be extended.
         finished: the final image was published; what is left is to save it.
+        collapsed: the network's output had collapsed when last looked at.
     """
 
     def __init__(self, image: ScanImage, lease: Lease) -> None:
@@ -39,6 +41,7 @@ class OpenScan:
         self.unpublished: list[NDArray[np.int64]] = []
         self.faults = 0
         self.finished = False
+        self.collapsed = False
         self._lease = lease
         self._header_read_at_s = 0.0
         self._retry_at_s = 0.0

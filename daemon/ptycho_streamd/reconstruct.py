@@ -30,6 +30,7 @@ from ptycho_stream.errors import (
     SettingsError,
     StoreError,
 )
+from ptycho_stream.models.active import check_unpinned
 from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.reconstruct.recipe import Recipe, load_recipe
 from ptycho_stream.reconstruct.scan_image import ScanImage
@@ -40,6 +41,7 @@ from ptycho_stream.scans.ulid import new_scan_id
 from ptycho_stream.settings import Settings, load_settings
 from ptycho_streamd.bus import StageRequest
 from ptycho_streamd.exports import export
+from ptycho_streamd.misfit_watch import MisfitWatch
 from ptycho_streamd.open_scan import OpenScan
 from ptycho_streamd.publish import Publisher
 from ptycho_streamd.reconstruct_metrics import ReconstructMetrics
@@ -84,6 +86,7 @@ class ReconstructStage:
         self._catalogue_seen = False
         self._shown: ImageState | None = None
         self._latencies_ms: deque[float] = deque(maxlen=2000)
+        self._misfit = MisfitWatch()
 
     def run(self) -> None:
         """Until the supervisor says stop."""
@@ -108,6 +111,7 @@ class ReconstructStage:
         self._publisher.serve()
         self._finish_scans()
         self._save_if_due()
+        self._measure_if_due()
         self._beat()
         return worked
 
@@ -135,17 +139,25 @@ class ReconstructStage:
             return
         self._recipe_tried_at_s = now_s
         try:
-            recipe = load_recipe(self._settings)
+            self._take(*self._loaded(self._settings))
         except (ProbeError, ModelError) as error:
             if str(error) != self._problem:
-                log.error("network and probe are not loaded: %s", error)
+                kept = f"; still in use: {self._recipe.model}" if self._recipe else ""
+                log.error("network and probe are not loaded: %s%s", error, kept)
             self._problem = str(error)
             self._metrics.recipe_failures.inc()
-            return
+
+    def _loaded(self, settings: Settings) -> tuple[Recipe, float]:
+        """Network and probe of ``settings``, tried out, and the seconds that a frame takes."""
+        recipe = load_recipe(settings)
         self._beat(now=True)
-        self._frame_s = recipe.warm_up()
+        return recipe, recipe.warm_up()
+
+    def _take(self, recipe: Recipe, frame_s: float) -> None:
+        """Go on with ``recipe``: images of other ones begin a new generation."""
         self._problem = ""
-        self._recipe = recipe
+        self._recipe, self._frame_s = recipe, frame_s
+        self._metrics.model_in_use(recipe.model, recipe.model_sha256)
         for scan in self._open.values():
             scan.image.use(recipe)
             scan.retry()
@@ -153,6 +165,7 @@ class ReconstructStage:
             self._left_alone.clear()
             self._catalogue_seen = False
         log.info("reconstructing with model %s on %s", recipe.model, recipe.device)
+        self._beat(now=True)  # who asked for it sees it in the status at once
 
     def _find_scans(self) -> None:
         if self._recipe is None:
@@ -257,7 +270,21 @@ class ReconstructStage:
         if len(shown):
             self._frame_s = (time.monotonic() - started_s) / len(shown)
         self._metrics.count_batch(len(shown))
+        self._take_note_of_patches(scan)
         scan.extended(shown)
+
+    def _take_note_of_patches(self, scan: OpenScan) -> None:
+        """Count the patches of the last batch that cannot be true; say so when most are."""
+        image = scan.image
+        self._metrics.patches_collapsed.inc(image.patches_collapsed)
+        self._metrics.patches_not_finite.inc(image.patches_not_finite)
+        was, scan.collapsed = scan.collapsed, image.collapsed
+        if scan.collapsed and not was:
+            log.error(
+                "scan %s: the network's output has collapsed: its patches do not vary as the "
+                "frames say they must; use another model, or train this one for the probe",
+                scan.reader.scan_id,
+            )
 
     def _guarded(self, scan_id: str, action: Callable[[], None]) -> None:
         """Do something for a scan; a fault in it parks that scan and touches no other."""
@@ -361,6 +388,14 @@ class ReconstructStage:
             log.error("scan %s is not exported: %s", scan.reader.scan_id, error)
             self._metrics.exports_failed.inc()
 
+    def _measure_if_due(self) -> None:
+        """Measure the newest scan's misfit now and then, for who starts a fine-tuning by it."""
+        if self._settings.training.automatic_above is None or not self._open or not self._recipe:
+            return
+        excess = self._misfit.look(self._open[max(self._open)].image, self._recipe.device)
+        if excess is not None:
+            self._metrics.misfit_excess.set(excess)
+
     def _drain(self) -> None:
         """After stop: what the store holds already, for a while; the rest at the next start."""
         until_s = time.monotonic() + DRAIN_S
@@ -386,6 +421,10 @@ class ReconstructStage:
                     self._stage.reply(request, self._export(**request.arguments))
                 case "models":
                     self._stage.reply(request, self._models())
+                case "use_model":
+                    self._stage.reply(request, self._use_model(**request.arguments))
+                case "rollback_model":
+                    self._stage.reply(request, self._rollback_model())
                 case _:
                     self._stage.fail(
                         request, "unknown_command", f"reconstruct knows no {request.command!r}"
@@ -401,6 +440,31 @@ class ReconstructStage:
             json.loads(manifest.to_json()) | {"in_use": manifest.name == in_use}
             for manifest in ModelRegistry(self._settings.model.registry).list()
         ]
+
+    def _use_model(self, name: str) -> dict[str, Any]:
+        """Take a model into use, between two batches; one that does not load changes nothing."""
+        check_unpinned(self._settings.model)
+        model = self._settings.model
+        registry = ModelRegistry(model.registry)
+        changed = {"model": model.model_copy(update={"name": name})}
+        loaded = self._loaded(self._settings.model_copy(update=changed))
+        registry.use(name)
+        self._take(*loaded)
+        return {"model": loaded[0].model}
+
+    def _rollback_model(self) -> dict[str, Any]:
+        """Go back to the model before; if it does not work here nothing changes."""
+        check_unpinned(self._settings.model)
+        registry = ModelRegistry(self._settings.model.registry)
+        present = registry.active()
+        registry.rollback()
+        try:
+            loaded = self._loaded(self._settings)
+        except (ProbeError, ModelError):
+            registry.use(present)
+            raise
+        self._take(*loaded)
+        return {"model": loaded[0].model, "was": present}
 
     def _export(self, scan_id: str | None, formats: list[str]) -> dict[str, Any]:
         state = self._state_of(scan_id)
@@ -437,6 +501,7 @@ class ReconstructStage:
             "latency_p99_ms": float(np.percentile(latencies, 99)),
             "model": self._recipe.model if self._recipe else None,
             "device": str(self._recipe.device) if self._recipe else None,
+            "misfit": self._misfit.newest,
             "problem": self._problem or (self._open[newest].image.problem if newest else ""),
         }
 

@@ -27,6 +27,16 @@ class ReconstructMetrics:
             "Stored frames left out of the image because their checksum did not match",
             registry=self.registry,
         )
+        self.patches_collapsed = Counter(
+            "ptycho_stream_patches_collapsed",
+            "Predicted patches that vary far less than their frames say they must",
+            registry=self.registry,
+        )
+        self.patches_not_finite = Counter(
+            "ptycho_stream_patches_not_finite",
+            "Predicted patches with NaN or infinity, left out of the image",
+            registry=self.registry,
+        )
         self.scans_failed = Counter(
             "ptycho_stream_scans_failed",
             "Scans that could not be reconstructed; their frames are kept",
@@ -74,7 +84,23 @@ class ReconstructMetrics:
             "Time that the last save of an image's state took",
             registry=self.registry,
         )
+        self.misfit_excess = Gauge(
+            "ptycho_stream_misfit_excess_ratio",
+            "R of the newest frames beyond Poisson noise, where training.automatic_above is set",
+            registry=self.registry,
+        )
+        self._model = Gauge(
+            "ptycho_stream_model_in_use_info",
+            "1 for the model that patches are predicted with",
+            ["model", "sha256"],
+            registry=self.registry,
+        )
         self._batches: deque[tuple[float, int]] = deque()
+
+    def model_in_use(self, name: str, sha256: str) -> None:
+        """Patches are predicted with this model from now on."""
+        self._model.clear()
+        self._model.labels(name, sha256[:12]).set(1)
 
     def count_batch(self, frames: int) -> None:
         """A batch of ``frames`` is in the image."""

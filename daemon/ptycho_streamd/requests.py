@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ptycho_stream.errors import ControlError, ScanNotFound
+from ptycho_stream.errors import ControlError, PtychoStreamError, ScanNotFound
 from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_stream.scans.header import ScanHeader
 from ptycho_streamd.bus import Answer, Bus, Refusal, StageRequest
@@ -27,6 +27,8 @@ FORWARDED: dict[str, tuple[str, str, float]] = {
     "endpoints": ("ingest", "endpoints", 10.0),
     # The registry of models imports torch, which this process does without.
     "models": ("reconstruct", "models", 10.0),
+    "use_model": ("reconstruct", "use_model", 30.0),
+    "rollback_model": ("reconstruct", "rollback_model", 30.0),
     "export": ("reconstruct", "export", 120.0),
 }
 """Command -> (stage, the stage's name for it, seconds it may take)."""
@@ -72,6 +74,8 @@ class Requests:
                 self._control.fail(request, error.code, str(error))
             except ScanNotFound as error:
                 self._control.fail(request, "not_found", str(error))
+            except PtychoStreamError as error:
+                self._control.fail(request, "failed", str(error))
             except Exception as error:  # a fault of ours must not leave a client without answer
                 log.exception("command %s failed", request.command)
                 self._control.fail(request, "internal", f"{request.command} failed: {error!r}")

@@ -27,6 +27,7 @@ from ptycho_streamd.bus import (
     SUPERVISOR_VARIABLE,
     Answer,
     Beat,
+    Cancel,
     Fatal,
     Refusal,
     Reload,
@@ -54,6 +55,7 @@ class Stage:
         socket: to register with the stage's poller (``zmq.POLLIN``: call :meth:`requests`).
         reload_requested: set by the supervisor's reload; whoever has re-read the settings clears it
             with :meth:`reloaded`.
+        cancelled: the job that this stage was started for is not wanted any more.
     """
 
     def __init__(self, name: str) -> None:
@@ -65,6 +67,7 @@ class Stage:
             )
         self.name = name
         self.reload_requested = False
+        self.cancelled = False
         self._stop_reason: StopReason = ""
         self._parent = int(os.environ.get(SUPERVISOR_VARIABLE, os.getppid()))
         self._last_beat_s = float("-inf")
@@ -129,6 +132,8 @@ class Stage:
                     self._stop_reason = "requested"
                 case Reload():
                     self.reload_requested = True
+                case Cancel():
+                    self.cancelled = True
                 case _:
                     log.error("%s: the supervisor sent an unexpected %r", self.name, message)
 

@@ -27,8 +27,12 @@ from ptycho_streamd.child import Child
 from ptycho_streamd.control import ControlServer
 from ptycho_streamd.data_lock import DataLock
 from ptycho_streamd.http_server import HttpServer
+from ptycho_streamd.job_metrics import JobMetrics
+from ptycho_streamd.jobs import Jobs
 from ptycho_streamd.metrics import MergedMetrics
+from ptycho_streamd.misfit_trigger import MisfitTrigger
 from ptycho_streamd.notify import Notifier
+from ptycho_streamd.process import StageProcess
 from ptycho_streamd.reload import merge_reloaded
 from ptycho_streamd.requests import Requests, store_commands
 from ptycho_streamd.settings_file import SETTINGS_NAME, write_settings
@@ -98,6 +102,13 @@ class Supervisor:
             )
             for name in stages
         }
+        self._jobs = Jobs(
+            lambda: self._settings,
+            StageProcess("train", self._stage_config, self._bus, self._lock.fd),
+            JobMetrics(self._registry),
+            lambda: self._tell_to_reload(self._children.get("reconstruct")),
+        )
+        self._trigger = MisfitTrigger(self._jobs)
         self._requests = Requests(
             self._control,
             self._bus,
@@ -105,6 +116,7 @@ class Supervisor:
             {
                 "status": self._status,
                 "reload": self._reload_command,
+                **self._jobs.commands(),
                 **store_commands(Catalogue(settings.data.directory)),
             },
         )
@@ -120,7 +132,7 @@ class Supervisor:
         poller.register(self._control.socket, zmq.POLLIN)
         try:
             for child in self._children.values():
-                child.start()
+                child.begin()
             while not self._stop_signal:
                 poller.poll(TURN_MS)
                 self._turn()
@@ -160,6 +172,7 @@ class Supervisor:
                 self._requests.stage_ended(name)
                 self._restarts.labels(name).inc()
             self._up.labels(name).set(child.beating)
+        self._jobs.turn()
         self._requests.serve()
         if self._hangup:
             self._hangup = False
@@ -181,6 +194,9 @@ class Supervisor:
             log.error("%s", error)
             return
         for message in messages:
+            if message.stage == "train":
+                self._jobs.heard(message)
+                continue
             child = self._children.get(message.stage)
             if child is None:
                 log.warning("a message of an unknown stage %s", message.stage)
@@ -190,6 +206,8 @@ class Supervisor:
                     # The last words of a stage that was reaped meanwhile still hold its counters.
                     if child.heard(message):
                         self._catch_up(child)
+                        if child.name == "reconstruct":
+                            self._trigger.look(child.status, self._settings.training)
                         self._merged.update(child.name, message.pid, message.metrics)
                 case Answer() | Refusal():
                     self._requests.answered(message)
@@ -198,9 +216,9 @@ class Supervisor:
 
     def _catch_up(self, child: Child) -> None:
         """Repeat a reload that came while this stage was starting and had read its settings."""
-        if child.name in self._reload_late and child.pid is not None:
+        if child.name in self._reload_late:
             self._reload_late.discard(child.name)
-            self._bus.send(child.name, child.pid, Reload())
+            child.send(Reload())
 
     def _startup_fault(self) -> str:
         if self._ready:
@@ -211,10 +229,12 @@ class Supervisor:
     def _stop_children(self) -> None:
         self._notifier.stopping()
         deadline_s = time.monotonic() + self._settings.supervisor.stop_timeout_s
+        self._jobs.ask_to_stop()
         for child in self._children.values():
             child.ask_to_stop()
         for child in self._children.values():
             child.wait_until(deadline_s)
+        self._jobs.wait_until(deadline_s)
 
     def _close(self) -> None:
         if self._http:
@@ -239,6 +259,7 @@ class Supervisor:
             "results": self._settings.results.endpoint,
             "resync": self._settings.results.resync_endpoint,
             "stages": health["stages"],
+            "training": self._jobs.status(),
         }
 
     def _reload_command(self, _arguments: dict[str, Any]) -> dict[str, Any]:
@@ -259,14 +280,19 @@ class Supervisor:
         self._settings = outcome.settings
         logging.getLogger().setLevel(self._settings.log_level.upper())
         for child in self._children.values():
-            if child.beating and child.pid is not None:
-                self._bus.send(child.name, child.pid, Reload())
-            else:
-                self._reload_late.add(child.name)
+            self._tell_to_reload(child)
         log.info("settings read again; changed: %s", ", ".join(outcome.applied) or "nothing")
         for key in outcome.needs_restart:
             log.warning("%s has changed in the file: it needs a restart of the daemon", key)
         return {"applied": list(outcome.applied), "needs_restart": list(outcome.needs_restart)}
+
+    def _tell_to_reload(self, child: Child | None) -> None:
+        if child is None:
+            return
+        if child.beating:
+            child.send(Reload())
+        else:
+            self._reload_late.add(child.name)
 
     def _summary(self) -> str:
         if not self._ready:

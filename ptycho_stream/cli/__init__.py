@@ -23,6 +23,7 @@ COMMANDS = {
     "replay": ("ptycho_stream.cli.replay", "replay"),
     "watch": ("ptycho_stream.cli.watch", "watch"),
     "ctl": ("ptycho_stream.cli.ctl", "app"),
+    "train": ("ptycho_stream.cli.train", "train"),
     "export": ("ptycho_stream.cli.export", "export"),
     "models": ("ptycho_stream.cli.models", "app"),
     "config": ("ptycho_stream.cli.config", "app"),

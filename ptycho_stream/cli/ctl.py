@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
+from ptycho_stream.cli import ctl_training
 from ptycho_stream.cli.options import (
     AsJson,
     Config,
     ControlEndpoint,
-    control_endpoint,
+    call_daemon,
+    print_result,
     print_table,
+    utc,
 )
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+app.add_typer(ctl_training.app)
 
 ScanId = Annotated[
     str | None, typer.Argument(metavar="[ID]", help="The scan; without it the newest or running.")
@@ -31,57 +32,6 @@ ScanId = Annotated[
 Timeout = Annotated[
     float | None, typer.Option(metavar="S", min=0, help="How long the answer may take.")
 ]
-
-
-def _call(
-    command: str,
-    arguments: Mapping[str, Any],
-    config: Path | None,
-    endpoint: str | None,
-    timeout_s: float | None,
-) -> Any:
-    from ptycho_stream.client import Daemon
-    from ptycho_stream.remote import EXPORT_TIMEOUT_S
-
-    if timeout_s is None and command == "export":
-        timeout_s = EXPORT_TIMEOUT_S
-    with Daemon(control_endpoint(config, endpoint)) as daemon:
-        return daemon.call(command, arguments, timeout_s)
-
-
-def _print(result: Any, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(result))
-        return
-    for key, value in _flat(result):
-        typer.echo(f"{key}: {value}" if key else str(value))
-
-
-def _flat(value: object, name: str = "") -> list[tuple[str, object]]:
-    """Nested values as lines of dotted names."""
-    items: Sequence[tuple[object, object]]
-    if isinstance(value, Mapping) and value:
-        items = list(cast("Mapping[object, object]", value).items())
-    elif isinstance(value, list) and value:
-        items = list(enumerate(cast("list[object]", value)))
-    else:
-        return [(name, _word(name, value))]
-    lines: list[tuple[str, object]] = []
-    for key, held in items:
-        lines += _flat(held, f"{name}.{key}" if name else str(key))
-    return lines
-
-
-def _word(name: str, value: object) -> str:
-    if value is None:
-        return "-"
-    if name.endswith("_ns") and isinstance(value, int) and "monotonic" not in name:
-        return _utc(value)
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _utc(time_ns: int) -> str:
-    return f"{datetime.fromtimestamp(time_ns / 1e9, UTC):%Y-%m-%d %H:%M:%S}"
 
 
 @app.command()
@@ -95,7 +45,7 @@ def status(
 
     Example: ptycho-stream ctl status
     """
-    _print(_call("status", {}, config, endpoint, timeout), as_json)
+    print_result(call_daemon("status", {}, config, endpoint, timeout), as_json)
 
 
 @app.command()
@@ -110,7 +60,7 @@ def scans(
 
     Example: ptycho-stream ctl scans --limit 5
     """
-    found = _call("scans", {"limit": limit}, config, endpoint, timeout)
+    found = call_daemon("scans", {"limit": limit}, config, endpoint, timeout)
     if as_json:
         typer.echo(json.dumps(found))
         return
@@ -123,7 +73,7 @@ def scans(
             str(header["scan_id"]),
             str(header["state"]),
             str(header.get("series", "")),
-            _utc(header["created_ns"]) if "created_ns" in header else "",
+            utc(header["created_ns"]) if "created_ns" in header else "",
             str(header.get("expected_frames") or "-"),
             ", ".join(f"{name} {count}" for name, count in counts.items() if count),
             str(header.get("reason", "")),
@@ -143,7 +93,7 @@ def scan(
 
     Example: ptycho-stream ctl scan 01JBQ3N8Z5T0V6W7X8Y9ZABCDE
     """
-    _print(_call("scan", {"scan_id": scan_id}, config, endpoint, timeout), as_json)
+    print_result(call_daemon("scan", {"scan_id": scan_id}, config, endpoint, timeout), as_json)
 
 
 @app.command()
@@ -165,7 +115,7 @@ def start(
     """
     words = dict(_pair(item) for item in metadata or [])
     arguments = {"metadata": words, "expected_frames": frames, "series": series}
-    _print(_call("start", arguments, config, endpoint, timeout), as_json)
+    print_result(call_daemon("start", arguments, config, endpoint, timeout), as_json)
 
 
 def _pair(item: str) -> tuple[str, str]:
@@ -187,7 +137,7 @@ def stop(
 
     Example: ptycho-stream ctl stop
     """
-    _print(_call("stop", {"scan_id": scan_id}, config, endpoint, timeout), as_json)
+    print_result(call_daemon("stop", {"scan_id": scan_id}, config, endpoint, timeout), as_json)
 
 
 @app.command()
@@ -202,7 +152,7 @@ def abort(
 
     Example: ptycho-stream ctl abort
     """
-    _print(_call("abort", {"scan_id": scan_id}, config, endpoint, timeout), as_json)
+    print_result(call_daemon("abort", {"scan_id": scan_id}, config, endpoint, timeout), as_json)
 
 
 @app.command()
@@ -221,7 +171,7 @@ def export(
     Example: ptycho-stream ctl export --format npz --format png
     """
     arguments = {"scan_id": scan_id, "formats": formats or ["npz"]}
-    _print(_call("export", arguments, config, endpoint, timeout), as_json)
+    print_result(call_daemon("export", arguments, config, endpoint, timeout), as_json)
 
 
 @app.command()
@@ -235,7 +185,7 @@ def reload(
 
     Example: ptycho-stream ctl reload
     """
-    _print(_call("reload", {}, config, endpoint, timeout), as_json)
+    print_result(call_daemon("reload", {}, config, endpoint, timeout), as_json)
 
 
 @app.command()
@@ -249,4 +199,4 @@ def endpoints(
 
     Example: ptycho-stream ctl endpoints
     """
-    _print(_call("endpoints", {}, config, endpoint, timeout), as_json)
+    print_result(call_daemon("endpoints", {}, config, endpoint, timeout), as_json)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from ptycho_stream.cli.import_model import import_model
 from ptycho_stream.cli.options import AsJson, Config, print_table
 from ptycho_stream.errors import ModelError
 
 if TYPE_CHECKING:
-    from ptycho_stream.models.manifest import Manifest
+    from ptycho_stream.models.registry import ModelRegistry
 
 app = typer.Typer(
     help="List and describe the models of the registry.\n\nExample: ptycho-stream models list",
@@ -28,14 +29,24 @@ Registry = Annotated[
 ]
 
 
-def _manifests(config: Path | None, registry: Path | None) -> list[Manifest]:
+def _changeable(config: Path | None, registry: Path | None) -> ModelRegistry:
+    """The registry, whose model in use the configuration lets change."""
+    if config is not None:
+        from ptycho_stream.models.active import check_unpinned
+        from ptycho_stream.settings import load_settings
+
+        check_unpinned(load_settings(config).model)
+    return _registry(config, registry)
+
+
+def _registry(config: Path | None, registry: Path | None) -> ModelRegistry:
     from ptycho_stream.models.registry import ModelRegistry  # imports torch
 
     if registry is None and config is not None:
         from ptycho_stream.settings import load_settings
 
         registry = load_settings(config).model.registry
-    return ModelRegistry(registry).list()
+    return ModelRegistry(registry)
 
 
 @app.command("list")
@@ -44,7 +55,8 @@ def list_models(config: Config = None, registry: Registry = None, as_json: AsJso
 
     Example: ptycho-stream models list --registry models
     """
-    manifests = _manifests(config, registry)
+    models = _registry(config, registry)
+    manifests, active = models.list(), models.active()
     if as_json:
         typer.echo(json.dumps([asdict(manifest) for manifest in manifests]))
         return
@@ -53,8 +65,13 @@ def list_models(config: Config = None, registry: Registry = None, as_json: AsJso
         table.add_column(column, overflow="fold")
     for manifest in manifests:
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in manifest.metrics.items())
+        mark = " (in use)" if manifest.name == active else ""
         table.add_row(
-            manifest.name, manifest.architecture, manifest.created, manifest.parent or "-", metrics
+            manifest.name + mark,
+            manifest.architecture,
+            manifest.created,
+            manifest.parent or "-",
+            metrics,
         )
     print_table(table)
 
@@ -67,15 +84,60 @@ def show(
 ) -> None:
     """Print a model's manifest as JSON.
 
-    Example: ptycho-stream models show unrolled-v1
+    Example: ptycho-stream models show unrolled-v2
     """
-    manifests = _manifests(config, registry)
+    manifests = _registry(config, registry).list()
     for manifest in manifests:
         if manifest.name == name:
             typer.echo(json.dumps(asdict(manifest), indent=2))
             return
     known = ", ".join(manifest.name for manifest in manifests) or "none"
     raise ModelError(f"there is no model {name!r}; there are: {known}")
+
+
+@app.command()
+def use(
+    name: Annotated[str, typer.Argument(help="Name of the model, as `models list` prints it.")],
+    config: Config = None,
+    registry: Registry = None,
+) -> None:
+    """Take a model into use: it is what `default` means in this registry from now on.
+
+    A daemon that runs takes it at its next reload; `ptycho-stream ctl use` changes it at once.
+
+    Example: ptycho-stream models use unrolled-v2 --registry models
+    """
+    models = _changeable(config, registry)
+    models.use(name)
+    typer.echo(f"model {models.active()} is in use in {models.root}")
+
+
+@app.command()
+def rollback(config: Config = None, registry: Registry = None) -> None:
+    """Go back to the model that was in use before.
+
+    A daemon that runs takes it at its next reload; `ptycho-stream ctl rollback` does it at once.
+
+    Example: ptycho-stream models rollback --registry models
+    """
+    models = _changeable(config, registry)
+    former, name = models.active(), models.rollback()
+    typer.echo(f"model {name} is in use in {models.root}, no more {former}")
+
+
+@app.command("export")
+def export_model(
+    name: Annotated[str, typer.Argument(help="Name of the model; `default` is the one in use.")],
+    target: Annotated[Path, typer.Argument(metavar="FOLDER", help="To copy its folder into.")],
+    config: Config = None,
+    registry: Registry = None,
+) -> None:
+    """Copy a model with its manifest into another folder, for another machine's registry.
+
+    Example: ptycho-stream models export default /media/stick --config my.toml
+    """
+    place = _registry(config, registry).export(name, target)
+    typer.echo(f"model {place.name} is in {place}")
 
 
 @app.command()
@@ -102,8 +164,8 @@ def pretrain(
 
     target = ModelRegistry(registry)
     target.check_new(name)
-    from ptycho_stream.training.pretrain import Budget  # imports Lightning
-    from ptycho_stream.training.pretrain import pretrain as train
+    from ptycho_stream.training.budget import Budget
+    from ptycho_stream.training.pretrain import pretrain as train  # imports Lightning
 
     result = train(
         work,
@@ -115,3 +177,6 @@ def pretrain(
     manifest = result.save(target, name)
     metrics = ", ".join(f"{key} {value:.4g}" for key, value in manifest.metrics.items())
     typer.echo(f"model {manifest.name} is in {registry}: {metrics}")
+
+
+app.command("import")(import_model)

@@ -6,8 +6,11 @@ defaults of the settings.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -78,3 +81,59 @@ def print_table(table: Table) -> None:
     if not console.is_terminal:
         console = Console(width=1000)
     console.print(table)
+
+
+def call_daemon(
+    command: str,
+    arguments: Mapping[str, Any],
+    config: Path | None,
+    endpoint: str | None,
+    timeout_s: float | None,
+) -> Any:
+    """Ask the daemon.
+
+    Raises:
+        ControlError: it refused or failed.
+        EndpointError: it does not answer.
+    """
+    from ptycho_stream.client import Daemon
+
+    with Daemon(control_endpoint(config, endpoint)) as daemon:
+        return daemon.call(command, arguments, timeout_s)
+
+
+def print_result(result: Any, as_json: bool) -> None:
+    """Print an answer as JSON, or as a line for each value in it."""
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    for key, value in _flat(result):
+        typer.echo(f"{key}: {value}" if key else str(value))
+
+
+def _flat(value: object, name: str = "") -> list[tuple[str, object]]:
+    """Nested values as lines of dotted names."""
+    items: Sequence[tuple[object, object]]
+    if isinstance(value, Mapping) and value:
+        items = list(cast("Mapping[object, object]", value).items())
+    elif isinstance(value, list) and value:
+        items = list(enumerate(cast("list[object]", value)))
+    else:
+        return [(name, _word(name, value))]
+    lines: list[tuple[str, object]] = []
+    for key, held in items:
+        lines += _flat(held, f"{name}.{key}" if name else str(key))
+    return lines
+
+
+def _word(name: str, value: object) -> str:
+    if value is None:
+        return "-"
+    if name.endswith("_ns") and isinstance(value, int) and "monotonic" not in name:
+        return utc(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def utc(time_ns: int) -> str:
+    """A time in nanoseconds for people."""
+    return f"{datetime.fromtimestamp(time_ns / 1e9, UTC):%Y-%m-%d %H:%M:%S}"

@@ -85,8 +85,20 @@ def summary(image: Image) -> dict[str, Any]:
         "pixel_yx_m": list(image.pixel_yx_m),
         "latency_ms": round(image.latency_s * 1e3, 3),
         "trust": dict(content.trust),
+        "spread": image.spread,
+        "collapsed": image.collapsed,
         "metadata": dict(image.metadata),
     }
+
+
+def warning(image: Image) -> str:
+    """What to beware of in this image; empty if nothing."""
+    if not image.collapsed:
+        return ""
+    return (
+        f"warning: the output of {image.content.model} has collapsed, its patches do not vary as "
+        "the frames say they must: use another model, or train this one for the probe"
+    )
 
 
 def line(image: Image, frames_per_s: float) -> str:
@@ -124,6 +136,8 @@ class Lines:
         if state != self._state or time.monotonic() - self._printed_s >= LINE_INTERVAL_S:
             self._printed_s, self._state = time.monotonic(), state
             typer.echo(line(image, rate))
+            if warning(image):
+                typer.echo(warning(image))
 
 
 class Screen:
@@ -156,6 +170,8 @@ class Screen:
         table.add_row("update", f"{image.latency_s * 1e3:.1f} ms on its way")
         table.add_row("image", f"{height} x {width} px, generation {image.content.generation}")
         table.add_row("model", f"{image.content.model}, {image.content.layer}")
+        if warning(image):
+            table.add_row("[bold red]collapsed[/]", warning(image))
         for name, value in image.content.trust.items():
             table.add_row(name, f"{value:.4g}")
         for name, value in image.metadata.items():

@@ -22,26 +22,36 @@ from safetensors.torch import save as save_tensors
 
 from ptycho_stream.atomic_file import sync_path
 from ptycho_stream.errors import ModelError
-from ptycho_stream.models.manifest import Manifest, check_name
+from ptycho_stream.models.active import ActiveModels, active_model, former_model
+from ptycho_stream.models.folders import (
+    MANIFEST_FILE,
+    WEIGHTS_FILE,
+    model_folder,
+    model_folders,
+    new_model_folder,
+    read_manifest,
+    read_weights,
+)
+from ptycho_stream.models.manifest import Manifest
+from ptycho_stream.networks.cnn import CnnNetwork, CnnSettings
 from ptycho_stream.networks.network import Network
 from ptycho_stream.networks.unrolled import UnrolledNetwork, UnrolledSettings
 
-DEFAULT_MODEL = "unrolled-v1"
-"""The shipped model that the name ``default`` stands for, unless the folder has a ``default``."""
-
-WEIGHTS_FILE = "weights.safetensors"
-MANIFEST_FILE = "manifest.json"
-
 log = logging.getLogger(__name__)
-
-_SHIPPED = Path(__file__).parent / "shipped"
 
 
 def _unrolled(settings: dict[str, Any]) -> Network:
     return UnrolledNetwork(UnrolledSettings.from_json(settings))
 
 
-ARCHITECTURES: dict[str, Callable[[dict[str, Any]], Network]] = {"unrolled": _unrolled}
+def _cnn(settings: dict[str, Any]) -> Network:
+    return CnnNetwork(CnnSettings.from_json(settings))
+
+
+ARCHITECTURES: dict[str, Callable[[dict[str, Any]], Network]] = {
+    "unrolled": _unrolled,
+    "cnn": _cnn,
+}
 """From the name in a manifest to the network, untrained."""
 
 
@@ -61,40 +71,70 @@ class ModelRegistry:
         A folder that is no model, or a damaged one, is left out with a warning in the log.
         """
         manifests: list[Manifest] = []
-        for _, directory in sorted(self._models().items()):
+        for _, directory in sorted(model_folders(self.root).items()):
             try:
-                manifests.append(_read_manifest(directory))
+                manifests.append(read_manifest(directory))
             except ModelError as error:
                 log.warning("left out of the models: %s", error)
         return manifests
 
     def load(self, name: str = "default") -> tuple[Network, Manifest]:
-        """Load a model, ready for inference on the CPU.
+        """Load a model, ready for inference on the CPU; ``default`` is the one in use.
 
         Raises:
             ModelError: it is missing, truncated or altered, of an unknown architecture, or its
                 weights do not fit the network that its manifest describes.
         """
-        directory = self._directory(name)
-        manifest = _read_manifest(directory)
-        weights = directory / WEIGHTS_FILE
-        try:
-            content = weights.read_bytes()
-        except FileNotFoundError as error:
-            raise ModelError(f"model {name}: no {weights}; save or install it again") from error
-        found = hashlib.sha256(content).hexdigest()
-        if found != manifest.sha256:
+        return _load(model_folder(self.root, self.active() if name == "default" else name))
+
+    def active(self) -> str:
+        """Name of the model in use, which ``default`` stands for.
+
+        Raises:
+            ModelError: the file that tells it is damaged.
+        """
+        return active_model(self.root)
+
+    def use(self, name: str) -> None:
+        """Take a model into use, which has to load.
+
+        Raises:
+            ModelError: it does not load, or there is no folder to keep note of it; the former one
+                stays in use.
+        """
+        if self.root is None:
             raise ModelError(
-                f"model {name}: {weights} has sha256 {found[:12]}…, its manifest says "
-                f"{manifest.sha256[:12]}…; the file is truncated or altered, install it again"
+                "this registry has no folder to note the model in use in; set model.registry"
             )
-        try:
-            tensors = load_tensors(content)
-        except SafetensorError as error:
-            raise ModelError(f"model {name}: {weights} is no safetensors file ({error})") from error
-        network = build(manifest)
-        _fill(network, tensors, name)
-        return network.eval(), manifest
+        _load(model_folder(self.root, name))
+        if name != self.active():
+            ActiveModels(self.root).push(name)
+
+    def rollback(self) -> str:
+        """Go back to the model in use before, which has to load; its name.
+
+        Raises:
+            ModelError: none was, or it does not load; the present one stays in use.
+        """
+        name = former_model(self.root)
+        present = self.active()
+        _load(model_folder(self.root, name))
+        assert self.root is not None
+        ActiveModels(self.root).pop(present)
+        return name
+
+    def export(self, name: str, target: Path) -> Path:
+        """Copy a model, which has to load, into the folder ``target``; where it is now.
+
+        Raises:
+            ModelError: it does not load, ``target`` has a model of this name or cannot be written.
+        """
+        manifest = self.load(name)[1]
+        source = model_folder(self.root, manifest.name)
+        place = new_model_folder(target, manifest.name)
+        files = {file: (source / file).read_bytes() for file in (WEIGHTS_FILE, MANIFEST_FILE)}
+        _place(place, files)
+        return place
 
     def save(self, network: Network, manifest: Manifest) -> Manifest:
         """Add a model to the folder, and return its manifest as it was written.
@@ -112,19 +152,9 @@ class ModelRegistry:
             sha256=hashlib.sha256(content).hexdigest(),
             created=manifest.created or datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        _fill(build(written), state, written.name)
-        root = target.parent
-        draft = Path(tempfile.mkdtemp(prefix=f".{written.name}-", dir=root))
-        try:
-            _write_synced(draft / WEIGHTS_FILE, content)
-            _write_synced(draft / MANIFEST_FILE, written.to_json().encode())
-            draft.chmod(0o755)
-            draft.rename(target)
-        except OSError as error:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise ModelError(f"cannot save model {written.name} to {target}: {error}") from error
-        sync_path(root)
-        return _read_manifest(target)
+        fill(build(written), state, written.name)
+        _place(target, {WEIGHTS_FILE: content, MANIFEST_FILE: written.to_json().encode()})
+        return read_manifest(target)
 
     def check_new(self, name: str) -> Path:
         """Where a new model of this name will be; its parent folder is made if it is missing.
@@ -135,49 +165,35 @@ class ModelRegistry:
             ModelError: it is no name, there is no folder or it cannot be written, or it already has
                 a model of this name.
         """
-        check_name(name)
-        if self.root is None:
-            raise ModelError("this registry has no folder to save to; set model.registry")
-        target = self.root / name
-        if target.exists():
-            raise ModelError(f"{target} exists; models are never overwritten, choose a new name")
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ModelError(f"cannot make the registry {self.root}: {error.strerror}") from error
-        if not os.access(self.root, os.W_OK):
-            raise ModelError(f"cannot write to the registry {self.root}; choose another folder")
-        return target
-
-    def _models(self) -> dict[str, Path]:
-        found: dict[str, Path] = {}
-        for root in (_SHIPPED, self.root):
-            if root is not None and root.is_dir():
-                found |= {
-                    d.name: d for d in root.iterdir() if d.is_dir() and not d.name.startswith(".")
-                }
-        return found
-
-    def _directory(self, name: str) -> Path:
-        models = self._models()
-        directory = models.get(name) or (models.get(DEFAULT_MODEL) if name == "default" else None)
-        if directory is None:
-            where = f" or {self.root}" if self.root is not None else ""
-            raise ModelError(
-                f"no model {name!r} in the package{where}; there are: {sorted(models)}"
-            )
-        return directory
+        return new_model_folder(self.root, name)
 
 
-def _read_manifest(directory: Path) -> Manifest:
-    path = directory / MANIFEST_FILE
-    manifest = Manifest.read(path)
-    if manifest.name != directory.name:
+def _place(target: Path, files: dict[str, bytes]) -> None:
+    """Write a model's files into the new folder ``target``, all or none."""
+    root = target.parent
+    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=root))
+    try:
+        for name, content in files.items():
+            _write_synced(draft / name, content)
+        draft.chmod(0o755)
+        draft.rename(target)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise ModelError(f"cannot write model {target.name} to {target}: {error}") from error
+    sync_path(root)
+
+
+def _load(folder: Path) -> tuple[Network, Manifest]:
+    manifest = read_manifest(folder)
+    try:
+        tensors = load_tensors(read_weights(folder, manifest))
+    except SafetensorError as error:
         raise ModelError(
-            f"{path} names the model {manifest.name!r}, not {directory.name!r} as its folder: "
-            "rename one of them"
-        )
-    return manifest
+            f"model {manifest.name}: {folder / WEIGHTS_FILE} is no safetensors file ({error})"
+        ) from error
+    network = build(manifest)
+    fill(network, tensors, manifest.name)
+    return network.eval(), manifest
 
 
 def build(manifest: Manifest) -> Network:
@@ -195,8 +211,12 @@ def build(manifest: Manifest) -> Network:
     return make(manifest.settings)
 
 
-def _fill(network: Network, tensors: dict[str, torch.Tensor], name: str) -> None:
-    """Strict load: every name and shape has to fit."""
+def fill(network: Network, tensors: dict[str, torch.Tensor], name: str) -> None:
+    """Put weights into a network, strictly: every name and shape has to fit.
+
+    Raises:
+        ModelError: one is missing, unknown or of another shape.
+    """
     expected = network.state_dict()
     missing = sorted(expected.keys() - tensors.keys())
     unknown = sorted(tensors.keys() - expected.keys())

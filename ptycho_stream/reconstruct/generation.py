@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_stream.reconstruct.canvas import Canvas, half_of
+from ptycho_stream.reconstruct.collapse import SpreadWatch
 from ptycho_stream.reconstruct.ledger import PairLedger
 from ptycho_stream.reconstruct.patches import Patches
 
@@ -28,6 +29,7 @@ class GenerationIdentity:
         photons: of the unattenuated beam, a frame.
         photon_frames: how many frames that was measured from; 0: it is from the settings.
         corrected_below: corrections of positions up to this pair are in the image.
+        neighbours: among so many a frame's group was sought; 0 where the network takes single ones.
     """
 
     software: str
@@ -40,6 +42,7 @@ class GenerationIdentity:
     pixel_yx_m: tuple[float, float]
     tile_px: int
     corrected_below: int
+    neighbours: int
 
     @classmethod
     def from_json(cls, text: str) -> GenerationIdentity:
@@ -62,13 +65,22 @@ class Generation:
     probe: NDArray[np.complex64]
     canvas: Canvas = field(init=False)
     ledger: PairLedger = field(default_factory=PairLedger)
+    spread: SpreadWatch = field(default_factory=SpreadWatch)
     _frames: list[NDArray[Any]] = field(default_factory=list[NDArray[Any]])
 
     def __post_init__(self) -> None:
         self.canvas = Canvas(self.identity.tile_px)
 
     def add(self, indices: NDArray[np.int64], pairs: NDArray[Any], patches: Patches) -> None:
-        """Stitch the patches of ``pairs`` (B,), whose ``indices`` (B,) in the log these are."""
+        """Stitch the patches of ``pairs`` (B,), whose ``indices`` (B,) in the log these are.
+
+        Patches that are no numbers never reach the canvas; their pairs are skipped.
+        """
+        self.spread.add(patches.verdicts)
+        finite = patches.verdicts.finite
+        if not finite.all():
+            self.ledger.skip(indices[~finite])
+            indices, pairs, patches = indices[finite], pairs[finite], patches.only(finite)
         self.canvas.add(
             patches.object_yx, patches.weight_yx, patches.corner_yx_px, half_of(pairs["number"])
         )
@@ -99,6 +111,8 @@ class Generation:
             "probe": self.probe,
             "added": self.ledger.added,
             "skipped": self.ledger.skipped,
+            "waiting": self.ledger.waiting,
+            "spread": self.spread.history,
             "frames": self._joined(),
         }
 
@@ -108,7 +122,8 @@ class Generation:
         identity = GenerationIdentity.from_json(str(state["identity"]))
         generation = cls(int(state["number"]), identity, state["probe"])
         generation.canvas = Canvas.from_state(state, identity.tile_px)
-        generation.ledger = PairLedger(state["added"], state["skipped"])
+        generation.ledger = PairLedger(state["added"], state["skipped"], state["waiting"])
+        generation.spread = SpreadWatch(state["spread"])
         generation._frames = [state["frames"]]
         return generation
 

@@ -14,20 +14,30 @@ class PairLedger:
     """The set of pairs done, by their index in the scan's log of pairs.
 
     ``added`` are in the image, in order of arrival there; ``skipped`` were looked at and left out
-    (flagged positions, damaged frames).
+    (flagged positions, damaged frames); ``waiting`` were looked at and wait for the rest of their
+    group.
+
+    Attributes:
+        count: how many are done, added or skipped.
     """
 
     def __init__(
-        self, added: NDArray[np.int64] | None = None, skipped: NDArray[np.int64] | None = None
+        self,
+        added: NDArray[np.int64] | None = None,
+        skipped: NDArray[np.int64] | None = None,
+        waiting: NDArray[np.int64] | None = None,
     ) -> None:
         empty = np.empty(0, np.int64)
         self._added = [empty if added is None else added]
         self._skipped = [empty if skipped is None else skipped]
-        self._done = np.zeros(1024, bool)
-        self._all_done_below = 0
+        self._waiting: set[int] = set()
+        self._taken = np.zeros(1024, bool)
+        self._all_taken_below = 0
         self.count = 0
         for indices in (*self._added, *self._skipped):
-            self._mark(indices)
+            self._done(indices)
+        if waiting is not None:
+            self.wait(waiting)
 
     @property
     def added(self) -> NDArray[np.int64]:
@@ -39,37 +49,62 @@ class PairLedger:
         """Indices (n,) of the pairs left out."""
         return self._joined(self._skipped)
 
+    @property
+    def waiting(self) -> NDArray[np.int64]:
+        """Indices (n,) of the pairs that wait for the rest of their group, ascending."""
+        return np.array(sorted(self._waiting), np.int64)
+
+    @property
+    def waiting_count(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
+    @property
+    def taken(self) -> int:
+        """How many were looked at: done or waiting."""
+        return self.count + len(self._waiting)
+
     def pending(self, pair_count: int, limit: int) -> NDArray[np.int64]:
-        """The first ``limit`` indices below ``pair_count`` that are not done."""
+        """The first ``limit`` indices below ``pair_count`` that were not looked at."""
         self._grow(pair_count)
-        low = self._all_done_below
-        return low + np.flatnonzero(~self._done[low:pair_count])[:limit]
+        low = self._all_taken_below
+        return low + np.flatnonzero(~self._taken[low:pair_count])[:limit]
 
     def add(self, indices: NDArray[np.int64]) -> None:
         """Pairs that are in the image now."""
         self._added.append(indices)
-        self._mark(indices)
+        self._done(indices)
 
     def skip(self, indices: NDArray[np.int64]) -> None:
         """Pairs that are left out for good."""
         self._skipped.append(indices)
-        self._mark(indices)
+        self._done(indices)
 
-    def _mark(self, indices: NDArray[np.int64]) -> None:
+    def wait(self, indices: NDArray[np.int64]) -> None:
+        """Pairs that wait for the rest of their group."""
+        self._waiting.update(indices.tolist())
+        self._take(indices)
+
+    def _done(self, indices: NDArray[np.int64]) -> None:
+        if self._waiting:
+            self._waiting.difference_update(indices.tolist())
+        self.count += len(indices)
+        self._take(indices)
+
+    def _take(self, indices: NDArray[np.int64]) -> None:
         if not len(indices):
             return
         self._grow(int(indices.max()) + 1)
-        self._done[indices] = True
-        self.count += len(indices)
-        gaps = np.flatnonzero(~self._done[self._all_done_below :])
-        self._all_done_below += int(gaps[0]) if len(gaps) else 0
+        self._taken[indices] = True
+        gaps = np.flatnonzero(~self._taken[self._all_taken_below :])
+        self._all_taken_below += int(gaps[0]) if len(gaps) else 0
 
     def _grow(self, length: int) -> None:
-        # Always one undone entry past the end, so that _mark finds where the done ones stop.
-        if length >= len(self._done):
-            grown = np.zeros(max(2 * len(self._done), length + 1), bool)
-            grown[: len(self._done)] = self._done
-            self._done = grown
+        # Always one entry past the end that is not taken, so that _take finds where they stop.
+        if length >= len(self._taken):
+            grown = np.zeros(max(2 * len(self._taken), length + 1), bool)
+            grown[: len(self._taken)] = self._taken
+            self._taken = grown
 
     @staticmethod
     def _joined(chunks: list[NDArray[np.int64]]) -> NDArray[np.int64]:

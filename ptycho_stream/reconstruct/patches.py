@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ptycho_stream.errors import GeometryError
 from ptycho_stream.geometry import View, patch_corners
+from ptycho_stream.reconstruct.collapse import Verdicts
 from ptycho_stream.reconstruct.predict import Predictor
 from ptycho_stream.reconstruct.recipe import Recipe
 from ptycho_stream.scans.reader import ScanReader
@@ -26,12 +27,23 @@ class Patches:
     """Predicted patches of a batch.
 
     ``object_yx`` complex64 (B, N, N), ``weight_yx`` float32 (B, N, N) the probe's intensity in
-    units of its peak, ``corner_yx_px`` int64 (B, 2) the canvas pixel of patch[0, 0].
+    units of its peak times the network's confidence, ``corner_yx_px`` int64 (B, 2) the canvas pixel
+    of patch[0, 0], ``verdicts`` whether they can be true.
     """
 
     object_yx: NDArray[np.complex64]
     weight_yx: NDArray[np.float32]
     corner_yx_px: NDArray[np.int64]
+    verdicts: Verdicts
+
+    def only(self, rows: NDArray[np.bool_]) -> Patches:
+        """Those patches where ``rows`` (B,) is True."""
+        return Patches(
+            self.object_yx[rows],
+            self.weight_yx[rows],
+            self.corner_yx_px[rows],
+            self.verdicts[rows],
+        )
 
 
 class PatchMaker:
@@ -58,17 +70,22 @@ class PatchMaker:
         )
 
     @property
+    def group_frames(self) -> int:
+        """So many pairs go through the network together."""
+        return self._predictor.group_frames
+
+    @property
     def probe(self) -> NDArray[np.complex64]:
         """Probe modes (modes, N, N), scaled to the scan's photons."""
         return self._predictor.probe.modes
 
     def make(self, pairs: NDArray[Any], pixel_yx_m: tuple[float, float]) -> Patches:
-        """Patches of ``pairs`` (B,), records of the scan's log of pairs."""
+        """Patches of ``pairs`` (B,), records of the scan's log of pairs; groups lie in a row."""
         position_yx_m = np.stack([pairs["y_m"], pairs["x_m"]], axis=1)
         corner, shift = patch_corners(position_yx_m, pixel_yx_m, self._view.size_px)
         counts = self._view.apply(self._reader.frames(pairs["slot"]))
-        patches, weights = self._predictor.predict(counts, shift, self._valid)
-        return Patches(patches, weights, corner)
+        found = self._predictor.predict_judged(counts, shift, self._valid)
+        return Patches(found.patches, found.weights, corner, found.verdicts)
 
 
 def valid_pixels(reader: ScanReader, view: View) -> NDArray[np.bool_]:

@@ -4,6 +4,7 @@ Used by the reconstruct stage for every frame, and by anyone who wants patches w
 The canvas is an integer grid: the fraction of a position is put into the probe, not interpolated.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,19 @@ from ptycho_stream.errors import ModelError
 from ptycho_stream.networks.network import Network
 from ptycho_stream.physics.forward import mode_sum
 from ptycho_stream.physics.probe import Probe, shifted_modes, spectrum_of
+from ptycho_stream.reconstruct.collapse import Verdicts, judge, verdicts
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """Patches complex64 (B, N, N), their weights float32 (B, N, N), and whether they can be true.
+
+    Weights and patches that are not finite are 0, and the verdict says so.
+    """
+
+    patches: NDArray[np.complex64]
+    weights: NDArray[np.float32]
+    verdicts: Verdicts
 
 
 class Predictor:
@@ -24,7 +38,8 @@ class Predictor:
         network: moved to ``device``.
         probe: in the photons of the counts.
         device: where to compute.
-        batch_size: most frames in one pass of the network; larger inputs are cut.
+        batch_size: most frames in one pass of the network, rounded down to whole groups, but one
+            group at least; larger inputs are cut.
     """
 
     def __init__(
@@ -38,11 +53,13 @@ class Predictor:
             raise ModelError(f"the batch size is {batch_size}; it must be at least 1")
         self.probe = probe
         self.device = torch.device(device)
-        self.batch_size = batch_size
+        self.group_frames = network.group_frames
+        self.batch_size = max(batch_size // self.group_frames, 1) * self.group_frames
         # channels_last: three times faster convolutions on a CPU, tensor cores on a GPU.
         self._network = network.to(self.device).eval()
         self._network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._spectrum = spectrum_of(probe, self.device)
+        self._empty = mode_sum(self._spectrum[None])[0].sqrt()
         self._peak = float(np.max(probe.power_yx))
 
     def warm_up(self) -> None:
@@ -57,11 +74,11 @@ class Predictor:
         shift_yx_px: NDArray[np.floating[Any]],
         valid: NDArray[np.bool_] | None = None,
     ) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
-        """Reconstruct frames one by one, many at a time.
+        """Reconstruct frames, many at a time.
 
         Args:
             counts: any real dtype (B, N, N), photons, zero frequency at [N // 2, N // 2].
-                Negative and masked pixels may hold anything finite.
+                Negative and masked pixels may hold anything finite. Groups are successive frames.
             shift_yx_px: (B, 2), the part of the position that the patch's corner, a whole pixel,
                 leaves over; about [-0.5, 0.5].
             valid: bool (N, N), the same order as ``counts``; None: every pixel is.
@@ -73,8 +90,45 @@ class Predictor:
             of the patch is real and positive.
 
         Raises:
-            ModelError: the shapes do not fit each other or the probe.
+            ModelError: the shapes do not fit each other or the probe, or a group is not whole.
         """
+        found = self.predict_judged(counts, shift_yx_px, valid)
+        return found.patches, found.weights
+
+    def predict_judged(
+        self,
+        counts: NDArray[Any],
+        shift_yx_px: NDArray[np.floating[Any]],
+        valid: NDArray[np.bool_] | None = None,
+    ) -> Predicted:
+        """Like :meth:`predict`, and judge whether the patches can be true."""
+        self._check_shapes(counts, shift_yx_px)
+        mask = self._mask(valid)
+        patches = np.empty(counts.shape, np.complex64)
+        weights = np.empty(counts.shape, np.float32)
+        judged = np.empty((4, len(counts)), np.float32)
+        shifts = torch.as_tensor(np.ascontiguousarray(shift_yx_px, np.float32))
+        with torch.inference_mode():
+            empty = torch.where(mask[0], self._empty, self._empty.new_zeros(()))
+            for start in range(0, len(counts), self.batch_size):
+                part = slice(start, start + self.batch_size)
+                amplitude = corner_amplitude(counts[part]).to(self.device)
+                amplitude = torch.where(mask, amplitude, amplitude.new_zeros(()))
+                modes = shifted_modes(self._spectrum, shifts[part].to(self.device))
+                power = mode_sum(modes) / self._peak
+                found = self._network(amplitude, modes, mask)
+                weight = power * found.confidence
+                patch = in_gauge(found.obj, weight)
+                verdict = judge(patch, power, amplitude, empty)
+                patches[part], weights[part] = patch.cpu().numpy(), weight.cpu().numpy()
+                judged[:, part] = verdict.cpu().numpy()
+        result = Predicted(patches, weights, verdicts(judged))
+        bad = ~result.verdicts.finite
+        if bad.any():
+            patches[bad], weights[bad] = 0, 0
+        return result
+
+    def _check_shapes(self, counts: NDArray[Any], shift_yx_px: NDArray[np.floating[Any]]) -> None:
         size = self.probe.size_px
         if counts.ndim != 3 or counts.shape[1:] != (size, size):
             raise ModelError(f"frames are {counts.shape}, the probe needs (B, {size}, {size})")
@@ -82,22 +136,11 @@ class Predictor:
             raise ModelError(
                 f"{len(counts)} frames need ({len(counts)}, 2) shifts, not {shift_yx_px.shape}"
             )
-        mask = self._mask(valid)
-        patches = np.empty(counts.shape, np.complex64)
-        weights = np.empty(counts.shape, np.float32)
-        shifts = torch.as_tensor(np.ascontiguousarray(shift_yx_px, np.float32))
-        with torch.inference_mode():
-            for start in range(0, len(counts), self.batch_size):
-                part = slice(start, start + self.batch_size)
-                amplitude = _corner_amplitude(counts[part]).to(self.device)
-                amplitude = torch.where(mask, amplitude, amplitude.new_zeros(()))
-                modes = shifted_modes(self._spectrum, shifts[part].to(self.device))
-                weight = mode_sum(modes) / self._peak
-                found = self._network(amplitude, modes, mask)
-                weight = weight * found.confidence
-                patch = _in_gauge(found.obj, weight)
-                patches[part], weights[part] = patch.cpu().numpy(), weight.cpu().numpy()
-        return patches, weights
+        if len(counts) % self.group_frames:
+            raise ModelError(
+                f"{len(counts)} frames are no whole number of groups of {self.group_frames}, as "
+                "this network takes them"
+            )
 
     def _mask(self, valid: NDArray[np.bool_] | None) -> Tensor:
         size = self.probe.size_px
@@ -108,7 +151,7 @@ class Predictor:
         return torch.as_tensor(np.fft.ifftshift(valid)[None].copy()).to(self.device)
 
 
-def _in_gauge(patch: Tensor, weight: Tensor) -> Tensor:
+def in_gauge(patch: Tensor, weight: Tensor) -> Tensor:
     """Turn each patch so that its weighted mean has no phase.
 
     On the measured siemens star, and on simulated scans, this makes patches agree better than the
@@ -118,7 +161,7 @@ def _in_gauge(patch: Tensor, weight: Tensor) -> Tensor:
     return patch * torch.polar(torch.ones_like(mean.real), -mean.angle())
 
 
-def _corner_amplitude(counts: NDArray[Any]) -> Tensor:
+def corner_amplitude(counts: NDArray[Any]) -> Tensor:
     """Square root, float32, and zero frequency to [0, 0], in one pass over the counts."""
     size = counts.shape[-1]
     half = size // 2

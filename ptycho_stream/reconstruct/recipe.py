@@ -25,6 +25,7 @@ class Recipe:
     """A network and a probe, with what identifies them in results and saved states.
 
     ``probe`` is as the file has it; ``photons`` is what to scale it to, None: from the frames.
+    Among ``neighbours`` of a frame its group is sought, where the network takes several together.
     """
 
     network: Network
@@ -34,6 +35,7 @@ class Recipe:
     photons: float | None
     device: torch.device
     batch_frames: int
+    neighbours: int = 4
 
     @property
     def probe_digest(self) -> str:
@@ -50,7 +52,7 @@ class Recipe:
         predictor.warm_up()
         started_s = time.monotonic()
         predictor.warm_up()
-        return time.monotonic() - started_s
+        return (time.monotonic() - started_s) / predictor.batch_size
 
 
 def load_recipe(settings: Settings) -> Recipe:
@@ -78,11 +80,16 @@ def load_recipe(settings: Settings) -> Recipe:
         photons=settings.probe.photons,
         device=usable_device(settings.reconstruct.device),
         batch_frames=settings.reconstruct.batch_frames,
+        neighbours=settings.reconstruct.neighbours,
     )
 
 
-def usable_device(name: str) -> torch.device:
+def usable_device(name: str, key: str = "reconstruct.device") -> torch.device:
     """The device of that name; ``auto`` is the first GPU where there is one.
+
+    Args:
+        name: auto, cpu, cuda or cuda:N.
+        key: of the setting that it comes from, for the error.
 
     Raises:
         ModelError: this machine has no such device.
@@ -94,6 +101,6 @@ def usable_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ModelError(
-            f"reconstruct.device is {name!r} and cannot be used here: {str(error).splitlines()[0]}"
+            f"{key} is {name!r} and cannot be used here: {str(error).splitlines()[0]}"
         ) from error
     return device

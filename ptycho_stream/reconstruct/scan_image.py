@@ -6,30 +6,31 @@ without any daemon.  Where it stands is saved in one file beside the scan's fram
 
 from __future__ import annotations
 
-import logging
-import os
-import zipfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_stream import __version__
-from ptycho_stream.errors import StoreError
 from ptycho_stream.reconstruct.canvas import TileIndex
 from ptycho_stream.reconstruct.corrections import Corrections
 from ptycho_stream.reconstruct.generation import Generation, GenerationIdentity
-from ptycho_stream.reconstruct.patches import PHOTON_FRAMES, PatchMaker, measured_photons
+from ptycho_stream.reconstruct.groups import GroupFormer
+from ptycho_stream.reconstruct.ledger import PairLedger
+from ptycho_stream.reconstruct.patches import (
+    PHOTON_FRAMES,
+    Patches,
+    PatchMaker,
+    measured_photons,
+)
 from ptycho_stream.reconstruct.recipe import Recipe
+from ptycho_stream.reconstruct.saved_image import generations_state, load_state, write_state
 from ptycho_stream.results import ImageState, Tile
 from ptycho_stream.scans.reader import ScanReader
 
-STATE_FILE = "reconstruct.npz"
-
-_log = logging.getLogger(__name__)
-_CURRENT, _FOLLOWING = "current.", "following."
+_PAIRS_GAP = 256
+"""Pairs that lie closer in the log are read at once."""
 
 
 class ScanImage:
@@ -43,6 +44,10 @@ class ScanImage:
         reader: of the scan.
         recipe: network, probe and device.
         tile_px: side of the canvas' tiles.
+
+    Attributes:
+        patches_collapsed: of the last step: collapsed, though in the image (see ``collapse.py``).
+        patches_not_finite: of the last step: no numbers, and left out.
     """
 
     def __init__(self, reader: ScanReader, recipe: Recipe, tile_px: int) -> None:
@@ -50,9 +55,11 @@ class ScanImage:
         self._tile_px = tile_px
         self._tiles: dict[TileIndex, Tile] = {}
         self._makers: dict[int, PatchMaker] = {}
+        self._formers: dict[int, GroupFormer] = {}
+        self.patches_collapsed = self.patches_not_finite = 0
         self._corrections = Corrections(reader)
         self._recipe = recipe
-        self.current, self.following = _load_state(reader)
+        self.current, self.following = load_state(reader)
 
     def use(self, recipe: Recipe) -> None:
         """Go on with ``recipe``; the next step opens a generation for it."""
@@ -76,12 +83,17 @@ class ScanImage:
         if not pairs or self.problem:
             return False
         newest = self._newest
-        return newest is None or newest.ledger.count < pairs or not self._is_present(newest)
+        return newest is None or self._workable(newest.ledger) > 0 or not self._is_present(newest)
 
     @property
     def backlog(self) -> int:
-        """How many pairs no subscriber has seen."""
-        return self.reader.pair_count - (self.current.ledger.count if self.current else 0)
+        """How many pairs no subscriber has seen, but for those that wait for their group."""
+        return self._workable(self.current.ledger) if self.current else self.reader.pair_count
+
+    def _workable(self, ledger: PairLedger) -> int:
+        """How many pairs could be worked on; at a scan's end there is nothing to wait for."""
+        waiting = ledger.waiting_count if self.reader.header.sealed else 0
+        return self.reader.pair_count - ledger.taken + waiting
 
     def oldest_pending_monotonic_ns(self) -> int | None:
         """When the oldest pair that no subscriber has seen became complete; None without one."""
@@ -108,6 +120,7 @@ class ScanImage:
             GeometryError: the probe does not fit the scan, or the view shows nothing.
             StoreError: the store cannot be read.
         """
+        self.patches_collapsed = self.patches_not_finite = 0
         self._corrections.look()
         newest = self._newest
         if newest is None or newest.number not in self._makers or not self._is_present(newest):
@@ -118,11 +131,19 @@ class ScanImage:
         if self.following is None:
             return np.empty(0, np.int64)
         shown = self._extend(self.following, limit, on_damaged)
-        if self.following.ledger.count < self.current.ledger.count:
+        ledger = self.following.ledger
+        left_over = self.reader.header.sealed and ledger.waiting_count
+        if ledger.taken < self.current.ledger.taken or left_over:
             return np.empty(0, np.int64)
         self._makers.pop(self.current.number, None)
+        self._formers.pop(self.current.number, None)
         self.current, self.following, self._tiles = self.following, None, {}
         return shown
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the network's output has collapsed, in what subscribers see."""
+        return self.current is not None and self.current.spread.collapsed
 
     @property
     def _newest(self) -> Generation | None:
@@ -149,6 +170,18 @@ class ScanImage:
         else:
             self.following = newest
         self._makers[newest.number] = maker
+        if maker.group_frames > 1:
+            self._formers[newest.number] = self._former(newest, maker.group_frames)
+
+    def _former(self, generation: Generation, group_frames: int) -> GroupFormer:
+        """What forms a generation's groups, as it was when the last pair was looked at."""
+        identity, ledger = generation.identity, generation.ledger
+        reach_m = self.reader.header.size_px * max(identity.pixel_yx_m)
+        former = GroupFormer(group_frames, identity.neighbours, reach_m)
+        pairs = self.reader.pairs()[np.concatenate([ledger.added, ledger.waiting])]
+        position_yx_m = np.stack([pairs["y_m"], pairs["x_m"]], axis=1)
+        former.restore(ledger.added, ledger.waiting, position_yx_m)
+        return former
 
     def _is_present(self, generation: Generation) -> bool:
         """Whether ``generation`` is made with the present recipe, view and positions."""
@@ -170,6 +203,7 @@ class ScanImage:
             pixel_yx_m=header.pixel_yx_m,
             tile_px=self._tile_px,
             corrected_below=self._corrected_below(held),
+            neighbours=recipe.neighbours if recipe.network.group_frames > 1 else 0,
         )
 
     def _photon_frames(self, held: Generation | None) -> int:
@@ -192,27 +226,74 @@ class ScanImage:
         if held is None:
             return pairs
         below = held.identity.corrected_below
-        due = held.ledger.count >= pairs and self._corrections.any_from(below)
+        due = held.ledger.taken >= pairs and self._corrections.any_from(below)
         return pairs if due else below
 
     def _extend(
         self, target: Generation, limit: int, on_damaged: Callable[[list[int]], None]
     ) -> NDArray[np.int64]:
         indices = target.ledger.pending(self.reader.pair_count, limit)
-        if not len(indices):
-            return indices
-        pairs = self.reader.pairs(int(indices[0]), int(indices[-1]) + 1)[indices - indices[0]]
-        damaged = self.reader.verify(pairs["slot"])
-        if damaged:
-            on_damaged(damaged)
-        usable = (pairs["flags"] == 0) & ~np.isin(pairs["slot"], damaged)
-        usable &= self._corrections.usable(indices, pairs, target.identity.corrected_below)
-        target.ledger.skip(indices[~usable])
-        pairs = pairs[usable]
+        low, high = (int(indices[0]), int(indices[-1]) + 1) if len(indices) else (0, 0)
+        pairs = self.reader.pairs(low, high)[indices - low]
+        if len(indices):
+            damaged = self.reader.verify(pairs["slot"])
+            if damaged:
+                on_damaged(damaged)
+            usable = (pairs["flags"] == 0) & ~np.isin(pairs["slot"], damaged)
+            usable &= self._corrections.usable(indices, pairs, target.identity.corrected_below)
+            target.ledger.skip(indices[~usable])
+            indices, pairs = indices[usable], pairs[usable]
+        if target.number in self._formers:
+            return self._extend_by_groups(target, indices, pairs, limit)
         if len(pairs):
             patches = self._makers[target.number].make(pairs, target.identity.pixel_yx_m)
-            target.add(indices[usable], pairs, patches)
+            self._add(target, indices, pairs, patches)
         return pairs["paired_monotonic_ns"].astype(np.int64)
+
+    def _extend_by_groups(
+        self, target: Generation, indices: NDArray[np.int64], pairs: NDArray[Any], limit: int
+    ) -> NDArray[np.int64]:
+        """Add the groups that are complete with these pairs; at the scan's end, what is left."""
+        maker, former = self._makers[target.number], self._formers[target.number]
+        places = zip(indices.tolist(), pairs["y_m"].tolist(), pairs["x_m"].tolist(), strict=True)
+        groups = [group for place in places if (group := former.arrive(*place)) is not None]
+        target.ledger.wait(indices)
+        members = np.array(groups, np.int64).reshape(-1, maker.group_frames)
+        fresh = np.ones(members.shape, bool)
+        if not groups and self.reader.header.sealed and self._all_looked_at(target):
+            last = target.ledger.waiting[: max(1, limit // maker.group_frames)].tolist()
+            members = np.array([former.leftover(index) for index in last], np.int64)
+            members = members.reshape(-1, maker.group_frames)
+            fresh = np.zeros(members.shape, bool)
+            fresh[:, 0] = True  # their partners are in the image, or get there by themselves
+        if not members.size:
+            return np.empty(0, np.int64)
+        rows, new = members.ravel(), fresh.ravel()
+        pairs = self._pairs_at(rows)
+        patches = maker.make(pairs, target.identity.pixel_yx_m).only(new)
+        self._add(target, rows[new], pairs[new], patches)
+        return pairs[new]["paired_monotonic_ns"].astype(np.int64)
+
+    def _all_looked_at(self, target: Generation) -> bool:
+        return target.ledger.taken >= self.reader.pair_count
+
+    def _add(
+        self,
+        target: Generation,
+        indices: NDArray[np.int64],
+        pairs: NDArray[Any],
+        patches: Patches,
+    ) -> None:
+        target.add(indices, pairs, patches)
+        self.patches_collapsed += int(patches.verdicts.collapsed.sum())
+        self.patches_not_finite += int((~patches.verdicts.finite).sum())
+
+    def _pairs_at(self, indices: NDArray[np.int64]) -> NDArray[Any]:
+        """Records of the log of pairs at ``indices`` (n,), in any order; read run by run."""
+        wanted, back = np.unique(indices, return_inverse=True)
+        runs = np.split(wanted, np.flatnonzero(np.diff(wanted) > _PAIRS_GAP) + 1)
+        found = [self.reader.pairs(int(r[0]), int(r[-1]) + 1)[r - r[0]] for r in runs]
+        return np.concatenate(found)[back]
 
     def image(self, final: bool) -> ImageState:
         """What subscribers are to see now; without tiles before the first patch."""
@@ -242,16 +323,23 @@ class ScanImage:
             position_yx_m=generation.position_yx_m,
             probe=generation.probe,
             model=generation.identity.model,
+            spread=generation.spread.spread,
+            collapsed=generation.spread.collapsed,
             **told,
         )
 
     def counts(self) -> dict[str, int]:
-        """Frames committed, paired, reconstructed and left out, and the ingest's own accounting."""
+        """Frames committed, paired, reconstructed and left out, and the ingest's own accounting.
+
+        ``waiting`` are those that wait for the rest of their group, if any do.
+        """
         header, generation = self.reader.header, self.current
         expected = {} if header.expected_frames is None else {"expected": header.expected_frames}
+        waiting = 0 if generation is None else generation.ledger.waiting_count
         return {
             **header.counts,
             **expected,
+            **({"waiting": waiting} if waiting else {}),
             "committed": self.reader.committed,
             "paired": self.reader.pair_count,
             "reconstructed": 0 if generation is None else len(generation.ledger.added),
@@ -268,69 +356,4 @@ class ScanImage:
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
         """Both generations as arrays of their own, for :func:`write_state` in another thread."""
-        arrays: dict[str, NDArray[Any]] = {}
-        for prefix, generation in ((_CURRENT, self.current), (_FOLLOWING, self.following)):
-            if generation is not None:
-                arrays |= {prefix + key: value for key, value in generation.state().items()}
-        return arrays
-
-
-def write_state(directory: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    """Write a snapshot of a scan's image into the scan's folder, whole or not at all.
-
-    Raises:
-        StoreError: the disk refused.
-    """
-    path = directory / STATE_FILE
-    partial = path.with_suffix(".partial")
-    try:
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise StoreError(
-            f"cannot save the image's state to {path}: {error.strerror}; free space there. The "
-            "frames are safe; after a restart the image is made again from them"
-        ) from error
-
-
-def _load_state(reader: ScanReader) -> tuple[Generation | None, Generation | None]:
-    """Both generations saved with a scan; None where there is none, or no usable one.
-
-    The state is derived data: a damaged one, or one whose pairs a power cut took from the store,
-    costs the time to make it again, nothing else.
-    """
-    path = reader.directory / STATE_FILE
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
-            arrays = {key: held[key] for key in held.files}
-        return _generation(reader, arrays, _CURRENT), _generation(reader, arrays, _FOLLOWING)
-    except FileNotFoundError:
-        return None, None
-    except (ValueError, TypeError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
-        _log.warning("the saved image %s is unusable (%s) and is made again", path, error)
-        path.rename(path.with_suffix(".damaged"))
-        return None, None
-
-
-def _generation(
-    reader: ScanReader, arrays: dict[str, NDArray[Any]], prefix: str
-) -> Generation | None:
-    state = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-    if not state:
-        return None
-    added, frames, pairs = state["added"], state["frames"], reader.pairs()
-    if max((int(part.max()) for part in (added, state["skipped"]) if len(part)), default=-1) >= len(
-        pairs
-    ):
-        raise ValueError("it holds more pairs than the store")
-    stored = pairs[added]
-    position_yx_m = np.stack([stored["y_m"], stored["x_m"]], axis=1)
-    if not np.array_equal(stored["number"], frames["number"]) or not np.array_equal(
-        position_yx_m, frames["position_yx_m"]
-    ):
-        raise ValueError("its pairs are not those of the store")
-    return Generation.from_state(state)
+        return generations_state(self.current, self.following)

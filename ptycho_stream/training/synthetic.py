@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from ptycho_stream.physics.forward import intensity
 from ptycho_stream.physics.probe import Probe
-from ptycho_stream.simulate.probes import random_probe
-from ptycho_stream.simulate.samples import random_sample
+from ptycho_stream.simulate.probes import WIDE_PROBES, random_probe
+from ptycho_stream.simulate.samples import WIDE_SAMPLES, random_sample
 
 Complex = NDArray[np.complex64]
 Mask = NDArray[np.bool_]
@@ -43,10 +43,10 @@ class SyntheticSettings:
         photons: lowest, most likely and highest of the beam's photons (triangular in the log).
     """
 
-    sizes_px: tuple[int, ...] = (64, 128, 128)
+    sizes_px: tuple[int, ...] = (64, 64, 128)
     frames: int = 8
     max_modes: int = 3
-    photons: tuple[float, float, float] = (1e3, 5e5, 1e7)
+    photons: tuple[float, float, float] = (2e3, 1e6, 1e7)
 
 
 class TrainingBatch(NamedTuple):
@@ -82,7 +82,7 @@ def synthetic_batch(seed: int, number: int, settings: SyntheticSettings) -> Trai
     """Make batch ``number`` of the endless series that ``seed`` names."""
     rng = np.random.default_rng((seed, number))
     size = int(rng.choice(settings.sizes_px))
-    modes = 1 if rng.random() < 0.72 else int(rng.integers(1, settings.max_modes + 1))
+    modes = 1 if rng.random() < 0.4 else int(rng.integers(1, settings.max_modes + 1))
     ratio = max(settings.sizes_px) / size
     frames = round(settings.frames * ratio * ratio)
     per_group = FRAMES_OF_A_SAMPLE
@@ -110,12 +110,12 @@ def synthetic_batch(seed: int, number: int, settings: SyntheticSettings) -> Trai
 def _group(rng: np.random.Generator, size: int, modes: int, settings: SyntheticSettings) -> _Group:
     low, mode, high = (math.log10(n) for n in settings.photons)
     photons = float(10 ** rng.triangular(low, mode, high))
-    hidden = int(rng.integers(1, 3)) if rng.random() < 0.35 else 0
-    probe = random_probe(rng, size, modes=modes + hidden, photons=photons)
+    hidden = int(rng.integers(1, 3)) if rng.random() < 0.12 else 0
+    probe = random_probe(rng, size, modes=modes + hidden, photons=photons, mix=WIDE_PROBES)
     told = probe.leading(modes)
     if hidden and rng.random() < 0.5:
         told = told.normalised(photons)
-    sample = random_sample(rng, (2 * size, 2 * size))
+    sample = random_sample(rng, (2 * size, 2 * size), WIDE_SAMPLES)
     corners = rng.integers(0, size + 1, (FRAMES_OF_A_SAMPLE, 2))
     objects = np.stack([sample[y : y + size, x : x + size] for y, x in corners])
     return _Group(
@@ -130,12 +130,12 @@ def _group(rng: np.random.Generator, size: int, modes: int, settings: SyntheticS
 def _misjudged(rng: np.random.Generator, probe: Probe) -> Probe:
     """The probe as an earlier reconstruction would have it: noisy, and not quite of this power."""
     modes = probe.modes
-    if rng.random() < 0.3:
+    if rng.random() < 0.1:
         noise = rng.standard_normal((2, *modes.shape), np.float32)
         level = rng.uniform(0.002, 0.03) * np.sqrt(float(np.max(probe.power_yx)))
         modes = modes + (noise[0] + 1j * noise[1]).astype(np.complex64) * np.float32(level)
-    if rng.random() < 0.3:
-        modes = modes * np.float32(1 + 0.02 * rng.standard_normal())
+    if rng.random() < 0.2:
+        modes = modes * np.float32(1 + 0.01 * rng.standard_normal())
     return Probe(modes)
 
 

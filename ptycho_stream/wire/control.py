@@ -21,6 +21,9 @@ VERSION = 1
 MAX_REQUEST_BYTES = 1 << 20
 MAX_REPLY_BYTES = 64 << 20
 MAX_SCANS = 10_000
+MAX_JOBS = 1000
+MAX_JOB_SCANS = 100
+MAX_JOB_MINUTES = 7 * 24 * 60.0
 MAX_EXPECTED_FRAMES = 1 << 40
 
 # What msgspec raises on bytes from outside: text that is not UTF-8 comes as a ValueError.
@@ -30,7 +33,7 @@ RequestId = int | str
 
 
 class NoArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Of ``status``, ``models``, ``reload`` and ``endpoints``."""
+    """Of ``status``, ``models``, ``rollback_model``, ``reload`` and ``endpoints``."""
 
 
 class ScansArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -70,11 +73,81 @@ class ExportArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     formats: tuple[str, ...] = ("npz",)
 
 
+class TrainingArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Of ``finetune`` and ``train``: no scan means the newest one, None what the settings say.
+
+    What values there may be is checked with the job that they come to.
+    """
+
+    scan_ids: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_JOB_SCANS)] = ()
+    name: str | None = None
+    frames: tuple[int, int] | None = None
+    loss: str | None = None
+    minutes: Annotated[float, msgspec.Meta(gt=0, le=MAX_JOB_MINUTES)] | None = None
+    steps: int | None = None
+    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    batch_frames: int | None = None
+    held_out: float | None = None
+    seed: int | None = None
+    promote: str | None = None
+    device: str | None = None
+    devices: int | None = None
+    strategy: str | None = None
+    precision: str | None = None
+    loggers: tuple[str, ...] | None = None
+
+
+class FinetuneArguments(TrainingArguments, frozen=True):
+    """Of ``finetune``: None means the model in use."""
+
+    model: str | None = None
+
+
+class TrainArguments(TrainingArguments, frozen=True):
+    """Of ``train``: the network that is trained from nothing, and its settings."""
+
+    architecture: str | None = None
+    network: dict[str, Any] = {}
+
+    def bounded(self) -> TrainArguments:
+        """These, with a network's settings that are JSON values of bounded depth and number.
+
+        Raises:
+            WireError: they are not.
+        """
+        return msgspec.structs.replace(self, network=WireLimits().bounded_metadata(self.network))
+
+
+class JobsArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Of ``jobs``: the newest ``limit`` ones."""
+
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_JOBS)] = 20
+
+
+class JobArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Of ``job`` (None: the newest) and ``cancel`` (None: the one that runs)."""
+
+    job_id: str | None = None
+
+
+class ModelArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Of ``use_model``."""
+
+    name: str
+
+
 COMMANDS: Mapping[str, type[msgspec.Struct]] = {
     "status": NoArguments,
     "scans": ScansArguments,
     "scan": ScanArguments,
     "models": NoArguments,
+    "use_model": ModelArguments,
+    "rollback_model": NoArguments,
+    "finetune": FinetuneArguments,
+    "train": TrainArguments,
+    "jobs": JobsArguments,
+    "job": JobArguments,
+    "cancel": JobArguments,
     "start": StartArguments,
     "stop": ScanArguments,
     "abort": ScanArguments,
@@ -158,7 +231,7 @@ def decode_request(data: BytesLike) -> Request:
         raise ControlError("unknown_command", f"no command {request.command!r}; there are: {known}")
     try:
         arguments = msgspec.convert(request.arguments, kind)
-        if isinstance(arguments, StartArguments):
+        if isinstance(arguments, StartArguments | TrainArguments):
             arguments = arguments.bounded()
     except (msgspec.ValidationError, WireError) as error:
         raise ControlError("bad_arguments", f"{request.command}: {error}") from error

@@ -65,6 +65,8 @@ class _ImageHeader(msgspec.Struct, tag="image", tag_field="type", frozen=True):
     metadata: dict[str, Any]
     trust: dict[str, float]
     reply_to: int | None = None
+    spread: float | None = None
+    collapsed: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -202,6 +204,8 @@ def encode_image(update: ImageUpdate) -> Parts:
         metadata=dict(content.metadata),
         trust=dict(content.trust),
         reply_to=update.reply_to,
+        spread=content.spread,
+        collapsed=content.collapsed,
     )
     parts: Parts = [
         _encoder.encode(header),
@@ -285,6 +289,8 @@ def _image_update(header: _ImageHeader, blobs: Sequence[BytesLike]) -> ImageUpda
         metadata=header.metadata,
         final=header.final,
         trust=header.trust,
+        spread=header.spread,
+        collapsed=header.collapsed,
     )
     return ImageUpdate(
         epoch=header.epoch,

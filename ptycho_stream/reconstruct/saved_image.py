@@ -1,0 +1,96 @@
+"""An image's state on disk: both generations of a scan in one file beside its frames.
+
+Written whole or not at all, so that canvas and pairs done always belong together; read when a scan
+is opened again. Used by the scan image and by the stage that saves it in a thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_stream.errors import StoreError
+from ptycho_stream.reconstruct.generation import Generation
+from ptycho_stream.scans.reader import ScanReader
+
+STATE_FILE = "reconstruct.npz"
+
+_log = logging.getLogger(__name__)
+_CURRENT, _FOLLOWING = "current.", "following."
+
+
+def generations_state(
+    current: Generation | None, following: Generation | None
+) -> dict[str, NDArray[Any]]:
+    """Both generations as arrays of their own, for :func:`write_state` in another thread."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for prefix, generation in ((_CURRENT, current), (_FOLLOWING, following)):
+        if generation is not None:
+            arrays |= {prefix + key: value for key, value in generation.state().items()}
+    return arrays
+
+
+def write_state(directory: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    """Write a snapshot of a scan's image into the scan's folder, whole or not at all.
+
+    Raises:
+        StoreError: the disk refused.
+    """
+    path = directory / STATE_FILE
+    partial = path.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StoreError(
+            f"cannot save the image's state to {path}: {error.strerror}; free space there. The "
+            "frames are safe; after a restart the image is made again from them"
+        ) from error
+
+
+def load_state(reader: ScanReader) -> tuple[Generation | None, Generation | None]:
+    """Both generations saved with a scan; None where there is none, or no usable one.
+
+    The state is derived data: a damaged one, or one whose pairs a power cut took from the store,
+    costs the time to make it again, nothing else.
+    """
+    path = reader.directory / STATE_FILE
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
+            arrays = {key: held[key] for key in held.files}
+        return _generation(reader, arrays, _CURRENT), _generation(reader, arrays, _FOLLOWING)
+    except FileNotFoundError:
+        return None, None
+    except (ValueError, TypeError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+        _log.warning("the saved image %s is unusable (%s) and is made again", path, error)
+        path.rename(path.with_suffix(".damaged"))
+        return None, None
+
+
+def _generation(
+    reader: ScanReader, arrays: dict[str, NDArray[Any]], prefix: str
+) -> Generation | None:
+    state = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+    if not state:
+        return None
+    added, frames, pairs = state["added"], state["frames"], reader.pairs()
+    taken = np.concatenate([added, state["skipped"], state["waiting"]])
+    if len(taken) and taken.max() >= len(pairs):
+        raise ValueError("it holds more pairs than the store")
+    stored = pairs[added]
+    position_yx_m = np.stack([stored["y_m"], stored["x_m"]], axis=1)
+    if not np.array_equal(stored["number"], frames["number"]) or not np.array_equal(
+        position_yx_m, frames["position_yx_m"]
+    ):
+        raise ValueError("its pairs are not those of the store")
+    return Generation.from_state(state)

@@ -1,0 +1,277 @@
+"""Runs a training job: frames of the store in, a judged and perhaps promoted model out.
+
+Called in a process of its own by the daemon's trainer and by ``ptycho-stream train``. What it needs
+to go on after being killed lies in the job's folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from lightning.pytorch.loggers import Logger
+
+from ptycho_stream.errors import ModelError, PtychoStreamError, TrainingError
+from ptycho_stream.models.manifest import Manifest
+from ptycho_stream.models.registry import ModelRegistry
+from ptycho_stream.networks.network import Network
+from ptycho_stream.reconstruct.misfit import Misfit
+from ptycho_stream.reconstruct.recipe import usable_device
+from ptycho_stream.settings import Settings
+from ptycho_stream.training.conductor import Stop
+from ptycho_stream.training.fitting import (
+    LEARNING_RATE,
+    Trained,
+    batches_of,
+    fit,
+    initial_network,
+    opened_scans,
+    take_trained,
+)
+from ptycho_stream.training.job import JobProgress, JobSpec
+from ptycho_stream.training.job_plan import JobPlan, settle
+from ptycho_stream.training.loggers import log_result, make_loggers
+from ptycho_stream.training.peers import Rank, peers
+from ptycho_stream.training.scan_data import SplitScan
+from ptycho_stream.training.validation import judge
+
+IN_USE = "_in_use"
+"""Ends the names of figures of the model in use, among those of the candidate."""
+
+Report = Callable[[JobProgress], None]
+AskStop = Callable[[], Stop]
+
+_log = logging.getLogger(__name__)
+
+
+def run_job(
+    spec: JobSpec, settings: Settings, folder: Path, report: Report, stop: AskStop
+) -> JobProgress:
+    """Do a job, or go on with it where ``folder`` says that it was.
+
+    Sets torch's number of threads while it runs.
+
+    Args:
+        spec: the request.
+        settings: of the daemon whose scans, probe and models are used.
+        folder: the job's own, made if it is missing; gets the plan, checkpoints and figures.
+        report: told of progress, at most twice a second.
+        stop: asked after each step; ``pause`` saves and returns, ``cancel`` returns without a
+            model.
+
+    Returns:
+        How it ended: done, failed (``message`` says why), cancelled, or queued when it was paused.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.training.threads)
+    latest = _Latest(report)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        ended = _run(spec, settings, folder, latest, stop)
+    except PtychoStreamError as error:
+        _log.error("job %s failed: %s", spec.job_id, error)
+        ended = latest.ended("failed", str(error))
+    except (RuntimeError, OSError, MemoryError) as error:
+        # torch's own errors, out of memory among them, are RuntimeErrors.
+        _log.exception("job %s failed", spec.job_id)
+        ended = latest.ended(
+            "failed",
+            f"training broke off: {error}; fewer batch_frames need less memory, and the log has "
+            "the details",
+        )
+    finally:
+        torch.set_num_threads(threads)
+    report(ended)
+    return ended
+
+
+class _Latest:
+    """Passes reports on and keeps the newest."""
+
+    def __init__(self, report: Report) -> None:
+        self.progress = JobProgress()
+        self._report = report
+
+    def __call__(self, progress: JobProgress) -> None:
+        self.progress = progress
+        self._report(progress)
+
+    def ended(self, state: Any, message: str, **changes: Any) -> JobProgress:
+        """The newest progress, as it is in the end."""
+        return msgspec.structs.replace(
+            self.progress, state=state, message=message, remaining_s=None, **changes
+        )
+
+
+def _run(
+    spec: JobSpec, settings: Settings, folder: Path, latest: _Latest, stop: AskStop
+) -> JobProgress:
+    registry = ModelRegistry(settings.model.registry)
+    plan = settle(spec, settings, folder, registry)
+    saved = _saved_before(plan, registry)
+    if saved is None:
+        loggers = make_loggers(
+            plan.spec.loggers or (),
+            folder,
+            run=plan.spec.name,
+            mlflow_uri=settings.training.mlflow_uri,
+        )
+        network = initial_network(plan, settings)
+        with opened_scans(plan, settings, batches_of(plan, network, Rank())) as scans:
+            stopped = _train(plan, settings, folder, scans, network, loggers, latest, stop)
+            if stopped == "pause":
+                return latest.ended("queued", "paused; it goes on from its checkpoint")
+            if stopped == "cancel" or stop() == "cancel":
+                return latest.ended("cancelled", "cancelled; no model was made")
+            saved = _validate_and_save(plan, settings, folder, scans, network, latest)
+        assert registry.root is not None
+        log_result(loggers, saved.metrics, registry.root / saved.name)
+    promoted, message = _promote(plan, settings, registry, saved.metrics)
+    return latest.ended(
+        "done", message, fraction=1.0, metrics=saved.metrics, model=saved.name, promoted=promoted
+    )
+
+
+def _saved_before(plan: JobPlan, registry: ModelRegistry) -> Manifest | None:
+    """The manifest of this job's model, if a killed run of it came as far as that."""
+    for manifest in registry.list():
+        mine = manifest.training.get("job") == plan.spec.job_id
+        if manifest.name == plan.spec.name and mine:
+            return manifest
+    registry.check_new(plan.spec.name)
+    return None
+
+
+def _train(
+    plan: JobPlan,
+    settings: Settings,
+    folder: Path,
+    scans: Sequence[SplitScan],
+    network: Network,
+    loggers: Sequence[Logger],
+    latest: _Latest,
+    stop: AskStop,
+) -> Stop:
+    if take_trained(folder, network) is not None:
+        return ""
+    latest(JobProgress(state="running", message=f"training on {_frames(scans)} frames"))
+    with peers(folder, settings, plan.spec.devices or 1) as rank:
+        return fit(plan, folder, scans, network, rank, loggers=loggers, report=latest, stop=stop)
+
+
+def _frames(scans: Sequence[SplitScan]) -> int:
+    return sum(len(scan.train) for scan in scans)
+
+
+def _validate_and_save(
+    plan: JobPlan,
+    settings: Settings,
+    folder: Path,
+    scans: Sequence[SplitScan],
+    network: Network,
+    latest: _Latest,
+) -> Manifest:
+    """Judge the trained weights and the model in use, and put the former into the registry."""
+    trained = take_trained(folder, network)
+    if trained is None:
+        raise TrainingError(f"training left no weights in {folder}: start the job again")
+    message = "comparing with the model in use on held-out frames"
+    latest(
+        JobProgress(
+            state="validating",
+            step=trained.steps,
+            fraction=1.0,
+            loss=latest.progress.loss,
+            elapsed_s=trained.seconds,
+            message=message,
+        )
+    )
+    registry = ModelRegistry(settings.model.registry)
+    device = usable_device(plan.spec.device or settings.training.device, "training.device")
+    seed = plan.spec.seed
+    metrics = {"val_loss": trained.value} | _figures(judge(network, scans, device, seed), "")
+    try:
+        in_use, used = registry.load(settings.model.name)
+        metrics |= _figures(judge(in_use, scans, device, seed), IN_USE)
+        compared = used.name
+    except ModelError as error:
+        _log.error("the candidate is compared with nothing: %s", error)
+        compared = None
+    return registry.save(
+        network.cpu(),
+        Manifest(
+            name=plan.spec.name,
+            architecture=plan.spec.architecture,
+            settings=network.settings_json(),
+            training=_account(plan, scans, trained, compared, device),
+            seed=seed,
+            metrics=metrics,
+            parent=plan.parent,
+        ),
+    )
+
+
+def _figures(misfit: Misfit, suffix: str) -> dict[str, float]:
+    figures = {
+        "excess": misfit.excess,
+        "r_factor": misfit.r_factor,
+        "deviance": misfit.deviance,
+        "judged_frames": float(misfit.frames),
+    }
+    return {name + suffix: value for name, value in figures.items() if math.isfinite(value)}
+
+
+def _account(
+    plan: JobPlan,
+    scans: Sequence[SplitScan],
+    trained: Trained,
+    compared: str | None,
+    device: torch.device,
+) -> dict[str, Any]:
+    """What made the weights, for the manifest."""
+    spec = plan.spec
+    return {
+        "job": spec.job_id,
+        "kind": spec.kind,
+        "loss": spec.loss,
+        "scans": [msgspec.to_builtins(scan) for scan in plan.scans],
+        "frames": _frames(scans),
+        "frames_held_out": sum(len(scan.held_out) for scan in scans),
+        "held_out": spec.held_out,
+        "batch_frames": spec.batch_frames,
+        "learning_rate": spec.learning_rate or LEARNING_RATE,
+        "steps": trained.steps,
+        "seconds": round(trained.seconds, 1),
+        "devices": spec.devices,
+        "precision": spec.precision,
+        "device": str(device),
+        "torch": torch.__version__,
+        "compared_with": compared,
+    }
+
+
+def _promote(
+    plan: JobPlan, settings: Settings, registry: ModelRegistry, metrics: dict[str, float]
+) -> tuple[bool, str]:
+    """Take the new model into use if it is to be; whether it is, and a line about it."""
+    name, wanted = plan.spec.name, plan.spec.promote
+    ours, theirs = metrics.get("excess"), metrics.get("excess" + IN_USE)
+    if ours is None or theirs is None:
+        verdict, better = f"{name} could not be compared on held-out frames", False
+    else:
+        better = ours < theirs
+        verdict = f"excess R of held-out frames {ours:.4f}, of the model in use {theirs:.4f}"
+    if wanted == "never" or (wanted == "if_better" and not better):
+        return False, f"{verdict}; {name} is in the registry and not in use"
+    if settings.model.name != "default":
+        return False, (
+            f"{verdict}; {name} is not in use because model.name pins {settings.model.name}: "
+            "set it to 'default' to let models be promoted"
+        )
+    registry.use(name)
+    return True, f"{verdict}; {name} is in use"

@@ -1,0 +1,134 @@
+"""The frames of a stored scan as training sees them: views of the mapped store, and where they lie.
+
+Nothing is copied before a batch is made. Mask, orientation, photons and the probe's sub-pixel
+shift are those of the reconstruct stage, so a network is trained on what it will be given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_stream.errors import TrainingError
+from ptycho_stream.geometry import patch_corners
+from ptycho_stream.physics.probe import Probe
+from ptycho_stream.reconstruct.corrections import Corrections
+from ptycho_stream.reconstruct.patches import valid_pixels
+from ptycho_stream.scans.reader import ScanReader
+
+
+@dataclass(frozen=True)
+class ScanFrames:
+    """The usable frames of a scan.
+
+    Attributes:
+        reader: of the scan, held open and under a lease by whoever made this.
+        probe: scaled to the scan's photons.
+        valid: bool (N, N), zero frequency at N // 2; False where the detector says nothing.
+        slot: int64 (M,), where each frame is stored.
+        number: int64 (M,), the detector's numbers.
+        corner_yx_px: int64 (M, 2), canvas pixel of each patch's [0, 0].
+        shift_yx_px: float32 (M, 2), by which the probe lies off the pixel grid.
+    """
+
+    reader: ScanReader
+    probe: Probe
+    valid: NDArray[np.bool_]
+    slot: NDArray[np.int64]
+    number: NDArray[np.int64]
+    corner_yx_px: NDArray[np.int64]
+    shift_yx_px: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.slot)
+
+    @property
+    def position_yx_px(self) -> NDArray[np.float64]:
+        """Where the windows lie, float64 (M, 2), fractions of a pixel included."""
+        return self.corner_yx_px + self.shift_yx_px.astype(np.float64)
+
+    def counts(self, indices: NDArray[np.integer[Any]]) -> NDArray[Any]:
+        """Counts (n, N, N) of frames, in the detector's dtype, zero frequency at N // 2."""
+        return self.reader.header.view.apply(self.reader.frames(self.slot[indices]))
+
+    def nearest(
+        self, seed: int, count: int, among: NDArray[np.integer[Any]]
+    ) -> NDArray[np.integer[Any]]:
+        """The ``count`` frames of ``among`` that lie nearest to frame ``seed``, nearest first."""
+        offset = self.position_yx_px[among] - self.position_yx_px[seed]
+        order = np.argsort(np.square(offset).sum(1), kind="stable")
+        return among[order[:count]]
+
+
+def open_frames(
+    reader: ScanReader, probe: Probe, photons: float, pairs: tuple[int, int]
+) -> ScanFrames:
+    """The frames of a scan that training may use.
+
+    Left out are frames with a flagged or superseded position and damaged ones.
+
+    Args:
+        reader: of the scan.
+        probe: as its file has it.
+        photons: of the unattenuated beam, a frame.
+        pairs: half-open range of the log of pairs.
+
+    Raises:
+        TrainingError: the scan has no pixel size, or is of another size than the probe.
+        StoreError: the scan cannot be read, or has no such pairs.
+    """
+    header = reader.header
+    if header.pixel_yx_m is None:
+        raise TrainingError(
+            f"scan {header.scan_id} has no pixel size: its positions have no place on an image; "
+            "take another scan, or set [geometry] before scanning"
+        )
+    if probe.size_px != header.size_px:
+        raise TrainingError(
+            f"scan {header.scan_id} was taken for patches of {header.size_px} pixels, the probe "
+            f"has {probe.size_px}: name a probe of that size under [probe]"
+        )
+    taken = _usable(reader, *pairs)
+    position_yx_m = np.stack([taken["y_m"], taken["x_m"]], axis=1)
+    corner, shift = patch_corners(position_yx_m, header.pixel_yx_m, header.size_px)
+    return ScanFrames(
+        reader=reader,
+        probe=probe.normalised(photons),
+        valid=valid_pixels(reader, header.view),
+        slot=taken["slot"].astype(np.int64),
+        number=taken["number"].astype(np.int64),
+        corner_yx_px=corner,
+        shift_yx_px=shift,
+    )
+
+
+def _usable(reader: ScanReader, first: int, last: int) -> NDArray[Any]:
+    pairs = reader.pairs(first, last)
+    corrections = Corrections(reader)
+    corrections.look()
+    damaged = reader.verify(pairs["slot"])
+    usable = (pairs["flags"] == 0) & ~np.isin(pairs["slot"], damaged)
+    # A correction within the range counts, a later one would change what a resumed job sees.
+    usable &= corrections.usable(np.arange(first, last), pairs, last)
+    return pairs[usable]
+
+
+def held_out(frame_numbers: NDArray[np.integer[Any]], share: float, seed: int) -> NDArray[np.bool_]:
+    """Which frames are never trained on: a hash of the number, so a growing scan changes nothing.
+
+    Args:
+        frame_numbers: (M,).
+        share: of the frames, 0 to 1.
+        seed: another one holds out others.
+
+    Returns:
+        Bool (M,), by the splitmix64 finaliser (Steele et al., OOPSLA 2014).
+    """
+    x = frame_numbers.astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return (x >> np.uint64(11)).astype(np.float64) < share * 2.0**53
