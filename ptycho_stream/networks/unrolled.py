@@ -151,8 +151,10 @@ class _NoiseLevel(nn.Module):
     def forward(self, total: Tensor, peak: Tensor) -> Tensor:
         """Mean and peak photons of the probe (B,), to (B, rows, columns, 1, 1)."""
         levels = torch.stack((total.log10(), peak.log10()), -1) / 3  # about -1 to 1
-        with torch.autocast(levels.device.type, enabled=False):
-            told = self.tell(functional.silu(self.widen(levels.float())))
+        # In double: how a matrix product rounds depends on the batch, and a last digit more or
+        # less flips roundings to bfloat16 all over the patch (0.01 of the object).
+        wide = functional.linear(levels.double(), *_double(self.widen))
+        told = functional.linear(functional.silu(wide), *_double(self.tell)).float()
         return told.reshape(len(levels), self._rows, -1, 1, 1)
 
 
@@ -172,6 +174,10 @@ def _seen(obj: Tensor, change: Tensor, data: _Data) -> Tensor:
     return _fold(torch.cat((torch.view_as_real(obj), torch.view_as_real(change), power), -1))
 
 
+def _double(layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    return layer.weight.double(), layer.bias.double()
+
+
 class UnrolledNetwork(Network):
     """One diffraction frame and its probe to the object patch under it.
 
@@ -179,6 +185,8 @@ class UnrolledNetwork(Network):
     divided by the probe's peak. The global phase of a patch is what the start estimate, object = 1,
     makes of it; stitching solves it.
     """
+
+    half_precision = True
 
     def __init__(self, settings: UnrolledSettings | None = None) -> None:
         super().__init__()

@@ -106,8 +106,9 @@ def _alike(patches: Tensor, power: Tensor, amplitude: Tensor) -> Tensor:
     if len(patches) < 2:
         return torch.zeros((), dtype=torch.bool, device=patches.device)
     mean = patches.mean(0)
-    apart = (power * (patches - mean).abs().square()).sum()
-    spread = (apart / (power * mean.abs().square()).sum().clamp_min(1e-12)).sqrt()
+    off = patches - mean
+    apart = (power * (off * off.conj()).real).sum()
+    spread = (apart / (power * (mean * mean.conj()).real).sum().clamp_min(1e-12)).sqrt()
     differ = (amplitude - amplitude.mean(0)).square().sum()
     noise = _noise(amplitude.square().mean(0)).sum() * len(amplitude)
     demand = ((differ - noise).clamp_min(0) / amplitude.square().sum().clamp_min(1)).sqrt()

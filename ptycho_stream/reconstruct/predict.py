@@ -5,7 +5,7 @@ The canvas is an integer grid: the fraction of a position is put into the probe,
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -58,6 +58,7 @@ class Predictor:
         # channels_last: three times faster convolutions on a CPU, tensor cores on a GPU.
         self._network = network.to(self.device).eval()
         self._network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self._bfloat16 = network.half_precision and has_bfloat16(self.device)
         self._spectrum = spectrum_of(probe, self.device)
         self._empty = mode_sum(self._spectrum[None])[0].sqrt()
         self._peak = float(np.max(probe.power_yx))
@@ -116,7 +117,8 @@ class Predictor:
                 amplitude = torch.where(mask, amplitude, amplitude.new_zeros(()))
                 modes = shifted_modes(self._spectrum, shifts[part].to(self.device))
                 power = mode_sum(modes) / self._peak
-                found = self._network(amplitude, modes, mask)
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
+                    found = self._network(amplitude, modes, mask)
                 weight = power * found.confidence
                 patch = in_gauge(found.obj, weight)
                 verdict = judge(patch, power, amplitude, empty)
@@ -149,6 +151,15 @@ class Predictor:
         if valid.shape != (size, size):
             raise ModelError(f"the mask is {valid.shape}, the frames are ({size}, {size})")
         return torch.as_tensor(np.fft.ifftshift(valid)[None].copy()).to(self.device)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies in bfloat16; elsewhere it is emulated, and slow."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    told = getattr(torch.cpu, "get_capabilities", None)  # not in the oldest torch we take
+    known = cast("dict[str, Any]", told()) if told is not None else {}
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
 def in_gauge(patch: Tensor, weight: Tensor) -> Tensor:

@@ -186,9 +186,7 @@ def _rings(
         np.fft.fft2((image - (image * window_yx).sum() / window_yx.sum()) * window_yx)
         for image in (first_yx, second_yx)
     ]
-    fy, fx = (
-        np.fft.fftfreq(n, p) for n, p in zip(first_yx.shape, pixel_yx_m, strict=True)
-    )
+    fy, fx = (np.fft.fftfreq(n, p) for n, p in zip(first_yx.shape, pixel_yx_m, strict=True))
     # A ring is as wide as the finest frequency step of the two axes.
     width = 1 / max(n * p for n, p in zip(first_yx.shape, pixel_yx_m, strict=True))
     ring = (np.hypot(fy[:, None], fx[None, :]) / width + 0.5).astype(np.int64).ravel()

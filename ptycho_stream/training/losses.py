@@ -12,6 +12,12 @@ from ptycho_stream.training.synthetic import FRAMES_OF_A_SAMPLE, TrainingBatch
 _STAGE_DISCOUNT = 0.5
 """Each stage before the last counts this much of the next one: early stages learn at once."""
 
+_STITCHED_SHARE = 2.0
+"""Weight of the error of the stitched object beside that of single frames."""
+
+_USUAL_CONTRAST = 0.35
+"""Root mean square deviation from the mean of a usual object."""
+
 _CONFIDENCE_SHARE = 0.1
 """Weight of the confidence's likelihood beside the error of the object."""
 
@@ -46,24 +52,77 @@ def frame_errors(
     return absolute, ((squared * power).sum((-2, -1)) / truth).sqrt()
 
 
+def stitched_errors(
+    estimate: Tensor, batch: TrainingBatch, share_phase: int, frames_of_a_sample: int
+) -> Tensor:
+    """Mean absolute error of what overlapping frames give together, one figure a sample.
+
+    Noise of the patches averages out in it, blur does not: a network that learns from single
+    frames alone prefers blur.
+
+    Args:
+        estimate: complex (B, N, N).
+        batch: with the truth and the corners.
+        share_phase: as in :func:`frame_errors`.
+        frames_of_a_sample: so many successive frames overlap in one sample.
+
+    Returns:
+        (B / frames_of_a_sample,), weighted with the root of the summed probe intensity.
+    """
+    power, size = batch.weight.square(), estimate.shape[-1]
+    inner = (power * batch.obj * estimate.conj()).sum((-2, -1)).reshape(-1, share_phase)
+    inner = inner.sum(1, keepdim=True).expand(-1, share_phase).reshape(-1, 1, 1)
+    phase = inner / inner.abs().clamp_min(1e-12)
+    wrong = power * (estimate * phase.detach() - batch.obj)
+    corners: list[list[int]] = batch.corner_yx_px.tolist()
+    figures: list[Tensor] = []
+    for first in range(0, len(estimate), frames_of_a_sample):
+        total = estimate.new_zeros((2 * size, 2 * size))
+        weight = power.new_zeros((2 * size, 2 * size))
+        for frame in range(first, first + frames_of_a_sample):
+            y, x = corners[frame]
+            total[y : y + size, x : x + size] += wrong[frame]
+            weight[y : y + size, x : x + size] += power[frame]
+        error = torch.view_as_real(total / (weight + 1e-4)).square().sum(-1)
+        root = weight.sqrt()
+        figures.append((root * (error + 1e-8).sqrt()).sum() / root.sum())
+    return torch.stack(figures)
+
+
 def supervised_loss(
     stages: list[Prediction],
     batch: TrainingBatch,
     frames_of_a_sample: int = FRAMES_OF_A_SAMPLE,
 ) -> Tensor:
-    """The mean absolute error after every stage, the last ones most, and the confidence's loss.
+    """Errors of single frames after every stage, the last ones most; of the stitched object; and
+    the confidence's loss.
 
-    Half of it lets every patch have a phase of its own, as a single frame does; the other half
-    asks patches of one sample to agree, as stitching wants them to.
+    Half of each lets every patch have a phase of its own, as a single frame does; the other half
+    asks patches of one sample to agree, as stitching wants them to. Objects of weak contrast count
+    almost as much as strong ones.
     """
+    importance = (_USUAL_CONTRAST / (_contrast(batch) + 0.05)) ** 0.75
+    of_sample = importance.reshape(-1, frames_of_a_sample).mean(1)
     total = batch.weight.new_zeros(())
+    for together in (1, frames_of_a_sample):
+        stitched = stitched_errors(stages[-1].obj, batch, together, frames_of_a_sample)
+        total = total + 0.5 * _STITCHED_SHARE * (of_sample * stitched).mean()
     share = 1.0
     for stage in reversed(stages):
         for together in (1, frames_of_a_sample):
             absolute, _ = frame_errors(stage.obj, batch.obj, batch.weight, together)
-            total = total + 0.5 * share * absolute.mean()
+            total = total + 0.5 * share * (importance * absolute).mean()
         share *= _STAGE_DISCOUNT
     return total + _CONFIDENCE_SHARE * confidence_loss(stages[-1], batch.obj, batch.weight)
+
+
+def _contrast(batch: TrainingBatch) -> Tensor:
+    """Probe-weighted root mean square deviation (B,) of the objects from their means."""
+    power = batch.weight.square()
+    whole = power.sum((-2, -1))
+    mean = (power * batch.obj).sum((-2, -1)) / whole
+    deviation = torch.view_as_real(batch.obj - mean[:, None, None]).square().sum(-1)
+    return ((power * deviation).sum((-2, -1)) / whole).sqrt()
 
 
 def confidence_loss(prediction: Prediction, obj: Tensor, weight: Tensor) -> Tensor:

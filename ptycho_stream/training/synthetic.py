@@ -58,6 +58,7 @@ class TrainingBatch(NamedTuple):
         valid: bool (B, N, N).
         obj: complex64 (B, N, N), the truth.
         weight: float32 (B, N, N), root of the true probe intensity, 1 at its peak.
+        corner_yx_px: int64 (B, 2), where in its sample a frame's patch begins.
     """
 
     amplitude: Tensor
@@ -65,6 +66,7 @@ class TrainingBatch(NamedTuple):
     valid: Tensor
     obj: Tensor
     weight: Tensor
+    corner_yx_px: Tensor
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class _Group:
     true_probe: Complex
     told_probe: Complex
     objects: Complex
+    corners: NDArray[np.int64]
     valid: Mask
     background: float
 
@@ -104,6 +107,7 @@ def synthetic_batch(seed: int, number: int, settings: SyntheticSettings) -> Trai
         valid=valid,
         obj=obj,
         weight=torch.as_tensor(np.repeat(weight, per_group, 0)),
+        corner_yx_px=torch.as_tensor(np.concatenate([g.corners for g in groups])),
     )
 
 
@@ -116,15 +120,23 @@ def _group(rng: np.random.Generator, size: int, modes: int, settings: SyntheticS
     if hidden and rng.random() < 0.5:
         told = told.normalised(photons)
     sample = random_sample(rng, (2 * size, 2 * size), WIDE_SAMPLES)
-    corners = rng.integers(0, size + 1, (FRAMES_OF_A_SAMPLE, 2))
+    corners = overlapping_corners(rng, size, FRAMES_OF_A_SAMPLE)
     objects = np.stack([sample[y : y + size, x : x + size] for y, x in corners])
     return _Group(
         true_probe=probe.modes,
         told_probe=_misjudged(rng, told).modes,
         objects=objects,
+        corners=corners,
         valid=_valid_pixels(rng, size),
         background=float(10 ** rng.uniform(-3, -0.5)) if rng.random() < 0.1 else 0.0,
     )
+
+
+def overlapping_corners(rng: np.random.Generator, size: int, count: int) -> NDArray[np.int64]:
+    """Corners (count, 2) of windows of ``size`` in a sample of twice that, not far apart."""
+    reach = round(size * rng.uniform(0.03, 0.25))
+    corners = rng.integers(0, size + 1, 2) + rng.integers(-reach, reach + 1, (count, 2))
+    return np.clip(corners, 0, size)
 
 
 def _misjudged(rng: np.random.Generator, probe: Probe) -> Probe:

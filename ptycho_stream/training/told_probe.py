@@ -6,12 +6,13 @@ pixels. Every batch is a pure function of (seed, number).
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ptycho_stream.physics.forward import intensity, mode_sum
 from ptycho_stream.physics.probe import shifted_modes, spectrum_of
-from ptycho_stream.simulate.samples import random_sample
+from ptycho_stream.simulate.samples import WIDE_SAMPLES, random_sample
 from ptycho_stream.training.scan_frames import ScanFrames
-from ptycho_stream.training.synthetic import TrainingBatch
+from ptycho_stream.training.synthetic import TrainingBatch, overlapping_corners
 
 _STREAM = 0x5EED
 """Keeps the synthetic series of a seed apart from its series of measured batches."""
@@ -32,11 +33,12 @@ def told_probe_batch(
     rng = np.random.default_rng((seed, number, _STREAM))
     size = frames.probe.size_px
     samples = max(count // per_sample, 1)
-    windows = [
-        sample[y : y + size, x : x + size]
-        for sample in (random_sample(rng, (2 * size, 2 * size)) for _ in range(samples))
-        for y, x in rng.integers(0, size + 1, (per_sample, 2))
-    ]
+    corners: list[NDArray[np.int64]] = []
+    windows: list[NDArray[np.complex64]] = []
+    for _ in range(samples):
+        sample = random_sample(rng, (2 * size, 2 * size), WIDE_SAMPLES)
+        corners.append(overlapping_corners(rng, size, per_sample))
+        windows += [sample[y : y + size, x : x + size] for y, x in corners[-1]]
     obj = torch.as_tensor(np.stack(windows))
     shift = rng.uniform(-0.5, 0.5, (len(windows), 2)).astype(np.float32)
     probe = shifted_modes(spectrum_of(frames.probe), torch.as_tensor(shift))
@@ -45,4 +47,5 @@ def told_probe_batch(
     amplitude = torch.where(valid, torch.as_tensor(counts).sqrt(), torch.zeros(()))
     power = mode_sum(probe)
     weight = (power / power.amax((1, 2), keepdim=True)).sqrt()
-    return TrainingBatch(amplitude, probe, valid, obj, weight)
+    corner = torch.as_tensor(np.concatenate(corners))
+    return TrainingBatch(amplitude, probe, valid, obj, weight, corner)
