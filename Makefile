@@ -41,9 +41,9 @@ bench: .venv/interop
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/live.py
 
-# The command that made the shipped weights (docs/models.md); 42 minutes on two cores.
+# The recipe of the shipped weights in one run (docs/models.md); 140 minutes on two cores.
 pretrain: .venv/installed
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/ptycho-stream models pretrain unrolled-v2 --registry out/models --minutes 42 --threads 2
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/ptycho-stream models pretrain mine --registry out/models --minutes 140 --threads 2 --work out/pretrain
 
 clean:
 	rm -rf .venv build out *.egg-info

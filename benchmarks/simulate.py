@@ -20,11 +20,9 @@ from ptycho_stream.physics.fourier import centred
 from ptycho_stream.physics.probe import shifted_modes, spectrum_of
 from ptycho_stream.simulate.grid import grid_of
 from ptycho_stream.simulate.optics import OPTICS
-from ptycho_stream.simulate.probes import NARROW_PROBES, WIDE_PROBES, probe_of_kind, random_probe
+from ptycho_stream.simulate.probes import probe_of_kind, random_probe
 from ptycho_stream.simulate.samples import (
-    NARROW_SAMPLES,
     SAMPLE_KINDS,
-    WIDE_SAMPLES,
     random_sample,
 )
 from ptycho_stream.simulate.sensor import SensorSettings, draw_sensor
@@ -47,13 +45,10 @@ def told(name: str, unit_ms: float, many: int = 1) -> None:
 
 
 def samples(size: int, repeats: int) -> None:
-    """Samples of twice the frame size, of both mixtures and of every kind."""
+    """Samples of twice the frame size, of the mixture and of every kind."""
     shape = (2 * size, 2 * size)
     print(f"samples of {2 * size} x {2 * size} pixels")
-    for name, mix in (("narrow mixture", NARROW_SAMPLES), ("wide mixture", WIDE_SAMPLES)):
-        told(
-            name, timed(lambda s, m=mix: random_sample(np.random.default_rng(s), shape, m), repeats)
-        )
+    told("mixture", timed(lambda s: random_sample(np.random.default_rng(s), shape), repeats))
     grid = grid_of(shape)
     for kind, draw in SAMPLE_KINDS.items():
         told(f"  {kind}", timed(lambda s, d=draw: d(np.random.default_rng(s), grid), repeats // 4))
@@ -62,13 +57,12 @@ def samples(size: int, repeats: int) -> None:
 def probes(size: int, repeats: int) -> None:
     """Probes of the frame size."""
     print(f"probes of {size} x {size} pixels")
-    for name, mix in (("narrow mixture", NARROW_PROBES), ("wide mixture", WIDE_PROBES)):
-        for modes in (1, 3):
+    for modes in (1, 3):
 
-            def draw(seed: int, mix=mix, modes=modes) -> object:
-                return random_probe(np.random.default_rng(seed), size, modes=modes, mix=mix)
+        def draw(seed: int, modes=modes) -> object:
+            return random_probe(np.random.default_rng(seed), size, modes=modes)
 
-            told(f"{name}, {modes} modes", timed(draw, repeats))
+        told(f"mixture, {modes} modes", timed(draw, repeats))
     for kind in OPTICS:
         told(
             f"  {kind}",
