@@ -58,7 +58,12 @@ def _check_attached(attach: str, endpoint: str) -> None:
         raise ValueError("tcp://*:PORT can only be bound: name the sender's host to connect to")
 
 
-def _device(value: str) -> str:
+def device_name(value: str) -> str:
+    """The name of a device, as it is.
+
+    Raises:
+        ValueError: it is none.
+    """
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", value):
         raise ValueError("is no device: write auto, cpu, cuda or cuda:N")
     return value
@@ -210,7 +215,7 @@ class ReconstructSettings(Section):
     """The reconstruct stage."""
 
     size_px: int = Field(default=128, multiple_of=32, ge=32, le=1024)
-    device: Annotated[str, AfterValidator(_device)] = Field(
+    device: Annotated[str, AfterValidator(device_name)] = Field(
         default="auto", description="auto, cpu, cuda or cuda:N"
     )
     threads: int = Field(default=1, ge=1, description="of the network on a CPU")
@@ -236,13 +241,10 @@ class ReconstructSettings(Section):
 class TrainingSettings(Section):
     """Training on demand: what a job uses where its request says nothing."""
 
-    device: Annotated[str, AfterValidator(_device)] = Field(
+    device: Annotated[str, AfterValidator(device_name)] = Field(
         default="auto", description="auto, cpu, cuda or cuda:N"
     )
     devices: int = Field(default=1, ge=1, le=64, description="processes of a job, one a device")
-    strategy: Literal["auto", "ddp"] = Field(
-        default="auto", description="how several devices share a job; auto: ddp if there are any"
-    )
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
         default="32-true", description="of the network's arithmetic; weights stay float32"
     )
@@ -353,6 +355,20 @@ class Settings(Section):
             if place in keys:
                 raise ValueError(f"{keys[place]} and {key} are the same endpoint ({endpoint})")
             keys[place] = key
+        return self
+
+    @model_validator(mode="after")
+    def _automatic_models_have_a_use(self) -> Settings:
+        if self.training.automatic_above is not None:
+            if self.model.registry is None:
+                raise ValueError(
+                    "training.automatic_above needs a folder for new models: set model.registry"
+                )
+            if self.model.name != "default":
+                raise ValueError(
+                    "training.automatic_above makes models that model.name, which pins another, "
+                    "keeps from being used: set model.name to 'default', or leave one of them out"
+                )
         return self
 
     @field_validator("*", mode="after")

@@ -15,13 +15,19 @@ import zmq
 from daemon_harness import DaemonHarness
 from results_source import free_ports
 from test_cli_ctl import run
+from typer.testing import CliRunner
 
+from ptycho_stream.cli import build_app
 from ptycho_stream.models.active import DEFAULT_MODEL
 from ptycho_stream.models.folders import model_folder
+from ptycho_stream.models.manifest import Manifest
+from ptycho_stream.models.registry import ModelRegistry
+from ptycho_stream.networks.cnn import CnnNetwork, CnnSettings
 from ptycho_stream.scans import ScanHeader, ScanWriter, new_scan_id
 from ptycho_stream.simulate.experiment import simulate_experiment
 from ptycho_streamd.control import ControlServer
 
+MINE = Manifest("mine", "cnn", CnnSettings(size_px=32, n_filters_scale=1).to_json())
 PROGRAM = "import sys; from ptycho_stream.cli import main; sys.exit(main())"
 JOB = {
     "job_id": "01JBQ3N8Z5T0V6W7X8Y9ZABCDE",
@@ -187,17 +193,23 @@ def test_wrong_usage_is_status_2(words):
     assert "Traceback" not in done.stderr
 
 
+def here(*words):
+    """The same without a process of its own, which would import torch."""
+    given = [str(word) for word in words]
+    return CliRunner().invoke(build_app(given), given)
+
+
 def test_the_model_in_use_is_changed_in_a_registry_without_a_daemon(tmp_path):
     registry = tmp_path / "models"
     shutil.copytree(model_folder(None, DEFAULT_MODEL), registry / "mine")
     manifest = registry / "mine" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"name": "mine"}))
     where = ("--registry", registry)
-    assert "mine is in use" in run("models", "use", "mine", *where).stdout
-    assert "mine (in use)" in run("models", "list", *where).stdout
-    copied = run("models", "export", "default", tmp_path / "stick", *where)
+    assert "mine is in use" in here("models", "use", "mine", *where).stdout
+    assert "mine (in use)" in here("models", "list", *where).stdout
+    copied = here("models", "export", "default", tmp_path / "stick", *where)
     assert (tmp_path / "stick" / "mine" / "manifest.json").exists(), copied.stderr
-    assert f"{DEFAULT_MODEL} is in use" in run("models", "rollback", *where).stdout
+    assert f"{DEFAULT_MODEL} is in use" in here("models", "rollback", *where).stdout
     again = run("models", "rollback", *where)
     assert again.returncode == 1 and "no model to go back to" in again.stderr
 
@@ -241,7 +253,7 @@ def test_a_job_in_the_terminal_is_interrupted_and_gone_on_with(store, tmp_path):
             while not (work / "last.ckpt").exists():
                 assert time.monotonic() < deadline_s and first.poll() is None
                 time.sleep(0.05)
-            os.kill(first.pid, signal.SIGINT)
+            os.kill(first.pid, signal.SIGTERM)  # which Ctrl-C is like
             said, _ = first.communicate(timeout=30)
         finally:
             first.kill()
@@ -255,14 +267,44 @@ def test_a_job_in_the_terminal_is_interrupted_and_gone_on_with(store, tmp_path):
     assert (tmp_path / "models" / "mine" / "weights.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--resume", "work", "--steps", "9"), "leave out all but"),
+        (("--resume", "work", "--work", "other"), "leave out all but"),
+        (("--from", "default", "--network", "{}"), "--network goes with"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(store, words, said):
+    done = CliRunner().invoke(
+        build_app(["train"]), ["train", "--config", str(store.config), *words]
+    )
+    assert done.exit_code == 2
+    assert said in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_a_pinned_model_is_the_one_in_use_for_the_terminal_too(store, tmp_path):
+    registry = ModelRegistry(tmp_path / "models")
+    registry.save(CnnNetwork(CnnSettings(size_px=32, n_filters_scale=1)), MINE)
+    registry.use("mine")
+    store.write_config({"model": {"name": DEFAULT_MODEL}})
+    words = ["models", "list", "--json", "--config", str(store.config)]
+    listed = json.loads(CliRunner().invoke(build_app(words), words).stdout)
+    assert {m["name"]: m["in_use"] for m in listed} == {"mine": False, DEFAULT_MODEL: True}
+    words = ["models", "export", "default", str(tmp_path / "stick"), "--config", str(store.config)]
+    assert CliRunner().invoke(build_app(words), words).exit_code == 0
+    assert (tmp_path / "stick" / DEFAULT_MODEL).is_dir()
+
+
 def test_a_job_in_the_terminal_that_cannot_be_done_is_one_line(store, tmp_path):
+    resumed = run("train", "--config", store.config, "--resume", tmp_path / "none")
+    assert resumed.returncode == 1 and "no job to go on with" in resumed.stderr
     where = ("--config", store.config, "--work", tmp_path / "work")
     for words, status, said in (
         ((), 2, "--architecture"),
         (("--from", "nobody"), 1, "no model 'nobody'"),
         (("--from", "default", "--loss", "magic"), 1, "loss"),
         (("--from", "default", "--name", "../up"), 1, "no model name"),
-        (("--resume", tmp_path / "none"), 1, "no job to go on with"),
     ):
         done = run("train", *where, *words)
         assert done.returncode == status, done.stderr

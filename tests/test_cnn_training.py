@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "cnn_unsupervised.py"
 
 
@@ -27,14 +28,16 @@ def figures(*options: object) -> tuple[float, float]:
     return float(found[1]), float(found[2])
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(900)
 def test_frames_alone_teach_the_phase_of_a_scan():
-    phase, spread = figures("--size", 64, "--frames", 80, "--steps", 60, "--batch-frames", 12)
-    assert phase > 0.5
+    """Half a minute on a free core; the benchmark's limit of 0.9 takes a few minutes."""
+    phase, spread = figures("--size", 64, "--frames", 200, "--steps", 250)
+    assert phase > 0.6
     assert 0.2 < spread < 2
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(900)
 def test_larger_frames_do_not_collapse_to_a_constant():
-    _, spread = figures("--size", 128, "--frames", 40, "--steps", 12, "--batch-frames", 6)
+    options = ("--steps", 60, "--batch-frames", 6, "--learning-rate", 3e-3)
+    _, spread = figures("--size", 128, "--frames", 60, *options)
     assert spread > 0.1

@@ -110,6 +110,13 @@ def test_a_flat_sample_may_be_flat(scan, shipped):
         assert not found.collapsed.any()
 
 
+def test_a_flat_sample_may_be_flat_though_the_beam_s_flux_varies(scan, shipped):
+    flux = np.random.default_rng(2).uniform(0.7, 1.3, 16)
+    counts = np.concatenate([flat_counts(scan, 1, level**0.5) for level in flux])
+    for network in (Constant(), shipped):
+        assert not judged(network, counts, scan).verdicts.collapsed.any()
+
+
 def test_the_same_frame_again_may_give_the_same_patch(scan, shipped):
     again = np.repeat(scan.counts[:1], 16, axis=0)
     assert not judged(shipped, again, scan).verdicts.collapsed.any()

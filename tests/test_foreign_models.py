@@ -60,6 +60,13 @@ def test_a_checkpoint_with_a_prefix_and_half_precision(network, registry, tmp_pa
         import_state_dict(path, other, registry, prefix="net.")
 
 
+def test_one_stored_number_does_not_become_a_tensor_of_any_size(registry, tmp_path):
+    path = saved({"weight": torch.zeros(1).expand(1 << 20, 1 << 20)}, tmp_path)
+    assert path.stat().st_size < 1 << 16
+    with pytest.raises(ModelError, match="more than"):
+        import_state_dict(path, _MANIFEST, registry)
+
+
 def _without(state):
     return {name: value for name, value in state.items() if name != "phase.leave.bias"}
 

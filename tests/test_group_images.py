@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from ptycho_stream.errors import StoreError
 from ptycho_stream.geometry import View, patch_corners
 from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.networks.network import Network, Prediction
 from ptycho_stream.physics.probe import Probe
+from ptycho_stream.reconstruct.patches import PatchMaker
 from ptycho_stream.reconstruct.recipe import Recipe
 from ptycho_stream.reconstruct.saved_image import STATE_FILE
 from ptycho_stream.reconstruct.scan_image import ScanImage
@@ -262,6 +264,43 @@ def test_after_a_kill_no_patch_is_lost_or_added_twice(store, recipe, steps):
     np.testing.assert_allclose(
         Image(again.image(True)).weight_yx, Image(through.image(True)).weight_yx, atol=1e-5
     )
+
+
+def test_a_batch_that_the_store_could_not_give_is_done_again(store, recipe, monkeypatch):
+    write(store[0], range(FRAMES))
+    store[0].seal("complete", {})
+    undisturbed, disturbed = KnownPatches(), KnownPatches()
+    run(open_image(store, replace(recipe, network=undisturbed)))
+    image = open_image(store, replace(recipe, network=disturbed))
+    make, calls = PatchMaker.make, iter(range(1000))
+
+    def refuse_now_and_then(*given):
+        if next(calls) % 3 == 1:
+            raise StoreError("the disk is away")
+        return make(*given)
+
+    monkeypatch.setattr(PatchMaker, "make", refuse_now_and_then)
+    refused = 0
+    while image.has_work:
+        try:
+            image.step(7, list[int]().extend)
+        except StoreError:
+            refused += 1
+    assert refused > 2
+    assert disturbed.groups == undisturbed.groups
+
+
+def test_a_former_knows_the_frames_whose_patches_were_no_numbers(store, recipe):
+    write(store[0], range(FRAMES))
+    image = open_image(store, recipe)
+    run(image)
+    generation = image.current
+    assert generation is not None
+    arrived = generation.ledger.taken
+    lost = generation.ledger.added[:4]
+    generation.ledger._added = [generation.ledger.added[4:]]
+    generation.ledger._skipped = [lost]
+    assert len(image._former(generation, 4)._place) == arrived
 
 
 def test_a_running_scan_changes_to_a_network_of_single_frames_and_back(store, recipe):

@@ -73,7 +73,7 @@ def test_a_scan_of_fewer_frames_than_a_group_fills_up_with_the_frame_itself():
 
 def test_equal_positions_and_equal_distances_are_no_trouble():
     groups = formed(np.zeros((9, 2)), GroupFormer(4, 4, REACH_M))
-    assert groups == [(3, 0, 1, 2), (7, 4, 5, 6)]
+    assert groups == [(3, 2, 1, 0), (7, 6, 5, 4)]
 
 
 @pytest.mark.parametrize("cut", [1, 13, 40, 79])
@@ -104,3 +104,10 @@ def test_the_search_grid_finds_what_a_plain_search_finds():
         order = [i for i in np.argsort(distance, kind="stable").tolist() if i != index]
         expected = [i for i in order if distance[i] <= REACH_M][:8]
         assert former._near(index, 8) == expected
+
+
+def test_a_scan_that_rests_on_a_place_looks_at_its_newest_frames_only():
+    former = GroupFormer(2, 4, REACH_M)
+    groups = formed(np.zeros((400, 2)), former)
+    assert len(groups) == 200 and groups[-1] == (399, 398)
+    assert former._near(399, 4) == [398, 397, 396, 395]

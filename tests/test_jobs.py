@@ -145,6 +145,7 @@ def test_a_killed_process_is_begun_again_from_its_checkpoint_and_no_stage_notice
     assert "it goes on from its last checkpoint" in fresh.log
 
 
+@pytest.mark.long  # test_job_queue counts deaths without processes
 def test_a_job_whose_process_always_dies_has_failed(fresh):
     job_id = finetune(fresh, "dies")
     failed = until(fresh, job_id, "failed", 50)

@@ -1,6 +1,7 @@
 """PtychoPINN's data file: the keys of its contract, and the same physics behind them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,6 +45,13 @@ def test_the_keys_have_the_contract_s_shapes_and_types(held, scan):
     for key, (dtype, shape) in expected.items():
         assert held[key].dtype == dtype and held[key].shape == shape, key
     assert held["_metadata"].shape == ()
+
+
+def test_the_strongest_mode_is_the_probe(held, scan, tmp_path):
+    weak = np.concatenate([0.1 * scan.probe[:1], scan.probe[:1]])
+    save_ptychopinn(tmp_path / "train.npz", replace(scan, probe=weak))
+    with np.load(tmp_path / "train.npz") as file:
+        np.testing.assert_allclose(file["probeGuess"], held["probeGuess"], rtol=1e-6)
 
 
 def test_amplitudes_are_plausible_to_its_own_checks(held):

@@ -5,19 +5,27 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from daemon_harness import DaemonHarness, wait_for
 
 from ptycho_stream.client import ResultStream
-from ptycho_stream.errors import ControlError
+from ptycho_stream.errors import ControlError, ModelError
 from ptycho_stream.files.npz import ScanFile
+from ptycho_stream.models.registry import ModelRegistry
+from ptycho_stream.physics.probe import Probe
+from ptycho_stream.reconstruct.recipe import Recipe
 from ptycho_stream.results import Image
+from ptycho_stream.settings import ModelSettings
 from ptycho_stream.simulate.detector import DetectorSimulator, PositionSimulator, play
 from ptycho_stream.simulate.experiment import simulate_experiment
 from ptycho_stream.simulate.scan_file import scan_file_of
+from ptycho_streamd.reconstruct import ReconstructStage
 
 FRAMES = 40
 pytestmark = pytest.mark.timeout(90)
@@ -154,3 +162,35 @@ def test_a_device_that_is_not_there_is_said(daemon, scan):
     problem = wait_for(lambda: daemon.status()["stages"]["reconstruct"]["status"].get("problem"))
     assert "cuda:63" in problem
     assert restarts(daemon) == 0
+
+
+def test_a_former_model_that_does_not_run_here_is_not_gone_back_to(tmp_path, monkeypatch):
+    registry = ModelRegistry(tmp_path)
+    network, shipped = registry.load()
+    for name in ("first", "second"):
+        registry.save(network, replace(shipped, name=name, sha256=""))
+        registry.use(name)
+    (tmp_path / "second" / "weights.safetensors").write_bytes(b"")  # loaded before, so no matter
+
+    def refuse(_self: ReconstructStage, name: str) -> None:
+        raise ModelError(f"model {name} does not run on cuda: out of memory")
+
+    monkeypatch.setattr(ReconstructStage, "_loaded_with", refuse)
+    stage = object.__new__(ReconstructStage)
+    model = ModelSettings(registry=tmp_path)
+    monkeypatch.setattr(stage, "_settings", SimpleNamespace(model=model), raising=False)
+    with pytest.raises(ModelError, match="model first does not run"):
+        stage._rollback_model()
+    assert registry.active() == "second"
+
+
+def test_a_device_without_room_for_a_model_is_an_error_of_the_package(monkeypatch):
+    def refuse(*_args: object) -> None:
+        raise torch.OutOfMemoryError("no room for 2 GiB")
+
+    monkeypatch.setattr("ptycho_stream.reconstruct.recipe.Predictor", refuse)
+    network, shipped = ModelRegistry().load()
+    probe = Probe(np.ones((1, 32, 32), np.complex64))
+    recipe = Recipe(network, shipped.name, "", probe, None, torch.device("cpu"), 1)
+    with pytest.raises(ModelError, match="no room"):
+        recipe.warm_up()

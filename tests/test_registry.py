@@ -186,12 +186,11 @@ def test_another_model_is_taken_into_use_and_given_up_again(registry):
     assert registry.active() == DEFAULT_MODEL
 
 
-def test_a_model_named_default_is_in_use_until_another_is(registry):
-    registry.save(UnrolledNetwork(_SMALL), _manifest("default"))
-    assert registry.load()[1].name == "default"
-    registry.use("mine")
-    assert registry.rollback() == "default"
-    assert registry.load()[1].name == "default"
+def test_no_model_can_be_named_default_and_so_come_into_use_unasked(registry):
+    with pytest.raises(ModelError, match="stands for the model in use"):
+        registry.check_new("default")
+    (registry.root / "default").mkdir()
+    assert registry.active() == DEFAULT_MODEL
 
 
 def test_a_model_that_does_not_load_is_not_taken_into_use(registry):

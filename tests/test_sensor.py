@@ -92,6 +92,11 @@ def test_impossible_sensors_are_refused(settings, words):
         SensorSettings(**settings)
 
 
+def test_a_gap_wider_than_the_frame_is_refused():
+    with pytest.raises(SettingsError, match="gap_px"):
+        draw_sensor(np.random.default_rng(0), SIZE, SensorSettings(gap_px=2 * SIZE))
+
+
 def test_a_sensor_that_sees_nothing_is_refused():
     with pytest.raises(SettingsError, match="cover"):
         draw_sensor(np.random.default_rng(0), SIZE, SensorSettings(beam_stop_px=100))

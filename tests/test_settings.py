@@ -101,3 +101,14 @@ def test_two_sockets_cannot_bind_one_endpoint(
 )
 def test_what_works_is_taken(tmp_path: Path, text: str) -> None:
     loaded(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [("", "set model.registry"), ('registry = "models"\nname = "mine"', "model.name")],
+)
+def test_models_that_could_not_be_kept_or_used_are_not_made_unasked(
+    tmp_path: Path, model: str, said: str
+) -> None:
+    with pytest.raises(SettingsError, match=said):
+        loaded(tmp_path, f"[training]\nautomatic_above = 0.1\n[model]\n{model}")

@@ -83,6 +83,7 @@ def test_training_and_reconstruction_see_the_same(reader, experiment):
 
     class Recorder(torch.nn.Module):
         group_frames = 1
+        half_precision = False
 
         def forward(self, amplitude, probe, valid):
             seen.update(amplitude=amplitude, probe=probe, valid=valid)
@@ -165,9 +166,15 @@ def test_validation_scores_held_out_frames_only(reader, experiment):
     loader = ScanData([scan], plan).val_dataloader()
     batches = list(loader)
     assert 1 <= len(batches) <= 8
+    assert set(scan.choosing) | set(scan.judging) == set(scan.held_out)
+    assert not set(scan.choosing) & set(scan.judging)
+    everywhere = scan_batch(scan.frames, np.arange(80), np.ones(80, bool)).amplitude
     for batch in batches:
         assert batch.measured.scored[0] and batch.synthetic is None
-        assert int(batch.measured.scored.sum()) <= len(scan.held_out)
+        same = (batch.measured.amplitude[:, None] == everywhere).all((-2, -1))
+        which = same.int().argmax(1).numpy()
+        assert same.any(1).all() and not np.isin(which, scan.judging).any()
+        assert np.array_equal(batch.measured.scored.numpy(), np.isin(which, scan.choosing))
 
 
 def test_synthetic_frames_are_under_the_scans_probe_and_mask(reader, experiment):

@@ -7,14 +7,16 @@ import pytest
 from pydantic import ValidationError
 
 from ptycho_stream.errors import TrainingError
+from ptycho_stream.models.registry import ARCHITECTURES
 from ptycho_stream.settings import TrainingSettings
-from ptycho_stream.training.job import JobProgress, JobSpec
+from ptycho_stream.training.job import TRAINABLE, JobProgress, JobSpec
 
 GIVEN = {"job_id": "job-1", "name": "tuned", "scan_ids": ["01ABC"]}
 
 
 def test_a_job_survives_json():
-    spec = JobSpec.from_mapping(GIVEN | {"steps": 5, "frames": [0, 40], "network": {"stages": 2}})
+    shape = {"kind": "train", "network": {"stages": 2}}
+    spec = JobSpec.from_mapping(GIVEN | shape | {"steps": 5, "frames": [0, 40]})
     assert JobSpec.from_json(spec.to_json()) == spec
     assert spec.frames == (0, 40)
     progress = JobProgress(state="running", step=3, loss=0.5, metrics={"excess": 0.02})
@@ -25,7 +27,7 @@ def test_a_job_survives_json():
     ("wrong", "text"),
     [
         ({"nmae": "x"}, "nmae"),
-        ({"name": "../evil"}, "no name"),
+        ({"name": "../evil"}, "no model name"),
         ({"name": None}, "name"),
         ({"scan_ids": []}, "at least one scan"),
         ({"steps": 5, "minutes": 1.0}, "one of them"),
@@ -33,14 +35,25 @@ def test_a_job_survives_json():
         ({"minutes": -1.0}, "minutes"),
         ({"frames": [10, 10]}, "holds nothing"),
         ({"kind": "train", "model": "parent"}, "leave model out"),
+        ({"network": {"stages": 2}}, "keeps its model's network"),
+        ({"architecture": "cnn"}, "keeps its model's network"),
         ({"loss": "clever"}, "loss"),
         ({"held_out": 0.9}, "held_out"),
         ({"loggers": ["paper"]}, "loggers"),
+        ({"name": "default"}, "stands for the model in use"),
+        ({"steps": 10**12}, "steps"),
+        ({"devices": 100_000}, "devices"),
+        ({"device": "meta"}, "cuda:N"),
+        ({"kind": "train", "architecture": "telepathy"}, "telepathy"),
     ],
 )
 def test_a_job_that_makes_no_sense_is_refused(wrong, text):
     with pytest.raises(TrainingError, match=text):
         JobSpec.from_mapping(GIVEN | wrong)
+
+
+def test_every_architecture_of_the_registry_can_be_trained():
+    assert set(ARCHITECTURES) == TRAINABLE
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"job_id": 1}', "\x00"])

@@ -23,11 +23,19 @@ from training_scans import (
     write_scan,
 )
 
+from ptycho_stream.errors import TrainingError
 from ptycho_stream.models.registry import ModelRegistry
+from ptycho_stream.reconstruct.misfit import Misfit
 from ptycho_stream.scans import Catalogue
+from ptycho_stream.training import jobs
+from ptycho_stream.training.conductor import BestWeights
 from ptycho_stream.training.job import JobProgress
 from ptycho_stream.training.job_plan import read_plan
 from ptycho_stream.training.jobs import run_job
+from ptycho_stream.training.module import NetworkTraining
+from ptycho_stream.training.scan_data import BatchPlan, SplitScan
+from ptycho_stream.training.scan_frames import open_frames
+from ptycho_stream.training.validation import Judgement, judge
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # Lightning's own deprecations
@@ -109,13 +117,67 @@ def test_figures_go_to_a_csv_file_and_the_rate_really_changes(bench):
     assert any(row.get("train_loss") for row in rows)
 
 
-def test_a_model_that_is_not_better_is_kept_but_not_used(bench):
-    done = bench.run(steps=2, learning_rate=1e-12, promote="if_better")
-    assert done.state == "done"
-    if done.metrics["excess"] >= done.metrics["excess_in_use"]:
-        assert not done.promoted and "not in use" in done.message
-        assert bench.registry.active() == PARENT
+def judged_as(monkeypatch, *misfits: Misfit):
+    given = tuple(replace(misfit, noise=1.0, noise_roots=10.0, pixels=1) for misfit in misfits)
+    monkeypatch.setattr(jobs, "judge", lambda *_: Judgement(given, apart=True))
+
+
+def test_a_model_that_is_not_better_is_kept_but_not_used(bench, monkeypatch):
+    judged_as(monkeypatch, Misfit(3.0, 10.0, frames=9), Misfit(2.0, 10.0, frames=9))
+    done = bench.run(steps=1, promote="if_better")
+    assert done.state == "done" and not done.promoted and "not in use" in done.message
+    assert done.metrics["excess"] > done.metrics["excess_in_use"]
+    assert bench.registry.active() == PARENT
     assert "tuned" in [manifest.name for manifest in bench.registry.list()]
+
+
+@pytest.mark.parametrize(("skipped", "promoted"), [(1, True), (4, False)])
+def test_a_model_that_shows_less_is_not_better(bench, monkeypatch, skipped, promoted):
+    ours = Misfit(1.5, 10.0, frames=9, skipped=skipped)
+    judged_as(monkeypatch, ours, Misfit(2.0, 10.0, frames=9))
+    done = bench.run(steps=1, promote="if_better")
+    assert done.promoted is promoted
+    assert ("unseen" in done.message) is not promoted
+
+
+def test_a_logger_that_refuses_the_result_keeps_no_model_out_of_use(bench, monkeypatch):
+    def refuse(*_):
+        raise TrainingError("the store is full")
+
+    monkeypatch.setattr(jobs, "log_result", refuse)
+    done = bench.run(steps=1, promote="always")
+    assert done.state == "done" and done.promoted and "the store is full" in done.message
+
+
+def test_an_error_of_any_library_fails_the_job(bench, monkeypatch):
+    class ForeignError(Exception):
+        pass
+
+    def break_off(*_, **__):
+        raise ForeignError("connection lost")
+
+    monkeypatch.setattr(jobs, "fit", break_off)
+    done = bench.run(steps=1)
+    assert done.state == "failed" and "connection lost" in done.message
+
+
+def test_networks_are_judged_by_the_same_frames_which_did_not_help_to_stitch(bench):
+    """One network is so unsure that its object has holes."""
+    sure, unsure = (bench.registry.load(PARENT)[0] for _ in range(2))
+    with torch.no_grad():
+        unsure.confidence[-1].bias.fill_(-3.0)
+    experiment = make_experiment()
+    plan = BatchPlan(seed=1, frames=6, held_out=0.2)
+    with Catalogue(bench.folder / "data").open(bench.scan_id) as reader:
+        scan = SplitScan(open_frames(reader, experiment.probe, 5e5, (0, 60)), plan)
+        asked = []
+        both = judge([sure, unsure], [scan], torch.device("cpu"), 1, lambda: asked.append(1))
+        alone = judge([sure], [scan], torch.device("cpu"), 1)
+    one, other = both.misfits
+    assert one.frames == other.frames > 0 and one.pixels == other.pixels
+    assert other.skipped >= one.skipped
+    assert alone.misfits[0].frames + alone.misfits[0].skipped == len(scan.judging)
+    assert both.apart and len(asked) == 2
 
 
 def test_promotion_can_be_forced_or_forbidden(bench):
@@ -217,7 +279,6 @@ def test_a_loss_that_is_not_finite_fails_the_job_and_makes_no_model(bench):
         ({"model": "nobody"}, "nobody"),
         ({"frames": (100, 200)}, "none of them from 100"),
         ({"frames": (0, 2), "held_out": 0.01}, "more frames"),
-        ({"kind": "train", "architecture": "telepathy"}, "telepathy"),
         ({"precision": "16-mixed"}, "needs a GPU"),
         ({"device": "cuda:7"}, "training.device"),
     ],
@@ -234,6 +295,25 @@ def test_a_cancelled_job_makes_no_model(bench):
     assert "tuned" not in [m.name for m in bench.registry.list()]
 
 
+@pytest.mark.parametrize(("why", "state"), [("cancel", "cancelled"), ("pause", "queued")])
+def test_a_job_hears_in_its_validation_that_it_has_to_stop(bench, why, state):
+    def stop():
+        return why if bench.reports and bench.reports[-1].state == "validating" else ""
+
+    ended = bench.run(steps=2, promote="always", stop=stop)
+    assert ended.state == state and ended.model is None
+    assert "tuned" not in [m.name for m in bench.registry.list()]
+    assert bench.registry.active() == PARENT
+
+
+def test_a_job_that_is_cancelled_when_its_model_is_saved_does_not_take_it_into_use(bench):
+    def stop():
+        return "cancel" if (bench.folder / "models" / "tuned").exists() else ""
+
+    assert bench.run(steps=2, promote="always", stop=stop).state == "cancelled"
+    assert bench.registry.active() == PARENT
+
+
 def test_a_paused_job_goes_on_and_ends_as_if_it_had_not_been(bench):
     asked = iter(["", "", "", "pause"])
     paused = bench.run(steps=12, stop=lambda: next(asked))
@@ -244,11 +324,38 @@ def test_a_paused_job_goes_on_and_ends_as_if_it_had_not_been(bench):
     assert_equal_weights(bench.weights("tuned"), bench.weights("through"))
 
 
+def test_a_job_paused_at_its_best_validation_keeps_those_weights(bench, monkeypatch):
+    """As if a high rate ruined the network after step 10; none is validated twice or left out."""
+    seen: list[int] = []
+    keep = BestWeights.on_validation_end
+
+    def spy(self, trainer, module):
+        keep(self, trainer, module)
+        seen.append(trainer.global_step)
+
+    def validate(self, *_):
+        value = 1.0 + abs(self.trainer.global_step - 10)
+        self.log("val_loss", torch.tensor(value), batch_size=1, on_epoch=True)
+
+    monkeypatch.setattr(BestWeights, "on_validation_end", spy)
+    monkeypatch.setattr(NetworkTraining, "validation_step", validate)
+    given = {"steps": 20, "promote": "never"}
+    assert bench.run("through", name="through", **given).metrics["val_loss"] == 1
+    undisturbed = list(seen)
+    seen.clear()
+    asked = iter([*[""] * 9, "pause"])
+    assert bench.run(stop=lambda: next(asked), **given).state == "queued"
+    assert bench.run(**given).state == "done"
+    assert seen == undisturbed
+    assert_equal_weights(bench.weights("tuned"), bench.weights("through"))
+
+
 def test_scans_are_kept_from_deletion_while_they_are_trained_on(bench):
     catalogue, kept = Catalogue(bench.folder / "data"), []
 
     def stop():
-        kept.append(catalogue.retain(0).deleted)
+        if len(kept) < 2:  # the last time it is asked it needs them no more
+            kept.append(catalogue.retain(0).deleted)
         return ""
 
     bench.run(steps=2, stop=stop)
@@ -293,7 +400,7 @@ def test_a_job_killed_after_its_model_was_saved_is_done_when_it_resumes(bench):
 def test_two_processes_train_one_model_and_resume_as_one(bench):
     """Real processes over gloo; a job whose ranks end with different weights fails."""
     asked = iter(["", "pause"])
-    given = {"steps": 6, "devices": 2, "strategy": "ddp"}
+    given = {"steps": 6, "devices": 2}
     paused = bench.run(stop=lambda: next(asked, ""), **given)
     assert paused.state == "queued", paused.message
     done = bench.run(**given)

@@ -81,6 +81,17 @@ def test_a_mosaic_adds_and_picks_what_lies_where():
     assert torch.equal(mosaic.pick(both).imag, -mosaic.pick(flat))
 
 
+def test_a_mosaic_of_places_far_apart_needs_no_canvas_between_them():
+    corner = torch.tensor([[0, 0], [1, 1], [10**6, 10**6]])
+    mosaic = Mosaic(corner, 2)
+    patches = torch.arange(1.0, 13.0).reshape(3, 2, 2)
+    flat = mosaic.add(patches)
+    assert len(flat) == 11
+    picked = mosaic.pick(flat)
+    assert torch.equal(picked[2], patches[2])
+    assert picked[0].tolist() == [[1, 2], [3, 9]] and picked[1, 0, 0] == 9
+
+
 def test_patches_that_agree_are_stitched_to_themselves_whatever_their_phases(experiment):
     batch, truth = batch_and_truth(experiment)
     turned = truth * torch.polar(torch.ones(12), torch.arange(12.0))[:, None, None]

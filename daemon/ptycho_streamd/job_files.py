@@ -19,6 +19,7 @@ from ptycho_stream.training.job import JobProgress, JobSpec
 JOBS_FOLDER = "jobs"
 RECORD_FILE = "job.json"
 PROGRESS_FILE = "progress.json"
+_WEIGHTS = frozenset({".ckpt", ".safetensors"})
 
 _Held = TypeVar("_Held")
 
@@ -30,7 +31,8 @@ class JobRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         spec: what was asked for.
         created_ns: when, UTC.
         automatic: nobody asked: the misfit of a live scan stayed high.
-        starts: processes begun for it that have not ended in order.
+        starts: processes begun for it in a row that came no further than those before them.
+        furthest_step: that processes before the newest one had come to.
         cancelled: it is not wanted any more.
     """
 
@@ -38,6 +40,7 @@ class JobRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     created_ns: int
     automatic: bool = False
     starts: int = 0
+    furthest_step: int = 0
     cancelled: bool = False
 
 
@@ -85,6 +88,12 @@ class JobFolder:
             TrainingError: the disk refused.
         """
         self._write(PROGRESS_FILE, progress)
+
+    def remove_weights(self) -> None:
+        """Delete checkpoint and weights, which only a job that goes on needs."""
+        for path in self.path.glob("*"):
+            if path.suffix in _WEIGHTS:
+                path.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Delete it with all that the job left there; its model stays in the registry."""

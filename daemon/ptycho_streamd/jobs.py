@@ -27,8 +27,10 @@ from ptycho_streamd.job_metrics import JobMetrics
 from ptycho_streamd.process import StageProcess
 
 MAX_STARTS = 5
-"""So many processes may die in a job; then it has failed."""
+"""So many processes in a row may die in a job without getting further; then it has failed."""
 FIRST_BACKOFF_S = 0.5
+MAX_BACKOFF_S = 60.0
+"""Between tries to begin a process where disk or system refuse it."""
 CANCEL_PATIENCE_S = 5.0
 """A cancelled job that has not ended by itself by then is killed."""
 MAX_WAITING = 20
@@ -89,6 +91,7 @@ class Jobs:
         self._running: _Job | None = None
         self._not_before_s = float("-inf")
         self._kill_at_s = float("inf")
+        self._refusals = 0
         self._load()
 
     # -- requests -----------------------------------------------------------------------------
@@ -192,11 +195,7 @@ class Jobs:
 
     def turn(self) -> None:
         """Notice what has ended, start what is next."""
-        try:
-            self._turn()
-        except TrainingError as error:  # the disk: the job is where it was, try later
-            log.error("%s", error)
-            self._not_before_s = time.monotonic() + FIRST_BACKOFF_S
+        self._turn()
         self._metrics.queued.set(len(self._waiting()))
         self._metrics.show(self._running.progress if self._running else None)
 
@@ -216,8 +215,19 @@ class Jobs:
         self._process.ask_to_stop()
 
     def wait_until(self, deadline_s: float) -> None:
-        """Wait for the process' end until ``time.monotonic()`` is ``deadline_s``, then kill it."""
+        """Wait for the process' end until ``time.monotonic()`` is ``deadline_s``, then kill it.
+
+        It was asked to stop: that it did so, or was killed while it was at it, is no death.
+        """
         self._process.wait_until(deadline_s)
+        job = self._running
+        if job is None:
+            return
+        job.record = msgspec.structs.replace(job.record, starts=max(job.record.starts - 1, 0))
+        try:
+            job.folder.write_record(job.record)
+        except TrainingError as error:
+            log.error("job %s: its stop counts as a death: %s", job.job_id, error)
 
     def _turn(self) -> None:
         if self._running is not None:
@@ -231,24 +241,49 @@ class Jobs:
         if self._running is None and time.monotonic() >= self._not_before_s:
             waiting = self._waiting()
             if waiting:
-                self._start(waiting[0])
+                self._try_to_start(waiting[0])
+
+    def _try_to_start(self, job: _Job) -> None:
+        """Start ``job``; where disk or system refuse, it is where it was and waits a while."""
+        try:
+            self._start(job)
+        except (TrainingError, OSError) as error:
+            pause_s = min(FIRST_BACKOFF_S * 2**self._refusals, MAX_BACKOFF_S)
+            self._refusals = min(self._refusals + 1, 16)
+            self._not_before_s = time.monotonic() + pause_s
+            log.error("job %s cannot begin, next try in %.1f s: %s", job.job_id, pause_s, error)
+        else:
+            self._refusals = 0
 
     def _start(self, job: _Job) -> None:
+        record = msgspec.structs.replace(
+            job.record,
+            starts=job.record.starts + 1,
+            furthest_step=max(job.record.furthest_step, job.progress.step),
+        )
+        progress = msgspec.structs.replace(job.progress, state="running", message="starting")
         # Kept before the process begins, so that a job that takes the machine down is not begun
         # for ever.
-        job.record = msgspec.structs.replace(job.record, starts=job.record.starts + 1)
-        job.progress = msgspec.structs.replace(job.progress, state="running", message="starting")
-        job.folder.write_record(job.record)
-        job.folder.write_progress(job.progress)
+        job.folder.write_progress(progress)
+        job.folder.write_record(record)
         training = self._settings().training
         environment = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(training.threads)}
         self._process.start(environment, ("--job", str(job.folder.path)))
-        self._running = job
+        job.record, job.progress, self._running = record, progress, job
         log.info("job %s begins (pid %s)", job.job_id, self._process.pid)
 
     def _process_ended(self, job: _Job, status: int) -> None:
         """Take over a job whose process is gone: it is over, paused, or its process has died."""
-        job.progress = job.folder.progress()
+        try:
+            held = job.folder.progress()
+        except TrainingError as error:
+            log.error("job %s: %s", job.job_id, error)
+            held = JobProgress()
+        if job.progress.ended and not held.ended:  # heard, while the disk refused it
+            self._end(job, job.progress.state, job.progress.message)
+            return
+        if held.ended or held.step >= job.progress.step:
+            job.progress = held
         if job.progress.ended:
             self._ended(job)
         elif job.record.cancelled:
@@ -263,6 +298,7 @@ class Jobs:
 
     def _died(self, job: _Job, status: int) -> None:
         self._metrics.deaths.inc()
+        _forget_overcome_deaths(job)
         starts = job.record.starts
         if starts >= MAX_STARTS:
             message = (
@@ -297,6 +333,10 @@ class Jobs:
         self._metrics.ended(job.record.spec.kind, job.progress)
         if job.progress.promoted:
             self._on_promoted()
+        try:
+            job.folder.remove_weights()
+        except OSError as error:
+            log.error("job %s: its checkpoint stays on disk: %s", job.job_id, error)
         self._forget_oldest()
 
     # -- what there is ------------------------------------------------------------------------
@@ -331,6 +371,7 @@ class Jobs:
             if job.progress.state == "queued":  # it had been paused in order
                 job.record = msgspec.structs.replace(job.record, starts=0)
             elif not job.progress.ended:
+                _forget_overcome_deaths(job)
                 job.progress = msgspec.structs.replace(job.progress, state="queued")
             self._jobs[path.name] = job
         for job in self._waiting():
@@ -345,3 +386,9 @@ class Jobs:
         over = sorted(job_id for job_id, job in self._jobs.items() if job.progress.ended)
         for job_id in over[:-MAX_ENDED]:
             self._jobs.pop(job_id).folder.remove()
+
+
+def _forget_overcome_deaths(job: _Job) -> None:
+    """Where the newest process got further than those before it, only its own death counts."""
+    if job.progress.step > job.record.furthest_step:
+        job.record = msgspec.structs.replace(job.record, starts=1)

@@ -30,7 +30,7 @@ from ptycho_stream.errors import (
     SettingsError,
     StoreError,
 )
-from ptycho_stream.models.active import check_unpinned
+from ptycho_stream.models.active import check_unpinned, former_model
 from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.reconstruct.recipe import Recipe, load_recipe
 from ptycho_stream.reconstruct.scan_image import ScanImage
@@ -444,10 +444,8 @@ class ReconstructStage:
     def _use_model(self, name: str) -> dict[str, Any]:
         """Take a model into use, between two batches; one that does not load changes nothing."""
         check_unpinned(self._settings.model)
-        model = self._settings.model
-        registry = ModelRegistry(model.registry)
-        changed = {"model": model.model_copy(update={"name": name})}
-        loaded = self._loaded(self._settings.model_copy(update=changed))
+        registry = ModelRegistry(self._settings.model.registry)
+        loaded = self._loaded_with(name)
         registry.use(name)
         self._take(*loaded)
         return {"model": loaded[0].model}
@@ -457,14 +455,15 @@ class ReconstructStage:
         check_unpinned(self._settings.model)
         registry = ModelRegistry(self._settings.model.registry)
         present = registry.active()
+        loaded = self._loaded_with(former_model(registry.root))
         registry.rollback()
-        try:
-            loaded = self._loaded(self._settings)
-        except (ProbeError, ModelError):
-            registry.use(present)
-            raise
         self._take(*loaded)
         return {"model": loaded[0].model, "was": present}
+
+    def _loaded_with(self, name: str) -> tuple[Recipe, float]:
+        """As :meth:`_loaded`, with the model ``name`` instead of the one in use."""
+        changed = {"model": self._settings.model.model_copy(update={"name": name})}
+        return self._loaded(self._settings.model_copy(update=changed))
 
     def _export(self, scan_id: str | None, formats: list[str]) -> dict[str, Any]:
         state = self._state_of(scan_id)

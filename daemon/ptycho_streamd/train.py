@@ -20,16 +20,19 @@ from typing import Literal
 import msgspec
 from prometheus_client import CollectorRegistry
 
-from ptycho_stream.errors import PtychoStreamError
+from ptycho_stream.errors import PtychoStreamError, TrainingError
 from ptycho_stream.settings import Settings, load_settings
 from ptycho_stream.training.job import JobProgress
 from ptycho_streamd.job_files import JobFolder
 from ptycho_streamd.stage import Stage, configure_logging
 
 POLL_MS = 100
-WRITE_INTERVAL_S = 1.0
-PAUSE_S = 5.0
-"""After a stop, how long the run may take to save a checkpoint; then it ends without a new one."""
+WRITE_INTERVAL_S = 10.0
+"""Between writes of the progress, for a daemon that is started again; heartbeats tell the rest."""
+PAUSE_S = 3.0
+"""After a stop, how long the run may take to save a checkpoint; then it ends without a new one.
+
+Less than ``supervisor.stop_timeout_s`` is by default, after which this process is killed."""
 OOM_SCORE = 500
 """Who runs out of memory first: this process, not the stages that take and show frames."""
 
@@ -58,24 +61,33 @@ class Trainer:
             self._stage.socket.poll(POLL_MS)
             for request in self._stage.requests():
                 self._stage.fail(request, "unknown_command", f"train knows no {request.command!r}")
+            if self._stage.stop_reason == "orphaned":
+                log.error("the daemon is gone: it goes on from the last checkpoint with the next")
+                os._exit(1)  # at once: this process holds the lock that the next one waits for
             if self._stage.stopping:
                 leave_at_s = min(leave_at_s, time.monotonic() + PAUSE_S)
             if time.monotonic() > leave_at_s:
                 log.error("no checkpoint within %g s: the one before will be used", PAUSE_S)
                 os._exit(1)  # the thread cannot be ended otherwise
             self._tell()
-        self._tell(now=True)
-        return 0
+        return 0 if self._tell(now=True) else 1
 
-    def _tell(self, *, now: bool = False) -> None:
+    def _tell(self, *, now: bool = False) -> bool:
+        """Say how the job is; whether the disk took it, where it had to."""
         progress = self._progress  # one read: the other thread replaces it
         told = {"job_id": self._record.spec.job_id, "progress": msgspec.to_builtins(progress)}
         changed = self._written is None or self._written.state != progress.state
         at_s = time.monotonic()
+        kept = True
         if now or changed or at_s - self._written_at_s >= WRITE_INTERVAL_S:
-            self._folder.write_progress(progress)
             self._written, self._written_at_s = progress, at_s
+            try:
+                self._folder.write_progress(progress)
+            except TrainingError as error:  # no reason to lose hours of work: heartbeats tell it
+                log.error("%s", error)
+                kept = False
         self._stage.beat(told, self._beats, now=now)
+        return kept
 
     def _work(self) -> None:
         try:

@@ -49,6 +49,15 @@ def _registry(config: Path | None, registry: Path | None) -> ModelRegistry:
     return ModelRegistry(registry)
 
 
+def _in_use(config: Path | None, models: ModelRegistry) -> str:
+    """Name of the model in use, which the configuration may pin."""
+    from ptycho_stream.models.active import model_in_use
+    from ptycho_stream.settings import ModelSettings, load_settings
+
+    settings = ModelSettings() if config is None else load_settings(config).model
+    return model_in_use(settings.model_copy(update={"registry": models.root}))
+
+
 @app.command("list")
 def list_models(config: Config = None, registry: Registry = None, as_json: AsJson = False) -> None:
     """List the shipped models and those of the registry's folder.
@@ -56,9 +65,10 @@ def list_models(config: Config = None, registry: Registry = None, as_json: AsJso
     Example: ptycho-stream models list --registry models
     """
     models = _registry(config, registry)
-    manifests, active = models.list(), models.active()
+    manifests, active = models.list(), _in_use(config, models)
     if as_json:
-        typer.echo(json.dumps([asdict(manifest) for manifest in manifests]))
+        told = [asdict(manifest) | {"in_use": manifest.name == active} for manifest in manifests]
+        typer.echo(json.dumps(told))
         return
     table = Table(box=None, pad_edge=False)
     for column in ("model", "architecture", "created", "parent", "metrics"):
@@ -136,7 +146,8 @@ def export_model(
 
     Example: ptycho-stream models export default /media/stick --config my.toml
     """
-    place = _registry(config, registry).export(name, target)
+    models = _registry(config, registry)
+    place = models.export(_in_use(config, models) if name == "default" else name, target)
     typer.echo(f"model {place.name} is in {place}")
 
 

@@ -67,27 +67,33 @@ def train(
     from ptycho_stream.settings import load_settings
 
     settings = load_settings(config)
+    arguments = {
+        "scan_ids": scans or [],
+        "name": name,
+        "model": model,
+        "architecture": architecture,
+        "network": None if network is None else training.network_settings(network),
+        "frames": training.frame_range(frames),
+        "loss": loss,
+        "minutes": minutes,
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "batch_frames": batch_frames,
+        "seed": seed,
+        "promote": promote,
+        "device": device,
+    }
     if resume is not None:
+        if work is not None or any(value not in (None, []) for value in arguments.values()):
+            raise typer.BadParameter(
+                "--resume goes on with the job as it was asked for: leave out all but --config"
+            )
         work, spec = resume, _held(resume)
     else:
         if (model is None) == (architecture is None):
             raise typer.BadParameter("give either --from MODEL or --architecture NAME")
-        arguments = {
-            "scan_ids": scans or [],
-            "name": name,
-            "model": model,
-            "architecture": architecture,
-            "network": training.network_settings(network) if architecture else None,
-            "frames": training.frame_range(frames),
-            "loss": loss,
-            "minutes": minutes,
-            "steps": steps,
-            "learning_rate": learning_rate,
-            "batch_frames": batch_frames,
-            "seed": seed,
-            "promote": promote,
-            "device": device,
-        }
+        if model is not None and network is not None:
+            raise typer.BadParameter("--network goes with --architecture: a model has its own")
         spec = _asked_for(arguments, settings)
         work = work or Path("out/train") / spec.name
         _note(spec, work)
@@ -98,6 +104,8 @@ def train(
         typer.echo(f"paused at step {job['step']}: go on with --resume {work}")
     else:
         typer.echo(f"{spec.name}: {training.outcome(job)}")
+        if job["promoted"]:
+            typer.echo("a daemon that runs uses it from its next reload on")
     if job["state"] != "done":
         raise typer.Exit(1)
 
@@ -139,12 +147,14 @@ def _held(work: Path) -> JobSpec:
 
 
 def _run(spec: JobSpec, settings: Settings, work: Path) -> dict[str, Any]:
-    """Run the job with a progress bar; Ctrl-C makes it save a checkpoint and end."""
+    """Run the job with a progress bar; Ctrl-C or SIGTERM makes it save a checkpoint and end."""
     import msgspec
 
+    from ptycho_stream.training.job import JobProgress
     from ptycho_stream.training.jobs import run_job  # imports Lightning
 
     asked: list[int] = []
+    progress = JobProgress()
 
     def interrupted(number: int, _frame: FrameType | None) -> None:
         if asked:
@@ -154,15 +164,23 @@ def _run(spec: JobSpec, settings: Settings, work: Path) -> dict[str, Any]:
     def stop() -> Literal["", "pause", "cancel"]:
         return "pause" if asked else ""
 
-    former = signal.signal(signal.SIGINT, interrupted)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    former = {number: signal.signal(number, interrupted) for number in numbers}
     try:
         with training.JobBar(spec.name) as bar:
 
-            def report(progress: JobProgress) -> None:
-                bar.show(msgspec.to_builtins(progress))
+            def report(newest: JobProgress) -> None:
+                nonlocal progress
+                progress = newest
+                bar.show(msgspec.to_builtins(newest))
 
-            progress = run_job(spec, settings, work, report, stop)
-            report(progress)
+            try:
+                report(run_job(spec, settings, work, report, stop))
+            except SystemExit:  # Lightning's own answer to SIGTERM, after the step that saved
+                if not asked:
+                    raise
+                report(msgspec.structs.replace(progress, state="queued"))
     finally:
-        signal.signal(signal.SIGINT, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
     return msgspec.to_builtins(progress)

@@ -66,6 +66,7 @@ def save_ptychopinn(path: Path, scan: ScanFile) -> None:
         "pixel_yx_m": scan.pixel_yx_m,
         "software": "ptycho-stream",
     }
+    strongest = int(np.square(np.abs(scan.probe)).sum((-2, -1)).argmax())
     arrays = {
         "diff3d": amplitude,
         "xcoords": x,
@@ -73,7 +74,7 @@ def save_ptychopinn(path: Path, scan: ScanFile) -> None:
         "xcoords_start": x,
         "ycoords_start": y,
         "scan_index": scan.frame_numbers,
-        "probeGuess": (scan.probe[0] / np.float32(brightest)).astype(np.complex64),
+        "probeGuess": (scan.probe[strongest] / np.float32(brightest)).astype(np.complex64),
         "_metadata": np.array(json.dumps(metadata)),
     }
     if scan.object is not None:

@@ -16,11 +16,10 @@ from typing import Any, cast
 
 from ptycho_stream.atomic_file import atomic_file
 from ptycho_stream.errors import FileFormatError, ModelError
-from ptycho_stream.models.folders import model_folders
 from ptycho_stream.settings import ModelSettings
 
 DEFAULT_MODEL = "unrolled-v2"
-"""The shipped model, in use until another is, unless the folder has one named ``default``."""
+"""The shipped model, in use until another is."""
 
 ACTIVE_FILE = "active.json"
 MAX_HISTORY = 100
@@ -33,7 +32,16 @@ def active_model(root: Path | None) -> str:
     Raises:
         ModelError: the file that tells it is damaged.
     """
-    return _newest(root, [] if root is None else ActiveModels(root).history())
+    return _newest([] if root is None else ActiveModels(root).history())
+
+
+def model_in_use(settings: ModelSettings) -> str:
+    """Name of the model that images are made with under ``settings``, which may pin one.
+
+    Raises:
+        ModelError: the file that tells it is damaged.
+    """
+    return settings.name if settings.name != "default" else active_model(settings.registry)
 
 
 def former_model(root: Path | None) -> str:
@@ -45,15 +53,13 @@ def former_model(root: Path | None) -> str:
     history = [] if root is None else ActiveModels(root).history()
     if not history:
         raise ModelError(
-            f"there is no model to go back to: {_newest(root, [])} is in use from the start"
+            f"there is no model to go back to: {DEFAULT_MODEL} is in use from the start"
         )
-    return _newest(root, history[:-1])
+    return _newest(history[:-1])
 
 
-def _newest(root: Path | None, history: list[str]) -> str:
-    if history:
-        return history[-1]
-    return "default" if "default" in model_folders(root) else DEFAULT_MODEL
+def _newest(history: list[str]) -> str:
+    return history[-1] if history else DEFAULT_MODEL
 
 
 def check_unpinned(settings: ModelSettings) -> None:

@@ -20,13 +20,22 @@ _SHIPPED = Path(__file__).parent / "shipped"
 
 
 def model_folders(root: Path | None) -> dict[str, Path]:
-    """Folders of all models by name: the package's and, before them, those under ``root``."""
+    """Folders of all models by name: the package's and, before them, those under ``root``.
+
+    Raises:
+        ModelError: ``root`` cannot be read.
+    """
     found: dict[str, Path] = {}
     for parent in (_SHIPPED, root):
-        if parent is not None and parent.is_dir():
-            found |= {
-                d.name: d for d in parent.iterdir() if d.is_dir() and not d.name.startswith(".")
-            }
+        if parent is None:
+            continue
+        try:
+            if parent.is_dir():
+                found |= {
+                    d.name: d for d in parent.iterdir() if d.is_dir() and not d.name.startswith(".")
+                }
+        except OSError as error:
+            raise ModelError(f"cannot read the models in {parent}: {error.strerror}") from error
     return found
 
 
@@ -54,9 +63,9 @@ def new_model_folder(root: Path | None, name: str) -> Path:
     if root is None:
         raise ModelError("this registry has no folder to save to; set model.registry")
     target = root / name
-    if target.exists():
-        raise ModelError(f"{target} exists; models are never overwritten, choose a new name")
     try:
+        if target.exists():
+            raise ModelError(f"{target} exists; models are never overwritten, choose a new name")
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ModelError(f"cannot make the registry {root}: {error.strerror}") from error

@@ -85,6 +85,7 @@ def _state_dict(path: Path, prefix: str) -> dict[str, Tensor]:
     if not isinstance(held, dict):
         raise ModelError(f"{path} holds a {type(held).__name__}, not a state dict")
     found: dict[str, Tensor] = {}
+    room = MAX_BYTES
     for name, value in cast("dict[object, object]", held).items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ModelError(
@@ -92,6 +93,10 @@ def _state_dict(path: Path, prefix: str) -> dict[str, Tensor]:
                 "model.state_dict() alone"
             )
         if name.startswith(prefix):
+            # Its strides may make one stored number a tensor of any size.
+            room -= value.numel() * 4
+            if room < 0:
+                raise ModelError(f"{path}: its weights take more than {MAX_BYTES} bytes")
             found[name.removeprefix(prefix)] = _weights(value, f"{path}: {name}")
     if not found:
         raise ModelError(

@@ -19,8 +19,10 @@ def check_name(name: str) -> None:
     """Refuse what could not name a model's folder.
 
     Raises:
-        ModelError: it is empty, too long or holds other characters.
+        ModelError: it is empty, too long or holds other characters, or is ``default``.
     """
+    if name == "default":
+        raise ModelError("'default' stands for the model in use: choose another name")
     if not _NAME.fullmatch(name):
         raise ModelError(
             f"{name!r} is no model name: use up to 64 letters, digits, '.', '_' and '-'"

@@ -10,9 +10,9 @@ says: the frame's amplitude differs from that of the empty beam (scaled to fit) 
 patch varies about its mean, weighted by |P|^2. So the share of the frame's amplitude that the empty
 beam and photon noise do not explain, the *demand*, is a lower bound for the relative spread of a
 true patch. A patch with less than a quarter of it is collapsed. The same holds among the frames of
-a batch: where their amplitudes differ, their patches have to. Demands below 5 % are not looked at,
-there a probe that is known roughly, and noise, weigh as much. A probe that does not fit the beam
-demands a spread by itself; that, too, deserves a look.
+a batch: where their amplitudes, scaled to one flux, differ, their patches have to. Demands below
+5 % are not looked at, there a probe that is known roughly, and noise, weigh as much. A probe that
+does not fit the beam demands a spread by itself; that, too, deserves a look.
 """
 
 from __future__ import annotations
@@ -107,10 +107,14 @@ def _alike(patches: Tensor, power: Tensor, amplitude: Tensor) -> Tensor:
         return torch.zeros((), dtype=torch.bool, device=patches.device)
     mean = patches.mean(0)
     off = patches - mean
+    # The beam's flux varies from frame to frame, and says nothing of the sample.
+    photons = amplitude.square().sum((-2, -1), keepdim=True)
+    flux = photons.mean() / photons.clamp_min(1)
+    amplitude = amplitude * flux.sqrt()
     apart = (power * (off * off.conj()).real).sum()
     spread = (apart / (power * (mean * mean.conj()).real).sum().clamp_min(1e-12)).sqrt()
     differ = (amplitude - amplitude.mean(0)).square().sum()
-    noise = _noise(amplitude.square().mean(0)).sum() * len(amplitude)
+    noise = (flux * _noise(amplitude.square().mean(0) / flux.clamp_min(1e-12))).sum()
     demand = ((differ - noise).clamp_min(0) / amplitude.square().sum().clamp_min(1)).sqrt()
     return (demand > LEAST_DEMAND) & (spread < LEAST_SHARE * demand)
 

@@ -17,14 +17,18 @@ from numpy.typing import NDArray
 _CELLS_IN_REACH = 8
 """Cells of the search grid a reach: a query looks at rings of cells, from inside out."""
 
+_NEWEST_OF_A_CELL = 4
+"""So many times K are candidates of a cell: a scan that rests on a place stays linear."""
+
 
 class GroupFormer:
     """Forms groups of neighbouring frames, by their pairs' indices in the scan's log.
 
     The rule: when a frame arrives, look at its K nearest frames so far. If C - 1 of them are
     unused, the frame and the nearest C - 1 are a group. Else the same is asked for each unused one
-    of those K, nearest first, which may have been waiting for this very frame. Equally near frames
-    count in the order of the log. Frames further away than ``reach_m`` are no neighbours.
+    of those K, nearest first, which may have been waiting for this very frame. Of equally near
+    frames the newest comes first: where a scan rests, those are the unused ones. Frames further
+    away than ``reach_m`` are no neighbours; where very many share a place, only the newest are.
 
     Args:
         group_frames: C, of the network.
@@ -47,12 +51,13 @@ class GroupFormer:
         waiting: NDArray[np.int64],
         position_yx_m: NDArray[np.float64],
     ) -> None:
-        """Take in what a former one had: pairs in groups, then pairs that wait for theirs.
+        """Take in what a former one had: pairs that need no group, then pairs that wait for one.
 
         ``position_yx_m`` (n, 2) of both, in this order.
         """
         indices = [*used.tolist(), *waiting.tolist()]
-        for index, (y_m, x_m) in zip(indices, position_yx_m.tolist(), strict=True):
+        # By index, as they arrived: a cell's newest frames are its last ones.
+        for index, (y_m, x_m) in sorted(zip(indices, position_yx_m.tolist(), strict=True)):
             self._put(index, y_m, x_m)
         self._unused = set(waiting.tolist())
 
@@ -96,22 +101,22 @@ class GroupFormer:
         """The nearest ``count`` frames within reach, nearest first."""
         y_m, x_m = self._place[index]
         row, column = self._cell(y_m, x_m)
+        newest = _NEWEST_OF_A_CELL * self._nearest
         found: list[tuple[float, int]] = []
         for ring in range(_CELLS_IN_REACH + 1):
             for cell in _ring(row, column, ring):
-                for other in self._cells.get(cell, ()):
+                for other in self._cells.get(cell, [])[-newest:]:
                     if other != index:
                         there = self._place[other]
                         distance_m = math.hypot(there[0] - y_m, there[1] - x_m)
                         if distance_m <= self._reach_m:
-                            found.append((distance_m, other))
+                            found.append((distance_m, -other))
             # Frames beyond this ring are at least ``ring`` cells away.
             if len(found) >= count:
-                found.sort()
-                if found[count - 1][0] < ring * self._cell_m:
+                found = heapq.nsmallest(count, found)
+                if found[-1][0] < ring * self._cell_m:
                     break
-        found.sort()
-        return [other for _, other in found[:count]]
+        return [-other for _, other in heapq.nsmallest(count, found)]
 
     def _nearest_of_all(self, index: int) -> list[int]:
         """The nearest partners, however far away."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ptycho_stream.errors import ModelError
 from ptycho_stream.geometry import patch_corners
 from ptycho_stream.physics.probe import Probe
 from ptycho_stream.reconstruct.canvas import Canvas, TileIndex
@@ -18,36 +19,55 @@ from ptycho_stream.reconstruct.patches import valid_pixels
 from ptycho_stream.reconstruct.scan_image import ScanImage
 
 NEWEST = 32
-"""So many frames are compared."""
+"""So many frames are compared, as long as they are no larger than..."""
+NEWEST_SIZE_PX = 128
+"""...these; of larger ones so many that they have as many pixels together."""
 
 
 def live_misfit(image: ScanImage, device: torch.device | str = "cpu") -> Misfit | None:
-    """Misfit of the frames that are newest in what subscribers see; None before there is an image.
+    """Misfit of the frames that are newest in what subscribers see.
+
+    None before there is an image, and while another recipe or view is replacing the one that it
+    was made with.
 
     Raises:
+        ModelError: the device refuses, for want of memory for example.
         StoreError: the frames cannot be read.
     """
     generation, reader = image.current, image.reader
     if generation is None or not len(generation.ledger.added):
         return None
+    view = reader.header.view
+    if image.following is not None or generation.identity.view_version != view.version:
+        return None
     probe = Probe(generation.probe)
-    size, view = probe.size_px, reader.header.view
-    newest = generation.ledger.added[-NEWEST:]
+    size = probe.size_px
+    newest = generation.ledger.added[-compared_frames(size) :]
     first = int(newest.min())
     pairs = reader.pairs(first, int(newest.max()) + 1)[newest - first]
     position_yx_m = np.stack([pairs["y_m"], pairs["x_m"]], axis=1)
     corner, shift = patch_corners(position_yx_m, generation.identity.pixel_yx_m, size)
     # One window below the other: as small as it can be, however far apart the frames lie.
     rows = np.arange(len(pairs)) * size
-    return stitched_misfit(
-        _windows(generation.canvas, corner, size),
-        np.stack([rows, np.zeros_like(rows)], axis=1).astype(np.int64),
-        shift,
-        lambda part: view.apply(reader.frames(pairs["slot"][part])),
-        probe,
-        valid_pixels(reader, view),
-        device=device,
-    )
+    try:
+        return stitched_misfit(
+            _windows(generation.canvas, corner, size),
+            np.stack([rows, np.zeros_like(rows)], axis=1).astype(np.int64),
+            shift,
+            lambda part: view.apply(reader.frames(pairs["slot"][part])),
+            probe,
+            valid_pixels(reader, view),
+            device=device,
+        )
+    except RuntimeError as error:  # torch's own, out of memory among them
+        raise ModelError(
+            f"{device} cannot simulate frames: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def compared_frames(size_px: int) -> int:
+    """How many frames of ``size_px`` a side are compared, so that a look takes no longer."""
+    return max(1, min(NEWEST, NEWEST * NEWEST_SIZE_PX**2 // size_px**2))
 
 
 def _windows(

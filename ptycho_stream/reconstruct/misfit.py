@@ -105,7 +105,7 @@ def stitched_misfit(
         Without a frame, and its figures NaN, if no window lies inside the seen part of the object.
     """
     size = probe.size_px
-    inside = _inside(object_yx, corner_yx_px, probe)
+    inside = seen_windows(object_yx, corner_yx_px, probe)
     if not len(inside):
         return Misfit(skipped=len(corner_yx_px))
     mask = np.ones((size, size), bool) if valid is None else valid
@@ -149,10 +149,13 @@ def _sums(model: Tensor, root: Tensor, generator: torch.Generator) -> Tensor:
     )
 
 
-def _inside(
+def seen_windows(
     object_yx: NDArray[np.complex64], corner_yx_px: NDArray[np.int64], probe: Probe
 ) -> NDArray[np.int64]:
-    """Indices of the windows that lie on the object, seen wherever the probe is bright."""
+    """Indices (n,) of the windows that lie on the object, seen wherever the probe is bright.
+
+    Of the arguments of :func:`stitched_misfit`.
+    """
     size = probe.size_px
     last = np.asarray(object_yx.shape) - size
     within = np.flatnonzero(((corner_yx_px >= 0) & (corner_yx_px <= last)).all(1))

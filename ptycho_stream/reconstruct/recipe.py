@@ -47,11 +47,19 @@ class Recipe:
 
         Returns:
             The seconds that one frame takes.
+
+        Raises:
+            ModelError: the device refuses, for want of memory for example.
         """
-        predictor = Predictor(self.network, self.probe, self.device, 1)
-        predictor.warm_up()
-        started_s = time.monotonic()
-        predictor.warm_up()
+        try:
+            predictor = Predictor(self.network, self.probe, self.device, 1)
+            predictor.warm_up()
+            started_s = time.monotonic()
+            predictor.warm_up()
+        except RuntimeError as error:  # torch's own, out of memory among them
+            raise ModelError(
+                f"model {self.model} does not run on {self.device}: {str(error).splitlines()[0]}"
+            ) from error
         return (time.monotonic() - started_s) / predictor.batch_size
 
 

@@ -170,18 +170,30 @@ class ScanImage:
         else:
             self.following = newest
         self._makers[newest.number] = maker
-        if maker.group_frames > 1:
-            self._formers[newest.number] = self._former(newest, maker.group_frames)
+        self._formers.pop(newest.number, None)
 
     def _former(self, generation: Generation, group_frames: int) -> GroupFormer:
         """What forms a generation's groups, as it was when the last pair was looked at."""
         identity, ledger = generation.identity, generation.ledger
         reach_m = self.reader.header.size_px * max(identity.pixel_yx_m)
         former = GroupFormer(group_frames, identity.neighbours, reach_m)
-        pairs = self.reader.pairs()[np.concatenate([ledger.added, ledger.waiting])]
-        position_yx_m = np.stack([pairs["y_m"], pairs["x_m"]], axis=1)
-        former.restore(ledger.added, ledger.waiting, position_yx_m)
+        # Patches that were no numbers were skipped after their frames had gone into a group.
+        skipped = np.sort(ledger.skipped)
+        skipped = skipped[self._usable(generation, skipped, self._pairs_at(skipped))[0]]
+        used, waiting = np.concatenate([ledger.added, skipped]), ledger.waiting
+        pairs = self._pairs_at(np.concatenate([used, waiting]))
+        former.restore(used, waiting, np.stack([pairs["y_m"], pairs["x_m"]], axis=1))
         return former
+
+    def _usable(
+        self, target: Generation, indices: NDArray[np.int64], pairs: NDArray[Any]
+    ) -> tuple[NDArray[np.bool_], list[int]]:
+        """Which pairs (n,), ascending, can be in an image; and the slots of damaged frames."""
+        usable = pairs["flags"] == 0
+        damaged = self.reader.verify(pairs["slot"]) if len(pairs) else []
+        usable &= ~np.isin(pairs["slot"], damaged)
+        usable &= self._corrections.usable(indices, pairs, target.identity.corrected_below)
+        return usable, damaged
 
     def _is_present(self, generation: Generation) -> bool:
         """Whether ``generation`` is made with the present recipe, view and positions."""
@@ -236,14 +248,12 @@ class ScanImage:
         low, high = (int(indices[0]), int(indices[-1]) + 1) if len(indices) else (0, 0)
         pairs = self.reader.pairs(low, high)[indices - low]
         if len(indices):
-            damaged = self.reader.verify(pairs["slot"])
+            usable, damaged = self._usable(target, indices, pairs)
             if damaged:
                 on_damaged(damaged)
-            usable = (pairs["flags"] == 0) & ~np.isin(pairs["slot"], damaged)
-            usable &= self._corrections.usable(indices, pairs, target.identity.corrected_below)
             target.ledger.skip(indices[~usable])
             indices, pairs = indices[usable], pairs[usable]
-        if target.number in self._formers:
+        if self._makers[target.number].group_frames > 1:
             return self._extend_by_groups(target, indices, pairs, limit)
         if len(pairs):
             patches = self._makers[target.number].make(pairs, target.identity.pixel_yx_m)
@@ -254,12 +264,16 @@ class ScanImage:
         self, target: Generation, indices: NDArray[np.int64], pairs: NDArray[Any], limit: int
     ) -> NDArray[np.int64]:
         """Add the groups that are complete with these pairs; at the scan's end, what is left."""
-        maker, former = self._makers[target.number], self._formers[target.number]
+        maker = self._makers[target.number]
+        # Held again when this has worked: what fails is done again from what the ledger knows.
+        former = self._formers.pop(target.number, None)
+        former = former or self._former(target, maker.group_frames)
         places = zip(indices.tolist(), pairs["y_m"].tolist(), pairs["x_m"].tolist(), strict=True)
         groups = [group for place in places if (group := former.arrive(*place)) is not None]
-        target.ledger.wait(indices)
         members = np.array(groups, np.int64).reshape(-1, maker.group_frames)
         fresh = np.ones(members.shape, bool)
+        if not groups:
+            target.ledger.wait(indices)
         if not groups and self.reader.header.sealed and self._all_looked_at(target):
             last = target.ledger.waiting[: max(1, limit // maker.group_frames)].tolist()
             members = np.array([former.leftover(index) for index in last], np.int64)
@@ -267,11 +281,15 @@ class ScanImage:
             fresh = np.zeros(members.shape, bool)
             fresh[:, 0] = True  # their partners are in the image, or get there by themselves
         if not members.size:
+            self._formers[target.number] = former
             return np.empty(0, np.int64)
         rows, new = members.ravel(), fresh.ravel()
         pairs = self._pairs_at(rows)
         patches = maker.make(pairs, target.identity.pixel_yx_m).only(new)
+        if groups:
+            target.ledger.wait(indices)
         self._add(target, rows[new], pairs[new], patches)
+        self._formers[target.number] = former
         return pairs[new]["paired_monotonic_ns"].astype(np.int64)
 
     def _all_looked_at(self, target: Generation) -> bool:
@@ -290,6 +308,8 @@ class ScanImage:
 
     def _pairs_at(self, indices: NDArray[np.int64]) -> NDArray[Any]:
         """Records of the log of pairs at ``indices`` (n,), in any order; read run by run."""
+        if not len(indices):
+            return self.reader.pairs(0, 0)
         wanted, back = np.unique(indices, return_inverse=True)
         runs = np.split(wanted, np.flatnonzero(np.diff(wanted) > _PAIRS_GAP) + 1)
         found = [self.reader.pairs(int(r[0]), int(r[-1]) + 1)[r - r[0]] for r in runs]

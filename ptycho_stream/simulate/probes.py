@@ -51,9 +51,6 @@ class ProbeMix:
         return self.kinds[-1][0]
 
 
-NARROW_PROBES = ProbeMix((("zone-plate", 0.55), ("gaussian", 0.25), ("mirrors", 0.2)))
-"""The mixture that trained ``unrolled-v2``: with the same seed, the same probes."""
-
 WIDE_PROBES = ProbeMix(
     (
         *(("zone-plate", 0.4), ("gaussian", 0.12), ("mirrors", 0.14)),
@@ -69,7 +66,7 @@ def random_probe(
     *,
     modes: int = 1,
     photons: float = 1e6,
-    mix: ProbeMix = NARROW_PROBES,
+    mix: ProbeMix = WIDE_PROBES,
 ) -> Probe:
     """Draw a probe of a mixture; it fills 15 to 65 per cent of the window's width.
 

@@ -119,9 +119,6 @@ class SampleMix:
             raise SettingsError("a mixture of samples names no kind")
 
 
-NARROW_SAMPLES = SampleMix(("bars", "spokes", "leaves", "leaves", "edges", "power-law", "cells"))
-"""Of samples for scans: the kinds that look like what people scan."""
-
 WIDE_SAMPLES = SampleMix(
     (
         *("bars", "bars", "spokes", "spokes", "leaves", "leaves", "leaves"),
@@ -136,7 +133,7 @@ WIDE_SAMPLES = SampleMix(
 
 
 def random_sample(
-    rng: np.random.Generator, shape_yx_px: Shape, mix: SampleMix = NARROW_SAMPLES
+    rng: np.random.Generator, shape_yx_px: Shape, mix: SampleMix = WIDE_SAMPLES
 ) -> NDArray[np.complex64]:
     """Draw one sample of a mixture.
 
@@ -171,7 +168,7 @@ def _depth_rad(rng: np.random.Generator, mix: SampleMix) -> float:
 
 
 def random_field(
-    rng: np.random.Generator, shape_yx_px: Shape, mix: SampleMix = NARROW_SAMPLES
+    rng: np.random.Generator, shape_yx_px: Shape, mix: SampleMix = WIDE_SAMPLES
 ) -> Field:
     """Draw one projected-density map with values in [0, 1], float32, of a kind of the mixture."""
     grid = grid_of(shape_yx_px)

@@ -131,6 +131,10 @@ def draw_sensor(rng: np.random.Generator, size_px: int, settings: SensorSettings
 
 def _gaps(rng: np.random.Generator, size_px: int, settings: SensorSettings) -> Mask:
     gaps = np.zeros((size_px, size_px), bool)
+    if settings.gap_px >= size_px:
+        raise SettingsError(
+            f"gap_px {settings.gap_px} is no gap in a frame of {size_px} px: make it smaller"
+        )
     if settings.gap_px:
         module = settings.module_px or size_px // 2
         period = module + settings.gap_px

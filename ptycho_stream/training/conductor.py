@@ -23,13 +23,17 @@ _REPORT_INTERVAL_S = 0.5
 
 
 class Conductor(Callback):
-    """Reports, saves and stops.
+    """Reports, saves and stops; the last of the callbacks, so that it saves what others found.
+
+    After a step that is validated it saves when the validation is over: a resumed run never
+    repeats one, and would else end without what it found.
 
     Args:
         checkpoint: where to save.
         report: told where the job stands, at most twice a second.
         stop: asked after each step whether to go on.
         save_interval_s: between checkpoints.
+        validate_every: steps between validations.
     """
 
     def __init__(
@@ -38,8 +42,11 @@ class Conductor(Callback):
         report: Callable[[JobProgress], None],
         stop: Callable[[], Stop],
         save_interval_s: float,
+        validate_every: int,
     ) -> None:
         self.outcome: Stop = ""
+        self._validate_every = validate_every
+        self._save_after_validation = False
         self._checkpoint, self._save_interval_s = checkpoint, save_interval_s
         self._report, self._stop = report, stop
         self._saved_at_s: float | None = None
@@ -66,11 +73,29 @@ class Conductor(Callback):
         due = self._saved_at_s is None or (
             pl_module.seconds - self._saved_at_s >= self._save_interval_s
         )
-        if outcome == "pause" or (due and outcome != "cancel"):
-            self._saved_at_s = pl_module.seconds
-            trainer.save_checkpoint(self._checkpoint, weights_only=False)
+        save = outcome == "pause" or (due and outcome != "cancel")
+        validated = trainer.global_step % self._validate_every == 0
+        if save and validated:
+            self._save_after_validation = True
+        elif save:
+            self._save(trainer, pl_module)
         if outcome:
             trainer.should_stop = True
+            if outcome == "cancel" or not validated:
+                trainer.limit_val_batches = 0  # else Lightning validates whatever it stops at
+
+    def on_validation_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Save what had to wait for this."""
+        if self._save_after_validation:
+            assert isinstance(pl_module, NetworkTraining)
+            self._save_after_validation = False
+            self._save(trainer, pl_module)
+
+    def _save(self, trainer: lightning.Trainer, module: NetworkTraining) -> None:
+        self._saved_at_s = module.seconds
+        trainer.save_checkpoint(self._checkpoint, weights_only=False)
 
 
 def progress_of(module: NetworkTraining) -> JobProgress:

@@ -85,7 +85,7 @@ def initial_network(plan: JobPlan, settings: Settings) -> Network:
     if plan.parent is not None:
         return ModelRegistry(settings.model.registry).load(plan.parent)[0]
     torch.manual_seed(plan.spec.seed)
-    return build(Manifest(plan.spec.name, plan.spec.architecture, plan.spec.network))
+    return build(Manifest(plan.spec.name, plan.architecture, plan.spec.network))
 
 
 @contextmanager
@@ -163,21 +163,22 @@ def fit(
         _WARM_UP_STEPS,
     )
     data = ScanData(scans, batches, steps_of(checkpoint) if resumed else 0)
-    conductor = Conductor(checkpoint, report, stop, SAVE_INTERVAL_S)
-    best = BestWeights(MONITOR)
     steps = budget.steps
+    validate_every = max(steps // _VALIDATIONS, 1) if steps else _VALIDATE_EVERY
+    conductor = Conductor(checkpoint, report, stop, SAVE_INTERVAL_S, validate_every)
+    best = BestWeights(MONITOR)
     try:
         trainer = make_trainer(
             folder,
             budget,
             _machine(plan, rank),
             loggers=loggers,
-            callbacks=[conductor, best, EarlyStopping(MONITOR, patience=_PATIENCE)],
-            validate_every=max(steps // _VALIDATIONS, 1) if steps else _VALIDATE_EVERY,
+            callbacks=[best, EarlyStopping(MONITOR, patience=_PATIENCE), conductor],
+            validate_every=validate_every,
         )
     except MisconfigurationException as error:
         raise TrainingError(
-            f"training cannot be set up so: {error}; correct device, devices, strategy or "
+            f"training cannot be set up so: {error}; correct device, devices or "
             "precision under [training]"
         ) from error
     for logger in loggers:
@@ -198,7 +199,7 @@ def fit(
 
 def _machine(plan: JobPlan, rank: Rank) -> Machine:
     spec = plan.spec
-    assert spec.device is not None and spec.strategy is not None and spec.precision is not None
+    assert spec.device is not None and spec.precision is not None
     device = usable_device(spec.device, "training.device")
     if device.type == "cpu" and spec.precision == "16-mixed":
         raise TrainingError(
@@ -210,7 +211,7 @@ def _machine(plan: JobPlan, rank: Rank) -> Machine:
             f"training.devices is {rank.ranks} from cuda:{first} on, and this machine has "
             f"{torch.cuda.device_count()} GPU(s): ask for fewer"
         )
-    return Machine(device, rank.ranks, spec.strategy, spec.precision, rank.environment())
+    return Machine(device, rank.ranks, spec.precision, rank.environment())
 
 
 def _check_ranks_agree(trainer: lightning.Trainer, network: Network) -> None:

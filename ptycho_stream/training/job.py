@@ -6,14 +6,14 @@ Lightning, so the supervisor and clients use them too; ``training.jobs`` runs wh
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
 
-from ptycho_stream.errors import TrainingError
-from ptycho_stream.settings import TrainingSettings
+from ptycho_stream.errors import ModelError, TrainingError
+from ptycho_stream.models.manifest import check_name
+from ptycho_stream.settings import TrainingSettings, device_name
 
 JobKind = Literal["finetune", "train"]
 JobLoss = Literal["unsupervised", "supervised", "mixed"]
@@ -23,7 +23,11 @@ Promotion = Literal["if_better", "always", "never"]
 ENDED_STATES: frozenset[JobState] = frozenset({"done", "failed", "cancelled"})
 """A job in one of these will not go on by itself."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+TRAINABLE: frozenset[str] = frozenset({"unrolled", "cnn"})
+"""Architectures of the registry, named here because that needs torch."""
+DEFAULT_ARCHITECTURE = "unrolled"
+MAX_STEPS = 10_000_000
+MAX_DEVICES = 64
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -42,11 +46,12 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         frames: half-open range of indices into each scan's log of pairs, for training and
             validation; None: all pairs that are there when the job starts.
         model: parent of a fine-tuning; None: the model in use.
-        architecture: of a network that is trained from nothing.
+        architecture: of a network that is trained from nothing; None: ``unrolled``.
         network: its settings as JSON; what is left out has its default.
         loss: ``unsupervised`` fits the frames through the forward model, ``supervised`` synthetic
             samples under the scan's own probe, ``mixed`` both.
-        minutes: budget in wall-clock time of training, validation not counted.
+        minutes: budget in wall-clock time of training, with its validations but without
+            the comparison at the end.
         steps: budget in optimiser steps, which makes the result repeatable; excludes ``minutes``.
         learning_rate: peak rate.
         batch_frames: frames of a step.
@@ -55,7 +60,6 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         promote: whether the new model becomes the one in use.
         device: auto, cpu, cuda or cuda:N.
         devices: processes, each with a device and batches of its own.
-        strategy: Lightning's, for several devices.
         precision: Lightning's.
         loggers: where figures go while the job runs.
     """
@@ -66,19 +70,18 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     kind: JobKind = "finetune"
     frames: tuple[Annotated[int, msgspec.Meta(ge=0)], Count] | None = None
     model: str | None = None
-    architecture: str = "unrolled"
+    architecture: str | None = None
     network: dict[str, Any] = msgspec.field(default_factory=dict[str, Any])
     loss: JobLoss = "unsupervised"
     minutes: Positive | None = None
-    steps: Count | None = None
+    steps: Annotated[int, msgspec.Meta(ge=1, le=MAX_STEPS)] | None = None
     learning_rate: Positive | None = None
     batch_frames: Annotated[int, msgspec.Meta(ge=2, le=1024)] | None = None
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] = 1
     held_out: Annotated[float, msgspec.Meta(gt=0, le=0.5)] | None = None
     promote: Promotion = "if_better"
     device: str | None = None
-    devices: Count | None = None
-    strategy: Literal["auto", "ddp"] | None = None
+    devices: Annotated[int, msgspec.Meta(ge=1, le=MAX_DEVICES)] | None = None
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] | None = None
     loggers: tuple[Literal["csv", "tensorboard", "mlflow"], ...] | None = None
 
@@ -90,10 +93,19 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
                 :meth:`from_json` turn it into their own errors.
         """
         for field, text in (("job_id", self.job_id), ("name", self.name)):
-            if not _NAME.fullmatch(text):
-                raise ValueError(
-                    f"{field} {text!r} is no name: use up to 64 letters, digits, '.', '_' and '-'"
-                )
+            try:
+                check_name(text)
+            except ModelError as error:
+                raise ValueError(f"{field}: {error}") from error
+        if self.architecture is not None and self.architecture not in TRAINABLE:
+            raise ValueError(
+                f"architecture {self.architecture!r} is unknown: use one of {sorted(TRAINABLE)}"
+            )
+        if self.device is not None:
+            try:
+                device_name(self.device)
+            except ValueError as error:
+                raise ValueError(f"device {self.device!r} {error}") from error
         if not self.scan_ids:
             raise ValueError("scan_ids is empty: name at least one scan to train on")
         if self.minutes is not None and self.steps is not None:
@@ -101,6 +113,10 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         if self.frames is not None and self.frames[0] >= self.frames[1]:
             raise ValueError(
                 f"frames {self.frames} holds nothing: give [first, end) with first < end"
+            )
+        if self.kind == "finetune" and (self.architecture is not None or self.network):
+            raise ValueError(
+                "kind 'finetune' keeps its model's network: leave both out, or 'train'"
             )
         if self.kind == "train" and self.model is not None:
             raise ValueError("kind 'train' starts from nothing: leave model out, or use 'finetune'")
@@ -144,7 +160,6 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             held_out=self.held_out or settings.held_out,
             device=self.device or settings.device,
             devices=self.devices or settings.devices,
-            strategy=self.strategy or settings.strategy,
             precision=self.precision or settings.precision,
             loggers=settings.loggers if self.loggers is None else self.loggers,
         )

@@ -17,7 +17,7 @@ from ptycho_stream.reconstruct.patches import PHOTON_FRAMES, measured_photons
 from ptycho_stream.scans import Catalogue, ScanReader
 from ptycho_stream.settings import Settings
 from ptycho_stream.training.budget import Budget
-from ptycho_stream.training.job import JobSpec
+from ptycho_stream.training.job import DEFAULT_ARCHITECTURE, JobSpec
 
 PLAN_FILE = "plan.json"
 
@@ -42,11 +42,13 @@ class JobPlan(msgspec.Struct, frozen=True):
     Attributes:
         spec: with nothing left to the settings.
         parent: name of the model that a fine-tuning starts from.
+        architecture: of the new model.
         scans: what is trained on.
     """
 
     spec: JobSpec
     parent: str | None
+    architecture: str
     scans: tuple[PlannedScan, ...]
 
     @property
@@ -67,14 +69,13 @@ def settle(spec: JobSpec, settings: Settings, folder: Path, registry: ModelRegis
     if path.exists():
         return read_plan(folder)
     registry.check_new(spec.name)
-    parent = None
+    parent, architecture = None, spec.architecture or DEFAULT_ARCHITECTURE
     if spec.kind == "finetune":
         manifest = registry.load(spec.model or settings.model.name)[1]
-        parent = manifest.name
-        spec = msgspec.structs.replace(spec, architecture=manifest.architecture)
+        parent, architecture = manifest.name, manifest.architecture
     catalogue = Catalogue(settings.data.directory)
     scans = tuple(_plan_scan(catalogue, scan_id, spec, settings) for scan_id in spec.scan_ids)
-    plan = JobPlan(spec.resolved(settings.training), parent, scans)
+    plan = JobPlan(spec.resolved(settings.training), parent, architecture, scans)
     with atomic_file(path) as file:
         file.write(msgspec.json.encode(plan))
     return plan

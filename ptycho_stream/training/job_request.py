@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ptycho_stream.errors import ScanNotFound, TrainingError
-from ptycho_stream.models.active import active_model, check_unpinned
+from ptycho_stream.models.active import check_unpinned, model_in_use
 from ptycho_stream.models.folders import (
     model_folder,
     new_model_folder,
@@ -86,7 +86,7 @@ def _check_scan(catalogue: Catalogue, scan_id: str, frames: tuple[int, int] | No
 def _parent(settings: ModelSettings, name: str | None) -> str:
     """Name of the model that a fine-tuning starts from, whose files are whole."""
     if name is None or name == "default":
-        name = settings.name if settings.name != "default" else active_model(settings.registry)
+        name = model_in_use(settings)
     folder = model_folder(settings.registry, name)
     read_weights(folder, read_manifest(folder))
     return name

@@ -43,10 +43,21 @@ from ptycho_stream.training.validation import judge
 IN_USE = "_in_use"
 """Ends the names of figures of the model in use, among those of the candidate."""
 
+_MOST_UNSEEN = 0.1
+"""Share of the judging frames that a candidate may not show though the model in use does."""
+
 Report = Callable[[JobProgress], None]
 AskStop = Callable[[], Stop]
 
 _log = logging.getLogger(__name__)
+
+
+class _Stopped(Exception):
+    """The job was asked to stop, when it was told so."""
+
+    def __init__(self, why: Stop) -> None:
+        super().__init__(why)
+        self.why: Stop = why
 
 
 def run_job(
@@ -61,8 +72,8 @@ def run_job(
         settings: of the daemon whose scans, probe and models are used.
         folder: the job's own, made if it is missing; gets the plan, checkpoints and figures.
         report: told of progress, at most twice a second.
-        stop: asked after each step; ``pause`` saves and returns, ``cancel`` returns without a
-            model.
+        stop: asked after each step, while the model is validated and before it is saved and
+            promoted; ``pause`` saves and returns, ``cancel`` returns without a model.
 
     Returns:
         How it ended: done, failed (``message`` says why), cancelled, or queued when it was paused.
@@ -73,11 +84,16 @@ def run_job(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         ended = _run(spec, settings, folder, latest, stop)
+    except _Stopped as stopped:
+        if stopped.why == "pause":
+            ended = latest.ended("queued", "paused; it goes on from where it is")
+        else:
+            ended = latest.ended("cancelled", "cancelled; no model was taken into use")
     except PtychoStreamError as error:
         _log.error("job %s failed: %s", spec.job_id, error)
         ended = latest.ended("failed", str(error))
-    except (RuntimeError, OSError, MemoryError) as error:
-        # torch's own errors, out of memory among them, are RuntimeErrors.
+    except Exception as error:
+        # Whatever it is, of torch, Lightning, MLflow or the system: a job ends with a word.
         _log.exception("job %s failed", spec.job_id)
         ended = latest.ended(
             "failed",
@@ -114,6 +130,7 @@ def _run(
     registry = ModelRegistry(settings.model.registry)
     plan = settle(spec, settings, folder, registry)
     saved = _saved_before(plan, registry)
+    loggers: Sequence[Logger] = ()
     if saved is None:
         loggers = make_loggers(
             plan.spec.loggers or (),
@@ -124,17 +141,25 @@ def _run(
         network = initial_network(plan, settings)
         with opened_scans(plan, settings, batches_of(plan, network, Rank())) as scans:
             stopped = _train(plan, settings, folder, scans, network, loggers, latest, stop)
-            if stopped == "pause":
-                return latest.ended("queued", "paused; it goes on from its checkpoint")
-            if stopped == "cancel" or stop() == "cancel":
-                return latest.ended("cancelled", "cancelled; no model was made")
-            saved = _validate_and_save(plan, settings, folder, scans, network, latest)
+            if stopped:
+                raise _Stopped(stopped)
+            saved = _validate_and_save(plan, settings, folder, scans, network, latest, stop)
+    _heed(stop)
+    promoted, message = _promote(plan, settings, registry, saved.metrics)
+    try:
         assert registry.root is not None
         log_result(loggers, saved.metrics, registry.root / saved.name)
-    promoted, message = _promote(plan, settings, registry, saved.metrics)
+    except (TrainingError, OSError) as error:
+        _log.warning("job %s: %s", spec.job_id, error)
+        message += f"; {error}"
     return latest.ended(
         "done", message, fraction=1.0, metrics=saved.metrics, model=saved.name, promoted=promoted
     )
+
+
+def _heed(stop: AskStop) -> None:
+    if why := stop():
+        raise _Stopped(why)
 
 
 def _saved_before(plan: JobPlan, registry: ModelRegistry) -> Manifest | None:
@@ -175,6 +200,7 @@ def _validate_and_save(
     scans: Sequence[SplitScan],
     network: Network,
     latest: _Latest,
+    stop: AskStop,
 ) -> Manifest:
     """Judge the trained weights and the model in use, and put the former into the registry."""
     trained = take_trained(folder, network)
@@ -194,21 +220,25 @@ def _validate_and_save(
     registry = ModelRegistry(settings.model.registry)
     device = usable_device(plan.spec.device or settings.training.device, "training.device")
     seed = plan.spec.seed
-    metrics = {"val_loss": trained.value} | _figures(judge(network, scans, device, seed), "")
+    networks, compared = [network], None
     try:
         in_use, used = registry.load(settings.model.name)
-        metrics |= _figures(judge(in_use, scans, device, seed), IN_USE)
-        compared = used.name
+        networks, compared = [network, in_use], used.name
     except ModelError as error:
         _log.error("the candidate is compared with nothing: %s", error)
-        compared = None
+    judgement = judge(networks, scans, device, seed, lambda: _heed(stop))
+    metrics = {"val_loss": trained.value}
+    for misfit, suffix in zip(judgement.misfits, ("", IN_USE), strict=False):
+        metrics |= _figures(misfit, suffix)
+    _heed(stop)
     return registry.save(
         network.cpu(),
         Manifest(
             name=plan.spec.name,
-            architecture=plan.spec.architecture,
+            architecture=plan.architecture,
             settings=network.settings_json(),
-            training=_account(plan, scans, trained, compared, device),
+            training=_account(plan, scans, trained, compared, device)
+            | {"judged_apart": judgement.apart},
             seed=seed,
             metrics=metrics,
             parent=plan.parent,
@@ -222,6 +252,7 @@ def _figures(misfit: Misfit, suffix: str) -> dict[str, float]:
         "r_factor": misfit.r_factor,
         "deviance": misfit.deviance,
         "judged_frames": float(misfit.frames),
+        "unseen_frames": float(misfit.skipped),
     }
     return {name + suffix: value for name, value in figures.items() if math.isfinite(value)}
 
@@ -255,6 +286,12 @@ def _account(
     }
 
 
+def _sees_less(metrics: dict[str, float]) -> bool:
+    """Whether the candidate's object lacks places that the other has; at the edge some may go."""
+    missing = metrics["unseen_frames"] - metrics["unseen_frames" + IN_USE]
+    return missing > _MOST_UNSEEN * (metrics["judged_frames"] + missing)
+
+
 def _promote(
     plan: JobPlan, settings: Settings, registry: ModelRegistry, metrics: dict[str, float]
 ) -> tuple[bool, str]:
@@ -264,8 +301,10 @@ def _promote(
     if ours is None or theirs is None:
         verdict, better = f"{name} could not be compared on held-out frames", False
     else:
-        better = ours < theirs
+        better = ours < theirs and not _sees_less(metrics)
         verdict = f"excess R of held-out frames {ours:.4f}, of the model in use {theirs:.4f}"
+        if _sees_less(metrics):
+            verdict += f", but {name} leaves more of the object unseen"
     if wanted == "never" or (wanted == "if_better" and not better):
         return False, f"{verdict}; {name} is in the registry and not in use"
     if settings.model.name != "default":

@@ -42,6 +42,10 @@ class ScanBatch(NamedTuple):
     scored: Tensor
 
 
+_LARGEST_CANVAS = 4
+"""Times the pixels of all patches; a larger canvas has none for places without a patch."""
+
+
 class Mosaic:
     """Where the patches of a batch lie on a canvas just large enough for them.
 
@@ -58,6 +62,9 @@ class Mosaic:
         # Flat: adding and picking along one axis is fast, and on a CPU the same in every run.
         self._index = (rows[:, :, None] * width + columns[:, None, :]).reshape(-1)
         self._pixels = height * width
+        if self._pixels > _LARGEST_CANVAS * len(self._index):
+            covered, self._index = self._index.unique(return_inverse=True)
+            self._pixels = len(covered)
         self._shape = (len(corner_yx_px), size_px, size_px)
 
     def add(self, values: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ SETTINGS_FILE = "settings.json"
 _ADDRESS = "127.0.0.1"
 _END_S = 30.0
 """Peers that have not ended so long after rank 0 are killed."""
+_NOTICE_S = 0.5
+"""A peer's connections may be gone so long before the peer is."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +105,17 @@ def peers(folder: Path, settings: Settings, ranks: int) -> Generator[Rank]:
     port = _free_port()
     started = [_start(folder, Rank(number, ranks, port)) for number in range(1, ranks)]
     try:
-        yield Rank(0, ranks, port)
+        try:
+            yield Rank(0, ranks, port)
+        except RuntimeError as error:
+            # What torch raises when it waits in vain for a process, or loses one.
+            time.sleep(_NOTICE_S)
+            if ended := [peer.returncode for peer in started if peer.poll()]:
+                raise _ended(ended[0]) from error
+            raise
         for peer in started:
             if peer.wait(_END_S) != 0:
-                raise TrainingError(
-                    f"a peer process of the job ended with {peer.returncode}; its output says why"
-                )
+                raise _ended(peer.returncode)
     except subprocess.TimeoutExpired as error:
         raise TrainingError("a peer process of the job did not end with it") from error
     finally:
@@ -117,6 +125,10 @@ def peers(folder: Path, settings: Settings, ranks: int) -> Generator[Rank]:
             if peer.stdin is not None:
                 peer.stdin.close()
         leave_group()
+
+
+def _ended(status: int) -> TrainingError:
+    return TrainingError(f"a peer process of the job ended with {status}; its output says why")
 
 
 def leave_group() -> None:

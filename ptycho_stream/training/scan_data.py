@@ -20,7 +20,7 @@ from ptycho_stream.physics.forward import mode_sum
 from ptycho_stream.physics.probe import shifted_modes, spectrum_of
 from ptycho_stream.reconstruct.predict import corner_amplitude
 from ptycho_stream.training.overlap import ScanBatch
-from ptycho_stream.training.scan_frames import ScanFrames, held_out
+from ptycho_stream.training.scan_frames import ScanFrames, held_out, judging
 from ptycho_stream.training.synthetic import FRAMES_OF_A_SAMPLE, TrainingBatch
 from ptycho_stream.training.told_probe import told_probe_batch
 
@@ -66,7 +66,14 @@ class BatchPlan:
 
 
 class SplitScan:
-    """A scan's frames, those for training and those held out.
+    """A scan's frames, by their use.
+
+    Attributes:
+        frames: all.
+        train: indices of those that are trained on.
+        held_out: of the others.
+        choosing: of those held out that choose the best weights.
+        judging: of the rest, which nothing sees before the job's end.
 
     Raises:
         TrainingError: there are too few of either.
@@ -76,11 +83,15 @@ class SplitScan:
         self.frames = frames
         out = held_out(frames.number, plan.held_out, plan.seed)
         self.train, self.held_out = np.flatnonzero(~out), np.flatnonzero(out)
+        judge = judging(frames.number[self.held_out], plan.seed)
+        if judge.all() or not judge.any():
+            judge = np.arange(len(judge)) % 2 == 1  # so few frames that chance gave all to one
+        self.choosing, self.judging = self.held_out[~judge], self.held_out[judge]
         least = max(plan.group_frames, 2)
-        if len(self.train) < least or not len(self.held_out):
+        if len(self.train) < least or not len(self.judging):
             raise TrainingError(
                 f"scan {frames.reader.header.scan_id} gives {len(self.train)} frames to train on "
-                f"and {len(self.held_out)} to validate with, {least} and 1 are the least: take "
+                f"and {len(self.held_out)} to validate with, {least} and 2 are the least: take "
                 "more frames, or hold out another share of them"
             )
 
@@ -172,11 +183,14 @@ def training_batch(scans: Sequence[SplitScan], plan: BatchPlan, number: int) -> 
 
 
 class _Validation(Dataset[JobBatch]):
-    """The same few batches each time, around held-out frames; only these are scored."""
+    """The same few batches each time, around held-out frames; only these are scored.
+
+    Frames that judge the job's end are in none of them.
+    """
 
     def __init__(self, scans: Sequence[SplitScan], plan: BatchPlan) -> None:
         rng = np.random.default_rng(plan.seed)
-        everywhere = [(s, int(i)) for s, scan in enumerate(scans) for i in scan.held_out]
+        everywhere = [(s, int(i)) for s, scan in enumerate(scans) for i in scan.choosing]
         chosen = rng.permutation(len(everywhere))[:_VALIDATION_BATCHES]
         self._centres = [everywhere[i] for i in chosen.tolist()]
         self._scans, self._plan = scans, plan
@@ -188,9 +202,9 @@ class _Validation(Dataset[JobBatch]):
         which, centre = self._centres[number]
         scan, plan = self._scans[which], self._plan
         rng = np.random.default_rng((plan.seed, number))
-        every = np.arange(len(scan.frames))
-        near = frame_groups(rng, scan.frames, centre, plan.frames, plan.group_frames, every)
-        return JobBatch(scan_batch(scan.frames, near, np.isin(near, scan.held_out)), None)
+        others = np.setdiff1d(np.arange(len(scan.frames)), scan.judging)
+        near = frame_groups(rng, scan.frames, centre, plan.frames, plan.group_frames, others)
+        return JobBatch(scan_batch(scan.frames, near, np.isin(near, scan.choosing)), None)
 
 
 class ScanData(lightning.LightningDataModule):

@@ -7,6 +7,7 @@ shift are those of the reconstruct stage, so a network is trained on what it wil
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ class ScanFrames:
     def __len__(self) -> int:
         return len(self.slot)
 
-    @property
+    @cached_property
     def position_yx_px(self) -> NDArray[np.float64]:
         """Where the windows lie, float64 (M, 2), fractions of a pixel included."""
         return self.corner_yx_px + self.shift_yx_px.astype(np.float64)
@@ -127,8 +128,19 @@ def held_out(frame_numbers: NDArray[np.integer[Any]], share: float, seed: int) -
     Returns:
         Bool (M,), by the splitmix64 finaliser (Steele et al., OOPSLA 2014).
     """
+    return (_hash(frame_numbers, seed) >> np.uint64(11)).astype(np.float64) < share * 2.0**53
+
+
+def judging(frame_numbers: NDArray[np.integer[Any]], seed: int) -> NDArray[np.bool_]:
+    """Which of the held-out frames (M,) judge the end of a job; the others choose its weights.
+
+    By a bit of the hash that :func:`held_out` does not look at.
+    """
+    return (_hash(frame_numbers, seed) & np.uint64(1)).astype(bool)
+
+
+def _hash(frame_numbers: NDArray[np.integer[Any]], seed: int) -> NDArray[np.uint64]:
     x = frame_numbers.astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
-    return (x >> np.uint64(11)).astype(np.float64) < share * 2.0**53
+    return x ^ (x >> np.uint64(31))

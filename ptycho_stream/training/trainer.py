@@ -5,6 +5,7 @@ Used by pre-training and by jobs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from ptycho_stream.training.checkpoints import AtomicCheckpoints
 
 _CLIP_NORM = 1.0
 
+_PATIENCE = timedelta(minutes=3)
+"""Processes wait no longer for one that does not come, or that has died."""
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -28,14 +32,12 @@ class Machine:
     Attributes:
         device: the first, or only, device.
         ranks: processes, each with a device; those of GPUs follow the first.
-        strategy: Lightning's name; ``auto`` is ``ddp`` for several processes.
         precision: Lightning's name.
         environment: how several processes find each other.
     """
 
     device: torch.device
     ranks: int = 1
-    strategy: str = "auto"
     precision: str = "32-true"
     environment: ClusterEnvironment | None = None
 
@@ -55,10 +57,10 @@ class Machine:
         }
 
     def _strategy(self) -> str | Strategy:
-        if self.ranks == 1 and self.strategy == "auto":
+        if self.ranks == 1:
             return "auto"
         # Unused parameters: a confidence learns nothing where the truth is not known.
-        return DDPStrategy(find_unused_parameters=True)
+        return DDPStrategy(find_unused_parameters=True, timeout=_PATIENCE)
 
 
 def make_trainer(

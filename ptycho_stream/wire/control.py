@@ -92,7 +92,6 @@ class TrainingArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True)
     promote: str | None = None
     device: str | None = None
     devices: int | None = None
-    strategy: str | None = None
     precision: str | None = None
     loggers: tuple[str, ...] | None = None
 
