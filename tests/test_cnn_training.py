@@ -38,6 +38,6 @@ def test_frames_alone_teach_the_phase_of_a_scan():
 
 @pytest.mark.timeout(900)
 def test_larger_frames_do_not_collapse_to_a_constant():
-    options = ("--steps", 60, "--batch-frames", 6, "--learning-rate", 3e-3)
-    _, spread = figures("--size", 128, "--frames", 60, *options)
-    assert spread > 0.1
+    options = ("--steps", 250, "--batch-frames", 8)
+    phase, spread = figures("--size", 128, "--frames", 100, *options)
+    assert spread > 0.1 and phase > 0.15

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ptycho_stream.files.npz import save_arrays
 from ptycho_stream.models.manifest import Manifest
 from ptycho_stream.models.registry import ModelRegistry
@@ -54,6 +56,7 @@ def make_settings(folder: Path, experiment: SimulatedExperiment, **training: Any
 def save_parent(settings: Settings, name: str = PARENT) -> None:
     """Put a small untrained network into the registry and take it into use."""
     registry = ModelRegistry(settings.model.registry)
+    torch.manual_seed(0)
     network = UnrolledNetwork(_SMALL)
     registry.save(network, Manifest(name, "unrolled", network.settings_json()))
     registry.use(name)

@@ -250,13 +250,15 @@ class UnrolledNetwork(Network):
         sizes = self.step_size[row, :, None, None] * noise[:, row, :steps].exp()
         damping = torch.sigmoid(self.damping[row] + noise[:, row, steps])
         gain = 1 / ((1 - damping) * data.power + damping)
-        velocity = change = torch.zeros_like(obj)
+        velocity = change = obj
         for step in range(steps):
-            change = gain * modulus_correction(
+            change = modulus_correction(
                 data.probe, data.conj, obj, data.amplitude, data.valid, _INTENSITY_FLOOR
             )
-            velocity = velocity * self.momentum[row, step] + change * sizes[:, step]
+            moved = change * (gain * sizes[:, step])
+            velocity = moved if step == 0 else velocity * self.momentum[row, step] + moved
             obj = obj + velocity
+        change = change * gain
         return obj, change
 
 

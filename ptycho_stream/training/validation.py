@@ -94,7 +94,8 @@ def _judged(
     least = max(network.group_frames for network in networks)
     if len(others) >= least:
         found, common = _objects(networks, scan.frames, others, judges, device, seed, heed)
-        if 2 * len(common) >= len(judges):
+        # Of the object that shows most: holes are a fault of their network, not of the scan.
+        if 2 * max(len(made.shown) for made in found) >= len(judges):
             return Judgement(_misfits(found, scan.frames, judges, common, device, seed), True)
     found, common = _objects(networks, scan.frames, region, judges, device, seed, heed)
     return Judgement(_misfits(found, scan.frames, judges, common, device, seed), False)
