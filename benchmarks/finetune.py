@@ -63,40 +63,53 @@ def stored(folder: Path, data: Path, threads: int) -> tuple[Settings, str, int]:
 
 
 def score(
-    network: Network, settings: Settings, job: Path, first: int, out: Path, command: list[str]
-) -> tuple[float, float | None]:
-    """Excess R of the frames from ``first`` on, stitched from their own patches, and nrmse."""
-    plan = read_plan(job)
-    planned = plan.scans[0]
+    networks: list[Network], settings: Settings, job: Path, first: int, command: list[str]
+) -> list[tuple[float, float | None]]:
+    """Excess R and nrmse of each network, of the frames from ``first`` on and their patches alone.
+
+    Only what all of them have seen is scored: the frames that one alone leaves out are often the
+    hard ones, and would make it look better.
+    """
+    planned = read_plan(job).scans[0]
     with Catalogue(settings.data.directory).open(planned.scan_id) as reader:
         probe = Probe(np.load(settings.probe.path)["probe"])
         frames = open_frames(reader, probe, planned.photons, (first, reader.pair_count))
-        every = np.arange(len(frames))
-        corner, object_yx, weight = stitched(network, frames, every, torch.device("cpu"))
-        misfit = stitched_misfit(
-            object_yx,
-            frames.corner_yx_px - corner,
-            frames.shift_yx_px,
-            frames.counts,
-            frames.probe,
-            frames.valid,
-        )
-    print(
-        f"  R {misfit.r_factor:.4f}, of noise {misfit.r_poisson:.4f}, excess {misfit.excess:.4f}, "
-        f"deviance {misfit.deviance:.2f}, {misfit.frames} frames"
-    )
-    # As zero_shot.py does: where patches hardly weigh anything there is nothing to score.
-    np.savez(out, object=object_yx, weight=np.where(weight > 1e-2 * weight.max(), weight, 0))
+        every, cpu = np.arange(len(frames)), torch.device("cpu")
+        made = [stitched(network, frames, every, cpu) for network in networks]
+        seen = np.all([np.isfinite(object_yx) for _, object_yx, _ in made], axis=0)
+        bright = np.all([weight > 1e-2 * weight.max() for _, _, weight in made], axis=0)
+        results: list[tuple[float, float | None]] = []
+        for corner, object_yx, weight in made:
+            misfit = stitched_misfit(
+                np.where(seen, object_yx, np.nan).astype(np.complex64),
+                frames.corner_yx_px - corner,
+                frames.shift_yx_px,
+                frames.counts,
+                frames.probe,
+                frames.valid,
+            )
+            print(
+                f"  R {misfit.r_factor:.4f}, of noise {misfit.r_poisson:.4f}, excess "
+                f"{misfit.excess:.4f}, deviance {misfit.deviance:.2f}, {misfit.frames} frames; "
+                f"seen {np.isfinite(object_yx).mean():.3f} of the box"
+            )
+            # As zero_shot.py does: where patches hardly weigh anything there is nothing to score.
+            np.savez(job / "score.npz", object=object_yx, weight=np.where(bright, weight, 0))
+            results.append((misfit.excess, _nrmse(job / "score.npz", command)))
+    return results
+
+
+def _nrmse(path: Path, command: list[str]) -> float | None:
     if not command:
-        return misfit.excess, None
+        return None
     done = subprocess.run(
-        [sys.executable, command[0], str(out), *command[1:]],
+        [sys.executable, command[0], str(path), *command[1:]],
         capture_output=True,
         text=True,
         check=True,
     )
     print("  " + ", ".join(done.stdout.splitlines()))
-    return misfit.excess, float(done.stdout.split()[1])
+    return float(done.stdout.split()[1])
 
 
 def main() -> int:
@@ -139,12 +152,9 @@ def main() -> int:
         if done.state != "done":
             return 1
         registry, parent = ModelRegistry(folder / "models"), read_plan(job).parent or args.model
-        results: list[tuple[float, float | None]] = []
-        for name in (args.model, NAME):
-            network = registry.load(parent if name == args.model else name)[0]
-            print(f"{name}: frames {half} to {frames}, stitched from their own patches alone")
-            out = folder / f"{name}.npz"
-            results.append(score(network, settings, job, half, out, command))
+        print(f"frames {half} to {frames}, stitched from their own patches; before and after")
+        networks = [registry.load(name)[0] for name in (parent, NAME)]
+        results = score(networks, settings, job, half, command)
     (before, nrmse_before), (after, nrmse_after) = results
     print(f"excess R on the unseen half: {before:.4f} -> {after:.4f} ({after / before - 1:+.0%})")
     worse = nrmse_before is not None and nrmse_after is not None and nrmse_after > nrmse_before

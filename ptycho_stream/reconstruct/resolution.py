@@ -1,14 +1,16 @@
 """Live resolution: Fourier ring correlation of two images made from different frames.
 
 Detail that both halves of the frames show is there; where they agree no better than noise would,
-the image ends. Used with each published image, on the two halves of its canvas, and to compare a
+the image ends. Used with each published image, on the two halves of its frames, and to compare a
 simulation with its truth.
 
-The correlation of rings is van Heel's (van Heel, Keegstra, Schutter & van Bruggen 1982; van Heel &
-Schatz 2005, doi:10.1016/j.jsb.2005.05.009, who relate it to the signal-to-noise ratio). The
-threshold 1/7 is Rosenthal & Henderson's (2003, doi:10.1016/j.jmb.2003.07.013): where two halves
-with independent errors correlate by c, the image of all frames correlates with the truth by
-sqrt(2 c / (1 + c)), which for 1/7 is exactly 1/2.
+The correlation of rings is that of van Heel & Schatz (2005, doi:10.1016/j.jsb.2005.05.009), who
+relate it to the signal-to-noise ratio. The threshold 1/7 is Rosenthal & Henderson's (2003,
+doi:10.1016/j.jmb.2003.07.013): where two halves with independent errors correlate by c, the image
+of all frames correlates with the truth by sqrt(2 c / (1 + c)), which for 1/7 is exactly 1/2.
+
+What both halves get wrong in the same way, as a network may, is not independent, and the
+correlation of halves takes it for detail. :func:`shown_correlation` sees through that.
 """
 
 from __future__ import annotations
@@ -28,13 +30,15 @@ MIN_AREA_PX = 2048
 """A smaller common region says nothing: its rings hold too few independent values."""
 
 _WEIGHT_SHARE = 0.25
-"""Pixels with less than this share of the median weight of a half are its ragged border."""
+"""Pixels with less than this share of the median weight are the ragged border of what was seen."""
 
 _SMOOTHING = 0.03
 """Rings are averaged over this share of Nyquist, so that one ring does not decide."""
 
 _MIN_NYQUIST_SHARE = 0.04
 """Crossings below this share of Nyquist are the window's doing."""
+
+_RAMP_ROUNDS = 5
 
 Complex = NDArray[np.complexfloating[Any, Any]]
 Real = NDArray[np.floating[Any]]
@@ -47,9 +51,9 @@ class RingCorrelation:
     Attributes:
         frequency_per_m: float64 (K,), the middle of each ring, cycles a metre; the last is below
             Nyquist of the coarser axis.
-        correlation: float64 (K,), -1 to 1, not smoothed.
-        cutoff_per_m: where the smoothed curve first falls below the threshold; Nyquist if it never
-            does; None where the common region is too small.
+        correlation: float64 (K,), about -1 to 1, averaged over neighbouring rings.
+        cutoff_per_m: where it first falls below the threshold; Nyquist if it never does; None
+            where the common region is too small.
         nyquist_per_m: of the coarser axis.
         area_px: pixels of the common region.
         reason: why there is no cutoff; empty if there is one.
@@ -64,13 +68,33 @@ class RingCorrelation:
 
     @property
     def resolution_nm(self) -> float | None:
-        """Half the period at the cutoff, in nanometres: the smallest detail; a pixel at best."""
+        """Half the period at the cutoff, nanometres: the smallest detail; one pixel at best."""
         return None if self.cutoff_per_m is None else 0.5e9 / self.cutoff_per_m
 
     @property
     def cutoff_of_nyquist(self) -> float | None:
         """The cutoff as a share of Nyquist."""
         return None if self.cutoff_per_m is None else self.cutoff_per_m / self.nyquist_per_m
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HalfImages:
+    """Images of one place, each made from one half of the frames.
+
+    Attributes:
+        object_yx: complex64 (2, H, W), NaN where a half has seen nothing.
+        weight_yx: float32 (2, H, W), how much each has seen, 0 where nothing.
+        corner_yx_px: canvas pixel of [0, 0].
+    """
+
+    object_yx: NDArray[np.complex64]
+    weight_yx: NDArray[np.float32]
+    corner_yx_px: tuple[int, int]
+
+
+def half_correlation(halves: HalfImages, pixel_yx_m: tuple[float, float]) -> RingCorrelation:
+    """Correlate two halves; the cutoff is where they fall below 1/7."""
+    return ring_correlation(*halves.object_yx, *halves.weight_yx, pixel_yx_m)
 
 
 def ring_correlation(
@@ -94,37 +118,57 @@ def ring_correlation(
         pixel_yx_m: size of a pixel, metres.
         threshold: below which the images are taken to disagree.
     """
-    common = common_region(first_yx, second_yx, first_weight_yx, second_weight_yx)
-    nyquist = 0.5 / max(pixel_yx_m)
-    area = int(np.count_nonzero(common))
-    if area < MIN_AREA_PX:
-        reason = (
-            f"both halves of the frames have seen only {area} pixels in common, {MIN_AREA_PX} are "
-            "needed"
-        )
-        empty = np.empty(0)
-        return RingCorrelation(empty, empty, None, nyquist, area, reason)
-    box = _bounding_box(common)
-    window = soft_window(common[box])
-    first = np.where(common[box], first_yx[box], 0).astype(np.complex64)
-    second = np.where(common[box], second_yx[box], 0).astype(np.complex64)
-    second = without_ramp(second, first, window)
-    cross, power, frequency = _rings(first, second, window, pixel_yx_m)
-    correlation = cross / np.maximum(power, 1e-30)
-    cutoff = _crossing(cross, power, frequency, nyquist, threshold)
-    return RingCorrelation(frequency, correlation, cutoff, nyquist, area)
+    images = np.stack([first_yx, second_yx])
+    common = common_region(images, np.stack([first_weight_yx, second_weight_yx]))
+    if (missing := _too_small(common, pixel_yx_m)) is not None:
+        return missing
+    spectra, area = _spectra(images, common)
+    rings = _Rings(spectra[0].shape, pixel_yx_m)
+    cross = rings.sum(spectra[0], spectra[1])
+    power = np.sqrt(rings.sum(spectra[0], spectra[0]) * rings.sum(spectra[1], spectra[1]))
+    return _result(rings, cross / np.maximum(power, 1e-30), threshold, area)
 
 
-def common_region(
-    first_yx: Complex, second_yx: Complex, first_weight_yx: Real, second_weight_yx: Real
-) -> NDArray[np.bool_]:
-    """Where both images were well seen, bool (H, W): their ragged borders do not count."""
-    common = np.isfinite(first_yx) & np.isfinite(second_yx)
-    common &= (first_weight_yx > 0) & (second_weight_yx > 0)
-    if not common.any():
-        return common
-    least = np.minimum(first_weight_yx, second_weight_yx)
-    return common & (least >= _WEIGHT_SHARE * np.median(least[common]))
+def shown_correlation(
+    shown_yx: Complex,
+    halves: HalfImages,
+    polished: HalfImages,
+    pixel_yx_m: tuple[float, float],
+) -> RingCorrelation:
+    """How well a shown image correlates with the truth, told by physics and not by its own halves.
+
+    The shown image is compared with halves that physics has polished on their own frames, each
+    shown half with the polished half that has no frame in common with it. The error of a polished
+    half then lowers the correlation as if it were the shown image's; it is divided out, as the two
+    polished halves tell how much of them is truth (the correction for attenuation, Spearman 1904,
+    doi:10.2307/1412159). The cutoff is where the result falls below 1/2.
+
+    Args:
+        shown_yx: complex (H, W), the image of all frames at the halves' place.
+        halves: the two halves of the same image, as made.
+        polished: the same halves after some steps of :class:`~ptycho_stream.reconstruct.polish`,
+            at the same place.
+        pixel_yx_m: size of a pixel, metres.
+    """
+    images = np.concatenate([shown_yx[None], halves.object_yx, polished.object_yx])
+    weights = np.concatenate([halves.weight_yx, polished.weight_yx])
+    common = common_region(images, weights)
+    if (missing := _too_small(common, pixel_yx_m)) is not None:
+        return missing
+    (shown, *parts), area = _spectra(images, common)
+    rings = _Rings(shown.shape, pixel_yx_m)
+    cross = (rings.sum(parts[0], parts[3]) + rings.sum(parts[1], parts[2])) / 2
+    power = rings.sum(shown, shown)
+    # Where the polished halves have nothing in common, neither has the shown image with the truth.
+    true = np.maximum(rings.sum(parts[2], parts[3]), 1e-3 * power)
+    return _result(rings, cross / np.maximum(np.sqrt(power * true), 1e-30), TRUTH_THRESHOLD, area)
+
+
+def common_region(images_yx: Complex, weights_yx: Real) -> NDArray[np.bool_]:
+    """Where all of (n, H, W) images were well seen, bool (H, W), without the ragged borders."""
+    least = weights_yx.min(0)
+    common = np.isfinite(images_yx).all(0) & (least > 0)
+    return common & (least >= _WEIGHT_SHARE * np.median(least[common])) if common.any() else common
 
 
 def soft_window(region: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -149,80 +193,94 @@ def without_ramp(image_yx: Complex, onto_yx: Complex, weight_yx: Real) -> Comple
     """
     product = onto_yx * image_yx.conj() * weight_yx
     y, x = (np.arange(n) - (n - 1) / 2 for n in image_yx.shape)
-    y, x = y[:, None], x[None, :]
+    columns = (y[:, None], x[None, :], np.ones((1, 1)))
     spectrum = np.abs(np.fft.fft2(product))
-    iy, ix = np.unravel_index(int(spectrum.argmax()), spectrum.shape)
-    ky = 2 * np.pi * float(np.fft.fftfreq(image_yx.shape[0])[iy])
-    kx = 2 * np.pi * float(np.fft.fftfreq(image_yx.shape[1])[ix])
-    offset = 0.0
-    for _ in range(5):
-        turned = product * np.exp(-1j * (ky * y + kx * x))
+    at = np.unravel_index(int(spectrum.argmax()), spectrum.shape)
+    slopes = [2 * np.pi * np.fft.fftfreq(n)[i] for n, i in zip(image_yx.shape, at, strict=True)]
+    ramp = np.array([*slopes, 0.0])
+    for _ in range(_RAMP_ROUNDS):
+        turned = product * np.exp(-1j * sum(r * c for r, c in zip(ramp, columns, strict=True)))
         offset = float(np.angle(turned.sum()))
         turned = turned * np.exp(-1j * offset)
-        strength = np.abs(turned)
-        angle = np.angle(turned) * strength
-        # Normal equations of angle = dy y + dx x + d, weighted.
-        columns = (y, x, np.ones((1, 1)))
+        strength, angle = np.abs(turned), np.angle(turned)
         left = [[float((strength * a * b).sum()) for b in columns] for a in columns]
-        step = np.linalg.lstsq(
-            np.array(left), np.array([float((angle * a).sum()) for a in columns]), rcond=None
-        )[0]
-        ky, kx, offset = ky + float(step[0]), kx + float(step[1]), offset + float(step[2])
-        if abs(step[0]) + abs(step[1]) < 1e-7:
+        right = [float((strength * angle * a).sum()) for a in columns]
+        step = np.linalg.lstsq(np.array(left), np.array(right), rcond=None)[0]
+        ramp = ramp + step + np.array([0.0, 0.0, offset])
+        if np.abs(step).max() < 1e-6:
             break
-    return image_yx * np.exp(1j * (ky * y + kx * x + offset))
+    return image_yx * np.exp(1j * sum(r * c for r, c in zip(ramp, columns, strict=True)))
 
 
-def _bounding_box(region: NDArray[np.bool_]) -> tuple[slice, slice]:
-    rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
-    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
-
-
-def _rings(
-    first_yx: Complex, second_yx: Complex, window_yx: Real, pixel_yx_m: tuple[float, float]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Of each ring up to Nyquist: cross power, root of the product of powers, frequency (1/m)."""
-    spectra = [
-        np.fft.fft2((image - (image * window_yx).sum() / window_yx.sum()) * window_yx)
-        for image in (first_yx, second_yx)
-    ]
-    fy, fx = (np.fft.fftfreq(n, p) for n, p in zip(first_yx.shape, pixel_yx_m, strict=True))
-    # A ring is as wide as the finest frequency step of the two axes.
-    width = 1 / max(n * p for n, p in zip(first_yx.shape, pixel_yx_m, strict=True))
-    ring = (np.hypot(fy[:, None], fx[None, :]) / width + 0.5).astype(np.int64).ravel()
-    count = int(0.5 / max(pixel_yx_m) / width)
-    sums = [
-        np.bincount(ring, weights=values.ravel().astype(np.float64))[:count]
-        for values in (
-            (spectra[0] * spectra[1].conj()).real,
-            np.abs(spectra[0]) ** 2,
-            np.abs(spectra[1]) ** 2,
-        )
-    ]
-    return sums[0], np.sqrt(sums[1] * sums[2]), np.arange(count) * width
-
-
-def _crossing(
-    cross: NDArray[np.float64],
-    power: NDArray[np.float64],
-    frequency: NDArray[np.float64],
-    nyquist: float,
-    threshold: float,
-) -> float:
-    """The first frequency where the smoothed correlation is below ``threshold``."""
-    reach = max(1, round(_SMOOTHING * len(cross)))
-    kernel = np.ones(2 * reach + 1)
-    # Sums are averaged, not their ratio: rings without power have no say.
-    smooth = np.convolve(cross, kernel, "same") / np.maximum(
-        np.convolve(power, kernel, "same"), 1e-30
+def _too_small(
+    common: NDArray[np.bool_], pixel_yx_m: tuple[float, float]
+) -> RingCorrelation | None:
+    area = int(np.count_nonzero(common))
+    if area >= MIN_AREA_PX:
+        return None
+    reason = (
+        f"both halves of the frames have well seen only {area} pixels in common, {MIN_AREA_PX} "
+        "are needed"
     )
-    start = max(1, int(_MIN_NYQUIST_SHARE * len(cross)))
-    below = np.flatnonzero(smooth[start:] < threshold) + start
-    if not len(below):
-        return nyquist
-    at = int(below[0])
-    if at == start:
-        return float(frequency[at])
-    high, low = smooth[at - 1], smooth[at]
-    share = (high - threshold) / max(high - low, 1e-12)
-    return float(frequency[at - 1] + share * (frequency[at] - frequency[at - 1]))
+    return RingCorrelation(np.empty(0), np.empty(0), None, _nyquist(pixel_yx_m), area, reason)
+
+
+def _nyquist(pixel_yx_m: tuple[float, float]) -> float:
+    return 0.5 / max(pixel_yx_m)
+
+
+def _spectra(
+    images_yx: Complex, common: NDArray[np.bool_]
+) -> tuple[list[NDArray[np.complexfloating[Any, Any]]], int]:
+    """Spectra of images (n, H, W) in the common region, all with the first one's phase and ramp."""
+    rows, columns = np.flatnonzero(common.any(1)), np.flatnonzero(common.any(0))
+    box = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+    inside = common[box]
+    window = soft_window(inside)
+    first = np.where(inside, images_yx[0][box], 0)
+    spectra: list[NDArray[np.complexfloating[Any, Any]]] = []
+    for image in images_yx:
+        cut = without_ramp(np.where(inside, image[box], 0), first, window)
+        spectra.append(np.fft.fft2((cut - (cut * window).sum() / window.sum()) * window))
+    return spectra, int(np.count_nonzero(common))
+
+
+class _Rings:
+    """Rings of equal width in the plane of spatial frequencies, from 0 to Nyquist."""
+
+    def __init__(self, shape: tuple[int, ...], pixel_yx_m: tuple[float, float]) -> None:
+        self.nyquist_per_m = _nyquist(pixel_yx_m)
+        # A ring is as wide as the finest frequency step of the two axes.
+        width = 1 / max(n * p for n, p in zip(shape, pixel_yx_m, strict=True))
+        fy, fx = (np.fft.fftfreq(n, p) for n, p in zip(shape, pixel_yx_m, strict=True))
+        self._ring = (np.hypot(fy[:, None], fx[None, :]) / width + 0.5).astype(np.int64).ravel()
+        self.count = int(self.nyquist_per_m / width)
+        self.frequency_per_m = np.arange(self.count) * width
+        reach = max(1, round(_SMOOTHING * self.count))
+        self._kernel = np.ones(2 * reach + 1)
+
+    def sum(self, first: Complex, second: Complex) -> NDArray[np.float64]:
+        """Re of first times second conjugated, summed over each ring and its neighbours (K,).
+
+        Sums are averaged, never their ratio: rings without power have no say.
+        """
+        product = (first * second.conj()).real.ravel().astype(np.float64)
+        rings = np.bincount(self._ring, weights=product)[: self.count]
+        return np.convolve(rings, self._kernel, "same")[: self.count]
+
+
+def _result(
+    rings: _Rings, correlation: NDArray[np.float64], threshold: float, area: int
+) -> RingCorrelation:
+    start = max(1, int(_MIN_NYQUIST_SHARE * rings.count))
+    below = np.flatnonzero(correlation[start:] < threshold) + start
+    cutoff = rings.nyquist_per_m
+    if len(below):
+        at = int(below[0])
+        cutoff = float(rings.frequency_per_m[at])
+        if at > start:
+            high, low = correlation[at - 1], correlation[at]
+            share = float((high - threshold) / max(high - low, 1e-12))
+            step = cutoff - float(rings.frequency_per_m[at - 1])
+            cutoff += (share - 1) * step
+    return RingCorrelation(rings.frequency_per_m, correlation, cutoff, rings.nyquist_per_m, area)
