@@ -33,6 +33,8 @@ def test_a_logger_that_is_not_installed_is_named_with_its_extra(
     for blocked in (module, "tensorboardX"):
         monkeypatch.setitem(sys.modules, blocked, None)
     monkeypatch.setattr("lightning.pytorch.loggers.mlflow._MLFLOW_AVAILABLE", False)
+    for known in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
+        monkeypatch.setattr(f"lightning.fabric.loggers.tensorboard.{known}", False)
     with pytest.raises(TrainingError, match=rf"ptycho-stream\[{name}\]"):
         make_loggers([name], tmp_path, run="a", mlflow_uri=None)
 
