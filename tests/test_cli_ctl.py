@@ -149,6 +149,7 @@ def test_models_are_listed_and_described():
     listed = json.loads(run("models", "list", "--json").stdout)
     name = listed[0]["name"]
     assert name in run("models", "list").stdout
+    assert listed[0].pop("in_use") is True
     assert json.loads(run("models", "show", name).stdout) == listed[0]
     missing = run("models", "show", "no-such-model")
     assert missing.returncode == 1 and name in missing.stderr
