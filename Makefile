@@ -29,7 +29,7 @@ lint: .venv/installed
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest -m 'not interop and not long'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not interop and not long'
 
 test-interop: .venv/interop
 	$(BIN)/python -m pytest -m interop

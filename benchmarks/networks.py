@@ -1,7 +1,8 @@
 """Frames a second of our networks, side by side in one run, so that their ratio can be believed.
 
-The networks take turns; each turn is the predictor's whole work on the same simulated frames. Run
-by hand; docs/benchmarks.md keeps the figures.
+The networks take turns; each turn is the predictor's whole work on the same simulated frames.
+Beside the median rate stand the best one and the processor's time a frame, which other programs
+disturb less. Run by hand; docs/benchmarks.md keeps the figures.
 
     python benchmarks/networks.py [--size 128] [--threads 2] [--frames 64] [--turns 5] [--model M]
 """
@@ -10,9 +11,11 @@ import argparse
 import json
 import statistics
 import time
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.networks.cnn import CnnNetwork, CnnSettings
@@ -50,10 +53,25 @@ def three_modes(probe: Probe) -> Probe:
     return Probe(np.stack([first, 0.3 * first * side[:, None], 0.2 * first * side[None]]))
 
 
+class Turn(NamedTuple):
+    """One network's time for all frames."""
+
+    frames_per_s: float
+    cpu_ms: float
+
+
+def a_turn(predictor: Predictor, counts: NDArray[Any], shift: NDArray[np.float64]) -> Turn:
+    """Predict all frames; processor time is that of all threads, for one frame."""
+    started_s, cpu_s = time.perf_counter(), time.process_time()
+    predictor.predict(counts, shift)
+    took_s, cpu_s = time.perf_counter() - started_s, time.process_time() - cpu_s
+    return Turn(len(counts) / took_s, 1e3 * cpu_s / len(counts))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=128, help="frame size N [128]")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads [2]")
+    parser.add_argument("--threads", type=int, default=2, help="workers [2]")
     parser.add_argument("--frames", type=int, default=64, help="frames of a turn [64]")
     parser.add_argument("--turns", type=int, default=5, help="turns of each network [5]")
     parser.add_argument("--batch", type=int, default=16, help="frames of a batch [16]")
@@ -72,22 +90,25 @@ def main() -> None:
         arguments.batch,
         arguments.only,
     )
-    rates: dict[str, list[float]] = {name: [] for name in made}
+    turns: dict[str, list[Turn]] = {name: [] for name in made}
     for predictor in made.values():
         predictor.warm_up()
     for _ in range(arguments.turns):
         for name, predictor in made.items():
-            started_s = time.perf_counter()
-            predictor.predict(scan.counts, shift)
-            rates[name].append(arguments.frames / (time.perf_counter() - started_s))
-    medians = {name: statistics.median(values) for name, values in rates.items()}
+            turns[name].append(a_turn(predictor, scan.counts, shift))
+    rates = {name: [turn.frames_per_s for turn in held] for name, held in turns.items()}
+    medians = {name: statistics.median(held) for name, held in rates.items()}
+    best = {name: max(held) for name, held in rates.items()}
+    work = {name: min(turn.cpu_ms for turn in held) for name, held in turns.items()}
     slowest = min(medians.values())
-    print(f"| network at {arguments.size}², {arguments.threads} threads | frames/s | ratio |")
-    print("|---|---|---|")
+    print(f"| network at {arguments.size}², {arguments.threads} workers ", end="")
+    print("| frames/s, median (range) | ratio | CPU ms a frame, least |")
+    print("|---|---|---|---|")
     for name, median in medians.items():
-        low, high = min(rates[name]), max(rates[name])
-        print(f"| {name} | {median:.1f} ({low:.1f} to {high:.1f}) | {median / slowest:.2f} |")
-    print(json.dumps({"frames_per_s": medians, **vars(arguments)}))
+        spread = f"{median:.1f} ({min(rates[name]):.1f} to {best[name]:.1f})"
+        print(f"| {name} | {spread} | {median / slowest:.2f} | {work[name]:.2f} |")
+    figures = {"frames_per_s": medians, "best_frames_per_s": best, "cpu_ms": work}
+    print(json.dumps({**figures, **vars(arguments)}))
 
 
 if __name__ == "__main__":

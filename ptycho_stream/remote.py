@@ -19,7 +19,13 @@ from ptycho_stream.errors import EndpointError
 from ptycho_stream.wire import control as wire
 
 CONTROL_ENDPOINT = "tcp://127.0.0.1:9602"
-PATIENCE_S = {"export": 120.0, "use_model": 30.0, "rollback_model": 30.0}
+PATIENCE_S = {
+    "export": 120.0,
+    "snapshot": 120.0,
+    "use_model": 30.0,
+    "rollback_model": 30.0,
+    "reprocess": 45.0,
+}
 """Commands that may take longer: an export reads a whole image, a model is loaded and tried out."""
 
 Result = dict[str, Any]
@@ -126,6 +132,52 @@ class Daemon:
         """Write a scan's image (None: the newest) into the daemon's export folder."""
         arguments = {"scan_id": scan_id, "formats": list(formats)}
         return self.call("export", arguments)
+
+    def snapshot(self, name: str, scan_id: str | None = None, *, force: bool = False) -> Result:
+        """Keep a scan's image (None: the newest) as it is now, under a name, with the scan.
+
+        With ``force`` a snapshot of that name is replaced.
+        """
+        arguments = {"name": name, "scan_id": scan_id, "force": force}
+        return self.call("snapshot", arguments)
+
+    def snapshots(self, scan_id: str | None = None) -> list[Result]:
+        """The snapshots of a scan (None: the newest), oldest first."""
+        return self.call("snapshots", {"scan_id": scan_id})
+
+    def history(self, scan_id: str | None = None, limit: int = 10_000) -> Result:
+        """How a scan's image came about (None: the newest): figures of trust over time."""
+        return self.call("history", {"scan_id": scan_id, "limit": limit})
+
+    def reprocess(
+        self,
+        scan_id: str | None = None,
+        *,
+        orientation: str | None = None,
+        center_yx_px: tuple[float, float] | None = None,
+        dc: str | None = None,
+        probe: str | None = None,
+        model: str | None = None,
+    ) -> Result:
+        """Make a scan's image anew (None: the newest); the present one is shown meanwhile.
+
+        Args:
+            scan_id: of the scan.
+            orientation: of the detector, from now on; None: as it is.
+            center_yx_px: zero frequency in pixels of the stored frames; None: as it is.
+            dc: ``center`` or ``corner``; None: as it is.
+            probe: absolute path of a file that the daemon can read; None: that of its settings.
+            model: of its registry; None: the one in use.
+        """
+        arguments = {
+            "scan_id": scan_id,
+            "orientation": orientation,
+            "center_yx_px": center_yx_px,
+            "dc": dc,
+            "probe": probe,
+            "model": model,
+        }
+        return self.call("reprocess", arguments)
 
     def use_model(self, name: str) -> Result:
         """Take a model into use, which has to load; images begin a new generation."""
@@ -265,6 +317,54 @@ class AsyncDaemon:
         """Write a scan's image (None: the newest) into the daemon's export folder."""
         arguments = {"scan_id": scan_id, "formats": list(formats)}
         return await self.call("export", arguments)
+
+    async def snapshot(
+        self, name: str, scan_id: str | None = None, *, force: bool = False
+    ) -> Result:
+        """Keep a scan's image (None: the newest) as it is now, under a name, with the scan.
+
+        With ``force`` a snapshot of that name is replaced.
+        """
+        arguments = {"name": name, "scan_id": scan_id, "force": force}
+        return await self.call("snapshot", arguments)
+
+    async def snapshots(self, scan_id: str | None = None) -> list[Result]:
+        """The snapshots of a scan (None: the newest), oldest first."""
+        return await self.call("snapshots", {"scan_id": scan_id})
+
+    async def history(self, scan_id: str | None = None, limit: int = 10_000) -> Result:
+        """How a scan's image came about (None: the newest): figures of trust over time."""
+        return await self.call("history", {"scan_id": scan_id, "limit": limit})
+
+    async def reprocess(
+        self,
+        scan_id: str | None = None,
+        *,
+        orientation: str | None = None,
+        center_yx_px: tuple[float, float] | None = None,
+        dc: str | None = None,
+        probe: str | None = None,
+        model: str | None = None,
+    ) -> Result:
+        """Make a scan's image anew (None: the newest); the present one is shown meanwhile.
+
+        Args:
+            scan_id: of the scan.
+            orientation: of the detector, from now on; None: as it is.
+            center_yx_px: zero frequency in pixels of the stored frames; None: as it is.
+            dc: ``center`` or ``corner``; None: as it is.
+            probe: absolute path of a file that the daemon can read; None: that of its settings.
+            model: of its registry; None: the one in use.
+        """
+        arguments = {
+            "scan_id": scan_id,
+            "orientation": orientation,
+            "center_yx_px": center_yx_px,
+            "dc": dc,
+            "probe": probe,
+            "model": model,
+        }
+        return await self.call("reprocess", arguments)
 
     async def use_model(self, name: str) -> Result:
         """Take a model into use, which has to load; images begin a new generation."""

@@ -73,11 +73,15 @@ class ImageState:
         position_yx_m: float64 (n, 2), world positions of the probe's centre for those frames.
         probe: complex64 (modes, N, N).
         model: name of the network's weights.
-        layer: which of the image's layers this is.
+        layer: ``predicted``: what the network made; ``refined``: polished by physics wherever that
+            has been, and what the network made elsewhere.
+        sweeps: how often refinement has visited a frame, on average.
         counts: committed, paired, reconstructed, expected, missing ...
         metadata: of the scan, JSON values.
         final: nothing will be added to this image.
-        trust: figures of how far the image can be relied on, by name.
+        trust: figures of how far the image can be relied on, by name (docs/trust.md).
+        verdict: what is thought of the scan, in a word or two; empty before it was looked at.
+        reasons: of the verdict, in words, the weightiest first.
         spread: relative standard deviation within a patch, median of the newest; None: not known.
         collapsed: the network answers frames that must differ with patches that do not: the image
             is worth nothing.
@@ -94,10 +98,13 @@ class ImageState:
     probe: NDArray[np.complex64] = field(default_factory=_no_probe)
     model: str = ""
     layer: str = "predicted"
+    sweeps: float = 0.0
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
     final: bool = False
     trust: Mapping[str, float] = field(default_factory=dict[str, float])
+    verdict: str = ""
+    reasons: tuple[str, ...] = ()
     spread: float | None = None
     collapsed: bool = False
 
@@ -147,6 +154,31 @@ class Image:
     def counts(self) -> Mapping[str, int]:
         """Frames committed, paired, reconstructed, expected, missing ..."""
         return self.content.counts
+
+    @property
+    def layer(self) -> str:
+        """``refined`` where physics has polished what the network made, else ``predicted``."""
+        return self.content.layer
+
+    @property
+    def sweeps(self) -> float:
+        """How often refinement has visited a frame, on average."""
+        return self.content.sweeps
+
+    @property
+    def trust(self) -> Mapping[str, float]:
+        """Figures of how far the image can be relied on, by name (docs/trust.md)."""
+        return self.content.trust
+
+    @property
+    def verdict(self) -> str:
+        """What is thought of the scan, in a word or two; empty before it was looked at."""
+        return self.content.verdict
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Of the verdict, in words, the weightiest first."""
+        return self.content.reasons
 
     @property
     def spread(self) -> float | None:
@@ -231,9 +263,12 @@ class Image:
                 "final": self.final,
                 "generation": content.generation,
                 "layer": content.layer,
+                "sweeps": content.sweeps,
                 "model": content.model,
                 "counts": dict(content.counts),
                 "trust": dict(content.trust),
+                "verdict": content.verdict,
+                "reasons": list(content.reasons),
                 "spread": content.spread,
                 "collapsed": content.collapsed,
             },

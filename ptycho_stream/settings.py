@@ -200,6 +200,11 @@ class ProbeSettings(Section):
         gt=0,
         description="of the unattenuated beam, a frame; unset: from the first frames",
     )
+    carry: bool = Field(
+        default=True,
+        description="a scan begins with the probe that refinement made of the one before, if that "
+        "was taken with the same beam and went well",
+    )
 
 
 class ModelSettings(Section):
@@ -235,6 +240,47 @@ class ReconstructSettings(Section):
     max_extent_m: float = Field(default=0.01, gt=0, description="positions further out are flagged")
     max_step_m: float = Field(
         default=0.001, gt=0, description="positions that jump further are flagged"
+    )
+
+
+class RefinementSettings(Section):
+    """Refinement of what the network made, between arrivals and after a scan's last frame."""
+
+    enabled: bool = True
+    seconds: float = Field(
+        default=10.0, ge=0, description="after all frames of a scan are in its image, at most"
+    )
+    share: float = Field(
+        default=0.5, ge=0, le=0.9, description="of the time, where the network cannot keep up"
+    )
+    sweeps: float = Field(
+        default=60.0, gt=0, description="visits of a frame on average, after which it is done"
+    )
+    method: Literal["lsqml", "rpie"] = "lsqml"
+    noise: Literal["gaussian", "poisson"] = "gaussian"
+    modes: int = Field(default=3, ge=1, le=32, description="of the probe; missing ones are added")
+    probe: bool = Field(default=True, description="the probe is refined too")
+    positions: bool = Field(default=False, description="positions are corrected too")
+    max_object_px: int = Field(
+        default=1 << 25, ge=1, description="images of more pixels are not refined: 40 bytes each"
+    )
+    cache_bytes: int = Field(default=1 << 29, ge=0, description="of frames kept in memory")
+
+
+class TrustSettings(Section):
+    """How far an image can be trusted: what is looked at, and how much time it may take."""
+
+    enabled: bool = True
+    interval_s: float = Field(default=1.0, gt=0, description="between figures that are published")
+    share: float = Field(
+        default=0.15, gt=0, lt=1, description="of the time, as long as there is other work"
+    )
+    seconds: float = Field(
+        default=5.0, ge=0, description="after the last sweep of a scan's refinement, at most"
+    )
+    diagnosis: Literal["off", "suggest", "auto"] = Field(
+        default="suggest",
+        description="which way round the detector is: not looked at, said, or corrected by itself",
     )
 
 
@@ -329,6 +375,8 @@ class Settings(Section):
     probe: ProbeSettings
     model: ModelSettings = ModelSettings()
     reconstruct: ReconstructSettings = ReconstructSettings()
+    refine: RefinementSettings = RefinementSettings()
+    trust: TrustSettings = TrustSettings()
     training: TrainingSettings = TrainingSettings()
     results: ResultSettings = ResultSettings()
     control: ControlSettings = ControlSettings()

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+# As `make test` has it: with more, workers share a batch, and networks that tests make up to
+# record or to answer whole batches see parts of them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:

@@ -276,6 +276,9 @@ class DaemonHarness:
             },
             "probe": {"path": "probe.npz"},
             "reconstruct": {"size_px": 64},
+            # What the network makes, and nothing else, unless a test is about the rest.
+            "refine": {"enabled": False},
+            "trust": {"enabled": False},
             "results": {
                 "endpoint": f"tcp://127.0.0.1:{free_port()}",
                 "resync_endpoint": f"tcp://127.0.0.1:{free_port()}",

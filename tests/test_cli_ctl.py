@@ -22,6 +22,16 @@ SCAN = {
     "reason": "",
 }
 
+SNAPSHOT = {
+    "name": "noon",
+    "path": "/data/scans/noon.npz",
+    "problem": "",
+    "taken_ns": 1_760_000_000_000_000_000,
+    "frames": 12,
+    "layer": "refined",
+    "verdict": "good",
+}
+
 
 def run(*words, timeout=30):
     program = "import sys; from ptycho_stream.cli import main; sys.exit(main())"
@@ -45,6 +55,8 @@ def daemon():
         match request.command:
             case "scans":
                 server.reply(request, [SCAN])
+            case "snapshots":
+                server.reply(request, [SNAPSHOT])
             case "abort":
                 server.fail(request, "not_found", "no scan is running: see `ctl scans`")
             case _:
@@ -82,6 +94,36 @@ def test_answers_are_lines_of_names_for_people(daemon):
     assert lines["did"] == "start"
     assert lines["metadata.sample"] == "a=b"
     assert (lines["expected_frames"], lines["series"]) == ("12", "-")
+
+
+def test_a_snapshot_is_asked_for_by_name(daemon):
+    told = json.loads(ctl(daemon, "snapshot", "noon", "--force", "--json").stdout)
+    assert told == {"did": "snapshot", "name": "noon", "scan_id": None, "force": True}
+    assert ctl(daemon, "snapshot", "../noon").returncode == 1
+
+
+def test_snapshots_are_a_table_or_json(daemon):
+    table = ctl(daemon, "snapshots").stdout
+    assert "noon" in table and "good" in table and "2025-10-09 08:53:20" in table
+    assert json.loads(ctl(daemon, "snapshots", "--json").stdout) == [SNAPSHOT]
+
+
+def test_reprocessing_asks_for_what_is_to_be_otherwise(daemon, tmp_path):
+    words = ["--orientation", "flip_x", "--center", 30, 31.5, "--model", "mine", "--dc", "corner"]
+    done = ctl(daemon, "reprocess", "X", *words, "--probe", tmp_path / "p.npz", "--json")
+    assert json.loads(done.stdout) == {
+        "did": "reprocess",
+        "scan_id": "X",
+        "orientation": "flip_x",
+        "center_yx_px": [30.0, 31.5],
+        "dc": "corner",
+        "probe": str(tmp_path / "p.npz"),
+        "model": "mine",
+    }
+    relative = json.loads(ctl(daemon, "reprocess", "--probe", "p.npz", "--json").stdout)
+    assert relative["probe"].startswith("/") and relative["scan_id"] is None
+    refused = ctl(daemon, "reprocess", "--orientation", "upside-down")
+    assert refused.returncode == 1 and "orientation" in refused.stderr
 
 
 def test_scans_are_a_table_or_json(daemon):
@@ -180,6 +222,7 @@ def test_help_lists_every_command():
         *COMMANDS,
         *("ctl status", "ctl scans", "ctl export", "ctl finetune", "ctl train", "ctl jobs"),
         *("ctl job", "ctl cancel", "ctl use", "ctl rollback"),
+        *("ctl snapshot", "ctl snapshots", "ctl reprocess"),
         *("models use", "models rollback", "models export"),
     ],
 )

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -169,11 +170,14 @@ def test_a_terminal_shows_a_table_and_a_picture(source):
     for step in range(1, 7):
         source.publish(grown(step))
         time.sleep(0.1)
-    source.publish(FINAL)
+    source.publish(replace(FINAL, **SUSPECT))
     assert process.wait(20) == 0
     reader.join()
     os.close(mine)
     text = seen.decode()
+    assert "refined, 2.2 sweeps" in text and "probe suspect" in text
+    assert "a corrected probe explains 70% of it" in text
+    assert "R 0.21, 0.12 of Poisson noise alone, excess 0.09" in text and "12.5 nm" in text
     assert f"scan {SCANS[0]}" in text and "complete (final)" in text and "siemens star" in text
     assert "\u2580" in text and "38;2;" in text
 
@@ -220,6 +224,106 @@ def test_export_into_a_folder_that_is_not_there(source, tmp_path):
     done = run("export", tmp_path / "no" / "image.npz", *at(source))
     assert done.returncode == 1
     assert "cannot write" in done.stderr and "Traceback" not in done.stderr
+
+
+SUSPECT = {
+    "layer": "refined",
+    "sweeps": 2.25,
+    "verdict": "probe suspect",
+    "reasons": ("64 frames misfit by 0.080", "a corrected probe explains 70% of it"),
+    "trust": {
+        "r_factor": 0.21,
+        "r_poisson": 0.12,
+        "excess": 0.09,
+        "resolution_nm": 12.5,
+        "beyond_the_table": 1.5,
+    },
+}
+
+
+def test_layer_verdict_and_reasons_are_told_in_words_and_as_json(source):
+    source.publish(grown(6, **SUSPECT))
+    said = run("watch", "--once", *at(source)).stdout
+    assert "refined, 2.2 sweeps" in said and "verdict: probe suspect" in said
+    assert "R 0.2100, excess 0.0900, resolution 12.5 nm" in said
+    for reason in SUSPECT["reasons"]:
+        assert f"  {reason}\n" in said
+    told = json.loads(run("watch", "--once", "--json", *at(source)).stdout)
+    assert (told["layer"], told["sweeps"]) == ("refined", 2.25)
+    assert told["verdict"] == "probe suspect" and told["reasons"] == list(SUSPECT["reasons"])
+    assert told["trust"] == SUSPECT["trust"]
+
+
+def watching(source, *words):
+    process = subprocess.Popen(
+        command("watch", *words, *at(source)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline()
+    return process
+
+
+def test_fail_on_ends_with_status_3_as_soon_as_the_verdict_comes(source, tmp_path):
+    out = tmp_path / "bad.npz"
+    source.publish(grown(3, verdict="undecided", reasons=("only 3 frames",)))
+    words = ("--until-complete", "--fail-on", "frames bad", "--fail-on", "probe-suspect")
+    process = watching(source, *words, "--out", out)
+    source.publish(grown(4, verdict="good"))
+    source.publish(grown(5, verdict="undersampled"))
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    counts = {"committed": 6, "expected": 120}
+    source.publish(grown(6, counts=counts, **SUSPECT))
+    said, complaints = process.communicate(timeout=10)
+    assert process.returncode == 3
+    assert said.count("verdict: probe suspect") == 1
+    assert complaints == (
+        f"failed: scan {SCANS[0]}: probe suspect after 6 of 120 frames: "
+        "64 frames misfit by 0.080; a corrected probe explains 70% of it\n"
+    )
+    with np.load(out, allow_pickle=False) as saved:
+        assert saved["frame_numbers"].size == 6
+
+
+def test_fail_on_waits_for_frames_and_for_the_verdict_to_stand(source):
+    source.publish(grown(3, **SUSPECT))
+    process = watching(source, "--fail-on", "suspect", "--after", 5, "--hold", "0.4")
+    source.publish(grown(5, verdict="orientation suspect"))
+    time.sleep(0.2)
+    source.publish(grown(6, verdict="good"))
+    source.publish(grown(7, **SUSPECT))
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.7)  # no image says that it still stands
+    for step in range(8, 100):
+        source.publish(grown(step, **SUSPECT))
+        if process.poll() is not None:
+            break
+        time.sleep(0.1)
+    _, complaints = process.communicate(timeout=10)
+    assert process.returncode == 3
+    assert "probe suspect after" in complaints
+
+
+def test_fail_on_judges_the_last_image_however_few_frames_it_has(source):
+    source.publish(grown(6, state="complete", final=True, **SUSPECT))
+    words = ("--until-complete", "--fail-on", "suspect", "--after", 1000, "--hold", 60)
+    done = run("watch", *words, *at(source))
+    assert done.returncode == 3 and "probe suspect" in done.stderr
+
+
+def test_a_scan_that_goes_well_ends_with_status_0(source):
+    source.publish(grown(6, state="complete", final=True, verdict="good"))
+    done = run("watch", "--until-complete", "--fail-on", "suspect", *at(source))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert run("watch", "--once", "--fail-on", "good", *at(source)).returncode == 3
+
+
+def test_an_unknown_verdict_is_wrong_usage_that_lists_those_there_are(source):
+    done = run("watch", "--fail-on", "awful", *at(source))
+    assert done.returncode == 2 and "orientation suspect" in " ".join(done.stderr.split())
+    assert run("watch", "--after", "5", *at(source)).returncode == 2
 
 
 def test_the_coarse_picture_keeps_shape_and_marks_the_unseen():

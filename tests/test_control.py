@@ -69,6 +69,19 @@ def test_each_method_sends_its_command_with_all_arguments(endpoint):
             "scan_id": None,
             "formats": ["npz", "png"],
         }
+        assert daemon.snapshot("a", force=True)["arguments"] == {
+            "name": "a",
+            "scan_id": None,
+            "force": True,
+        }
+        assert daemon.snapshots("X")["arguments"] == {"scan_id": "X"}
+        assert daemon.history(limit=7)["arguments"] == {"scan_id": None, "limit": 7}
+        asked = daemon.reprocess("X", center_yx_px=(3.0, 4.0), probe="/p.npz")["arguments"]
+        assert {key: value for key, value in asked.items() if value is not None} == {
+            "scan_id": "X",
+            "center_yx_px": [3.0, 4.0],
+            "probe": "/p.npz",
+        }
         assert daemon.use_model("mine")["arguments"] == {"name": "mine"}
         assert daemon.rollback_model() == {"command": "rollback_model", "arguments": {}}
         asked = daemon.finetune("X", "Y", minutes=2.0, model="mine")["arguments"]
@@ -149,6 +162,19 @@ def test_a_result_that_cannot_be_sent_is_answered_as_a_failure(endpoint):
                 ("train", {"frames": [1, 2, 3]}),
                 ("jobs", {"limit": 0}),
                 ("use_model", {}),
+                ("snapshot", {}),
+                ("snapshot", {"name": "../a"}),
+                ("snapshot", {"name": "a\n"}),
+                ("snapshot", {"name": "x" * 65}),
+                ("history", {"limit": 1}),
+                ("reprocess", {"orientation": "upside-down"}),
+                ("reprocess", {"center_yx_px": [float("nan"), 1.0]}),
+                ("reprocess", {"center_yx_px": [1.0]}),
+                ("reprocess", {"dc": "middle"}),
+                ("reprocess", {"probe": "relative.npz"}),
+                ("reprocess", {"probe": "/" + "x" * 4096}),
+                ("reprocess", {"probe": "/a\0b"}),
+                ("reprocess", {"model": "a\nSTATUS=fine"}),
             )
         ),
         ([wire.encode_request(1, "status", {}), b"more"], "bad_request", 1),
@@ -242,6 +268,10 @@ def test_the_asyncio_twin_sends_each_command(endpoint):
                 daemon.stop(),
                 daemon.abort(),
                 daemon.export(),
+                daemon.snapshot("a"),
+                daemon.snapshots(),
+                daemon.history(),
+                daemon.reprocess(),
                 daemon.use_model("mine"),
                 daemon.rollback_model(),
                 daemon.finetune(),

@@ -1,5 +1,9 @@
 """The predictor: frames as the store's view gives them in, patches and weights out."""
 
+import gc
+import threading
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +13,7 @@ from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.networks.network import Network, Prediction
 from ptycho_stream.physics.probe import shifted_modes, spectrum_of
 from ptycho_stream.reconstruct.predict import Predictor
+from ptycho_stream.reconstruct.workers import Workers
 from ptycho_stream.simulate.experiment import simulate_experiment
 
 
@@ -98,6 +103,78 @@ def test_the_weighted_mean_of_a_patch_has_no_phase(scan, network):
     patches, weights = Predictor(network, scan.probe).predict(scan.counts, shift)
     mean = (patches * weights).sum((1, 2)) / weights.sum((1, 2))
     np.testing.assert_allclose(np.angle(mean), 0, atol=1e-4)
+
+
+@pytest.fixture
+def torch_threads():
+    """Sets torch's threads, and the old number again in the end."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def _worker_threads(besides=()):
+    named = [one for one in threading.enumerate() if one.name.startswith("predict")]
+    return [one for one in named if one not in besides]
+
+
+def test_the_number_of_workers_does_not_change_the_result_by_a_bit(scan, network, torch_threads):
+    _, shift = _corners(scan)
+    torch_threads(1)
+    alone = Predictor(network, scan.probe).predict_judged(scan.counts, shift)
+    for workers in (2, 3):
+        torch_threads(workers)
+        with Predictor(network, scan.probe) as predictor:
+            shared = predictor.predict_judged(scan.counts, shift)
+        np.testing.assert_array_equal(shared.patches, alone.patches)
+        np.testing.assert_array_equal(shared.weights, alone.weights)
+        np.testing.assert_array_equal(shared.verdicts.spread, alone.verdicts.spread)
+
+
+class _Failing(_HalfSure):
+    def stages(self, amplitude, probe, valid):
+        raise RuntimeError("out of memory")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_worker_raises_comes_out_and_the_predictor_goes_on(scan, torch_threads, workers):
+    torch_threads(workers)
+    with Predictor(_Failing(), scan.probe, batch_size=4) as predictor:
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="out of memory"):
+                predictor.predict(scan.counts, np.zeros((20, 2)))
+
+
+def test_workers_end_when_closed_and_when_forgotten(scan, network, torch_threads):
+    torch_threads(2)
+    others = _worker_threads()
+    predictor = Predictor(network, scan.probe)
+    predictor.warm_up()
+    predictor.close()
+    assert not _worker_threads(others)
+    predictor = Predictor(network, scan.probe)
+    predictor.warm_up()
+    assert len(_worker_threads(others)) == 2
+    del predictor
+    gc.collect()
+    deadline_s = time.monotonic() + 10
+    while _worker_threads(others) and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert not _worker_threads(others)
+
+
+def test_a_worker_computes_on_one_core_and_the_caller_as_before(torch_threads):
+    torch_threads(3)
+    with Workers(2) as workers:
+        told = [workers.submit(torch.get_num_threads) for _ in range(8)]
+        assert {one.result() for one in told} == {1}
+    assert torch.get_num_threads() == 3
+
+
+def test_patches_are_judged_in_whole_batches(scan, network, torch_threads):
+    torch_threads(2)
+    flat = Predictor(_HalfSure(), scan.probe, batch_size=20)
+    assert flat.predict_judged(scan.counts, np.zeros((20, 2))).verdicts.collapsed.all()
 
 
 def test_no_frames_give_no_patches(scan, network):

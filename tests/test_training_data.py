@@ -8,7 +8,7 @@ import torch
 from training_scans import SIZE, make_experiment, write_scan
 
 from ptycho_stream.errors import TrainingError
-from ptycho_stream.networks.network import Prediction
+from ptycho_stream.networks.network import Network, Prediction
 from ptycho_stream.physics.probe import Probe
 from ptycho_stream.reconstruct.patches import measured_photons
 from ptycho_stream.reconstruct.predict import Predictor
@@ -75,19 +75,20 @@ def test_frames_are_views_of_the_mapped_store(reader, experiment):
     assert np.array_equal(counts, experiment.counts[3:9])
 
 
-def test_training_and_reconstruction_see_the_same(reader, experiment):
+def test_training_and_reconstruction_see_the_same(reader, experiment, monkeypatch):
     """Counts, mask, shift, photons: what the predictor is given for the same pairs."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # one worker, one call
     photons = measured_photons(reader, 8)
     frames = open_frames(reader, experiment.probe, photons, (0, reader.pair_count))
     seen = {}
 
-    class Recorder(torch.nn.Module):
-        group_frames = 1
-        half_precision = False
+    class Recorder(Network):
+        def settings_json(self):
+            return {}
 
-        def forward(self, amplitude, probe, valid):
+        def stages(self, amplitude, probe, valid):
             seen.update(amplitude=amplitude, probe=probe, valid=valid)
-            return Prediction(torch.zeros_like(probe[:, 0]), torch.ones_like(amplitude))
+            return [Prediction(torch.zeros_like(probe[:, 0]), torch.ones_like(amplitude))]
 
     indices = np.array([5, 17, 40])
     predictor = Predictor(Recorder(), frames.probe)

@@ -72,6 +72,59 @@ def test_masked_pixels_may_hold_anything(network):
         )
 
 
+@pytest.mark.parametrize(("size", "modes"), [(32, 1), (64, 3), (96, 2)])
+@pytest.mark.parametrize("one_probe", [True, False])
+def test_inference_says_what_the_network_says(network, size, modes, one_probe):
+    amplitude, probe, valid, _ = _frames(size, modes=modes)
+    valid = valid.clone()
+    valid[:, 10:14] = False
+    if not one_probe:  # nor one mask
+        valid = valid.repeat(3, 1, 1)
+        valid[1, :9] = False
+        amplitude[0, 10] = torch.nan  # masked
+        probe = probe * torch.tensor([0.9, 1.0, 1.1])[:, None, None, None]
+    inference = network.inference(torch.float32)
+    with torch.inference_mode():
+        expected = network(amplitude, probe, valid)
+        for _ in range(2):  # its buffers are used again
+            found = inference(amplitude, probe, valid)
+            torch.testing.assert_close(found.obj, expected.obj, rtol=0, atol=1e-3)
+            torch.testing.assert_close(found.confidence, expected.confidence, rtol=0, atol=1e-3)
+
+
+def test_inference_takes_other_settings_and_shapes_in_turn():
+    torch.manual_seed(1)
+    network = UnrolledNetwork(UnrolledSettings(stages=2, steps=1, channels=(7, 8, 9), memory=3))
+    for parameter in network.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    inference = network.inference(torch.float32)
+    with torch.inference_mode():
+        for size, frames in ((64, 3), (32, 2), (64, 3)):
+            amplitude, probe, valid, _ = _frames(size, frames)
+            expected, found = (one(amplitude, probe, valid) for one in (network, inference))
+            torch.testing.assert_close(found.obj, expected.obj, rtol=1e-4, atol=1e-4)
+
+
+def test_inference_in_bfloat16_is_close(network):
+    amplitude, probe, valid, _ = _frames(64)
+    with torch.inference_mode():
+        exact = network.inference(torch.float32)(amplitude, probe, valid)
+        rough = network.inference(torch.bfloat16)(amplitude, probe, valid)
+    weight = exact.confidence * probe.abs().square().sum(1)
+    error = (weight * (rough.obj - exact.obj).abs()).sum() / weight.sum()
+    assert float(error) < 0.01
+
+
+def test_the_network_trains(network):
+    """Nothing that inference does in place gets in the way of gradients."""
+    amplitude, probe, valid, obj = _frames(32)
+    trained = UnrolledNetwork(UnrolledSettings(stages=2, channels=(8, 8, 8)))
+    for stage in trained.stages(amplitude, probe, valid):
+        (stage.obj - obj).abs().mean().backward(retain_graph=True)
+    gradients = [parameter.grad for parameter in trained.correctors.parameters()]
+    assert all(one is not None and torch.isfinite(one).all() for one in gradients)
+
+
 def test_an_untrained_network_is_plain_alternating_projection():
     amplitude, probe, valid, obj = _frames()
     network = UnrolledNetwork()
@@ -111,9 +164,10 @@ def test_settings_that_make_no_sense_are_refused(values, said):
 
 def test_shapes_that_do_not_fit_are_refused(network):
     amplitude, probe, valid, _ = _frames(64)
-    with pytest.raises(ModelError, match="multiple of 32"):
-        network(amplitude[:, :60, :60], probe, valid)
-    with pytest.raises(ModelError, match="probe"):
-        network(amplitude, probe[..., :32, :32], valid)
-    with pytest.raises(ModelError, match="mask"):
-        network(amplitude, probe, valid[..., :32])
+    for form in (network, network.inference(torch.float32)):
+        with pytest.raises(ModelError, match="multiple of 32"):
+            form(amplitude[:, :60, :60], probe, valid)
+        with pytest.raises(ModelError, match="probe"):
+            form(amplitude, probe[..., :32, :32], valid)
+        with pytest.raises(ModelError, match="mask"):
+            form(amplitude, probe, valid[..., :32])

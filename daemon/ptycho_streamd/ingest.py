@@ -12,7 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import zmq
@@ -20,6 +20,8 @@ import zmq
 from ptycho_stream.errors import (
     DiskFull,
     FileFormatError,
+    GeometryError,
+    ScanNotFound,
     SettingsError,
     StoreError,
     WireError,
@@ -51,6 +53,7 @@ from ptycho_streamd.scan_layout import start_of_header
 from ptycho_streamd.sources import Source, open_sources
 from ptycho_streamd.stage import Stage, run_stage
 from ptycho_streamd.unsealed import Unsealed
+from ptycho_streamd.view_change import change_sealed, changed_view
 
 COMMIT_FRAMES = 64
 COMMIT_NS = 5_000_000
@@ -462,6 +465,9 @@ class Ingest:
             case "endpoints":
                 self._stage.reply(request, [source.describe() for source in self._sources])
                 return
+            case "set_view":
+                self._set_view(request)
+                return
             case "start_scan":
                 event = ev.StartRequested(
                     now_ns,
@@ -485,8 +491,29 @@ class Ingest:
             case ev.Accepted(scan_id):
                 self._stage.reply(request, {"scan_id": scan_id})
 
+    def _set_view(self, request: StageRequest) -> None:
+        """Give a scan another view: the one that is being written, or one that is over."""
+        scan_id: str = request.arguments["scan_id"]
+        recorder = self._recorders.get(scan_id)
+        try:
+            if recorder is not None:
+                view = changed_view(recorder.header, request.arguments)
+                recorder.set_view(view)
+            else:
+                view = change_sealed(self._root, scan_id, request.arguments)
+        except GeometryError as error:
+            self._stage.fail(request, "bad_arguments", str(error))
+        except ScanNotFound as error:
+            self._stage.fail(request, "not_found", str(error))
+        except StoreError as error:
+            self._stage.fail(request, "failed", str(error))
+        else:
+            log.info("scan %s has view %d", scan_id, view.version)
+            self._stage.reply(request, {"scan_id": scan_id, "view": asdict(view)})
+
     def _reload(self) -> None:
         self._stage.reloaded()
+        former = self._settings.view
         try:
             self._settings = load_settings(self._config)
         except SettingsError as error:
@@ -495,6 +522,8 @@ class Ingest:
         logging.getLogger().setLevel(self._settings.log_level.upper())
         self._machine.rules = rules_of(self._settings)
         self._housekeeper.settings = self._settings.data
+        if self._settings.view == former:  # nor undo what `reprocess` has corrected
+            return
         for scan_id, recorder in list(self._recorders.items()):
             self._write(scan_id, lambda scan: scan.change_view(self._settings))
             log.info("scan %s has view %d", scan_id, recorder.header.view.version)

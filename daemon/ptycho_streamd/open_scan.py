@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from ptycho_stream.errors import StoreError
 from ptycho_stream.reconstruct.saved_image import write_state
 from ptycho_stream.reconstruct.scan_image import ScanImage
+from ptycho_stream.results import ImageState
 from ptycho_stream.scans.leases import Lease
 from ptycho_stream.scans.reader import ScanReader
+from ptycho_streamd.scan_trust import ScanTrust
 
 HEADER_POLL_S = 0.02
 RETRY_S = 5.0
@@ -32,10 +34,29 @@ class OpenScan:
         faults: how often in a row its image could not be extended.
         finished: the final image was published; what is left is to save it.
         collapsed: the network's output had collapsed when last looked at.
+
+    Args:
+        image: of the scan.
+        lease: that keeps it in the store.
+        trust: in the image; None: it is not looked at.
+        refine_s: for how long it is refined after all frames are in the image.
+        trust_s: for how long it is looked at after that.
     """
 
-    def __init__(self, image: ScanImage, lease: Lease) -> None:
+    def __init__(
+        self,
+        image: ScanImage,
+        lease: Lease,
+        *,
+        trust: ScanTrust | None,
+        refine_s: float,
+        trust_s: float,
+    ) -> None:
         self.image = image
+        self.trust = trust
+        self._refine_s, self._trust_s = refine_s, trust_s
+        self._refine_until_s: float | None = None
+        self._trust_until_s: float | None = None
         self.changed = True
         self.unsaved = False
         self.unpublished: list[NDArray[np.int64]] = []
@@ -57,7 +78,39 @@ class OpenScan:
     @property
     def over(self) -> bool:
         """Whether nothing will be added to the image any more."""
+        return self.predicted and not self.refining and not self.judging
+
+    @property
+    def predicted(self) -> bool:
+        """Whether the scan has ended and the network has no more to do."""
         return self.reader.header.sealed and not self.image.has_work
+
+    @property
+    def refining(self) -> bool:
+        """Whether the image is to be refined, and there is time left for it."""
+        if not self.predicted:
+            self._refine_until_s = None
+        elif self._refine_until_s is None:
+            self._refine_until_s = time.monotonic() + self._refine_s
+        late = self._refine_until_s is not None and time.monotonic() >= self._refine_until_s
+        return self.image.wants_refinement and not late
+
+    @property
+    def judging(self) -> bool:
+        """Whether trust in the image is to be looked at, and there is time left for it."""
+        if self.trust is None:
+            return False
+        if not self.predicted or self.refining:
+            self._trust_until_s = None
+        elif self._trust_until_s is None:
+            self._trust_until_s = time.monotonic() + self._trust_s
+        late = self._trust_until_s is not None and time.monotonic() >= self._trust_until_s
+        return not late and self.trust.due(hurried=self._trust_until_s is not None)
+
+    def state(self, *, final: bool) -> ImageState:
+        """What subscribers are to see now."""
+        state = self.image.image(final)
+        return state if self.trust is None else self.trust.told(state)
 
     def refresh(self) -> None:
         """Look, now and then, whether the scan's header has changed.

@@ -32,6 +32,20 @@ MAX_REQUEST_BYTES = 32 << 20
 KEPT_IMAGES = 8
 KEPT_BYTES = 256 << 20
 
+_WORDS = (
+    "state",
+    "final",
+    "model",
+    "layer",
+    "sweeps",
+    "counts",
+    "trust",
+    "verdict",
+    "reasons",
+    "metadata",
+)
+"""What may change in an image besides its arrays."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -350,10 +364,7 @@ def _same_array(a: NDArray[np.complex64], b: NDArray[np.complex64]) -> bool:
 
 
 def _same_words(image: ImageState, before: ImageState) -> bool:
-    return all(
-        getattr(image, name) == getattr(before, name)
-        for name in ("state", "final", "model", "layer", "counts", "trust", "metadata")
-    )
+    return all(getattr(image, name) == getattr(before, name) for name in _WORDS)
 
 
 def _size_bytes(image: ImageState) -> int:

@@ -11,8 +11,7 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch
 import zmq
 
 from ptycho_stream.errors import (
+    ControlError,
     FileFormatError,
     GeometryError,
     ModelError,
@@ -33,23 +33,22 @@ from ptycho_stream.errors import (
 from ptycho_stream.models.active import check_unpinned, former_model
 from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.reconstruct.recipe import Recipe, load_recipe
-from ptycho_stream.reconstruct.scan_image import ScanImage
 from ptycho_stream.results import ImageState
-from ptycho_stream.scans.catalogue import Catalogue
-from ptycho_stream.scans.folders import scan_directory
 from ptycho_stream.scans.ulid import new_scan_id
 from ptycho_stream.settings import Settings, load_settings
 from ptycho_streamd.bus import StageRequest
 from ptycho_streamd.exports import export
+from ptycho_streamd.image_store import ImageStore, Reprocessing
 from ptycho_streamd.misfit_watch import MisfitWatch
 from ptycho_streamd.open_scan import OpenScan
 from ptycho_streamd.publish import Publisher
 from ptycho_streamd.reconstruct_metrics import ReconstructMetrics
+from ptycho_streamd.snapshots import snapshot
+from ptycho_streamd.spare_time import SpareTime
 from ptycho_streamd.stage import Stage, run_stage
 
 log = logging.getLogger(__name__)
 
-DONE_FILE = "reconstruct.done"
 BUSY_POLL_MS, IDLE_POLL_MS = 2, 20
 """Between looks at the store: while a scan is open, and while none is."""
 RECIPE_RETRY_S = 2.0
@@ -57,6 +56,9 @@ MAX_FAULTS = 5
 """So many tries in a row, then a sealed scan is left alone until recipe or settings change."""
 DRAIN_S = 2.0
 """After a stop, how long pairs that are in the store are still reconstructed."""
+LATE_BATCHES = 2
+"""Where more batches wait the network cannot keep up, and refinement gets a share of its time: it
+makes more of a frame than the network, and the image covers what has come."""
 MAX_BATCH_S = 1.0
 """A batch takes no longer, however large frames are, so that heartbeats and requests go on."""
 
@@ -70,13 +72,13 @@ class ReconstructStage:
         self._config = config
         self._settings = settings
         self._metrics = ReconstructMetrics()
-        self._catalogue = Catalogue(settings.data.directory)
+        self._images = ImageStore(settings)
         self._open: dict[str, OpenScan] = {}
         self._left_alone: set[str] = set()
-        self._recipe: Recipe | None = None
         self._recipe_tried_at_s = float("-inf")
         self._problem = ""
         self._frame_s = 0.0
+        self._spare_time = SpareTime(self._metrics)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._publisher = Publisher(self._context, settings.results, new_scan_id())
         self._poller = zmq.Poller()
@@ -100,13 +102,14 @@ class ReconstructStage:
             self._context.term()
 
     def turn(self) -> bool:
-        """One batch, if one is ready, and all that is due; whether there was a batch."""
+        """One batch, else some refinement, and all that is due; whether there was any of it."""
         for request in self._stage.requests():
             self._answer(request)
         if self._stage.reload_requested:
             self._reload()
         self._find_scans()
         worked = self._work()
+        worked |= self._spare_time.use(self._open, between_batches=worked)
         self._publish_if_due()
         self._publisher.serve()
         self._finish_scans()
@@ -124,6 +127,7 @@ class ReconstructStage:
         self._stage.reloaded()
         try:
             self._settings = load_settings(self._config)
+            self._images.settings = self._settings
         except SettingsError as error:
             log.error("the settings stay as they were: %s", error)
             return
@@ -142,9 +146,9 @@ class ReconstructStage:
             self._take(*self._loaded(self._settings))
         except (ProbeError, ModelError) as error:
             if str(error) != self._problem:
-                kept = f"; still in use: {self._recipe.model}" if self._recipe else ""
+                kept = f"; still in use: {self._images.recipe.model}" if self._images.recipe else ""
                 log.error("network and probe are not loaded: %s%s", error, kept)
-            self._problem = str(error)
+            self._problem = self._images.problem = str(error)
             self._metrics.recipe_failures.inc()
 
     def _loaded(self, settings: Settings) -> tuple[Recipe, float]:
@@ -156,50 +160,55 @@ class ReconstructStage:
     def _take(self, recipe: Recipe, frame_s: float) -> None:
         """Go on with ``recipe``: images of other ones begin a new generation."""
         self._problem = ""
-        self._recipe, self._frame_s = recipe, frame_s
+        self._images.recipe, self._frame_s = recipe, frame_s
         self._metrics.model_in_use(recipe.model, recipe.model_sha256)
-        for scan in self._open.values():
-            scan.image.use(recipe)
-            scan.retry()
+        for scan_id in list(self._open):
+            self._renew(scan_id)
         if self._left_alone:
             self._left_alone.clear()
             self._catalogue_seen = False
         log.info("reconstructing with model %s on %s", recipe.model, recipe.device)
         self._beat(now=True)  # who asked for it sees it in the status at once
 
+    def _renew(self, scan_id: str) -> None:
+        """Go on with an open scan's image as it should be made now."""
+        scan = self._open[scan_id]
+        try:
+            scan.image.use(self._images.recipe_for(scan.reader.header))
+        except (ModelError, ProbeError, StoreError) as error:
+            self._leave_alone(scan_id, error)
+        scan.retry()
+
     def _find_scans(self) -> None:
-        if self._recipe is None:
+        if self._images.recipe is None:
             self._load_recipe()
-        if self._recipe is None or (self._catalogue_seen and not self._catalogue.changed()):
+        if self._images.recipe is None or (
+            self._catalogue_seen and not self._images.catalogue.changed()
+        ):
             return
-        headers = self._catalogue.scans()
+        headers = self._images.catalogue.scans()
         for header in reversed(headers):
             scan_id = header.scan_id
-            if not (scan_id in self._open or scan_id in self._left_alone or self._done(scan_id)):
-                self._open_scan(scan_id, self._recipe)
+            if scan_id in self._open or scan_id in self._left_alone:
+                continue
+            if not self._images.done(scan_id):
+                self._open_scan(scan_id)
         if not self._catalogue_seen and headers and self._shown is None:
             self._show_last(headers[0].scan_id)
         self._catalogue_seen = True
 
-    def _open_scan(self, scan_id: str, recipe: Recipe) -> None:
+    def _open_scan(self, scan_id: str) -> None:
         try:
-            lease = self._catalogue.lease(scan_id, "reconstruct")
-        except ScanNotFound:
-            return  # retired in this moment
-        except StoreError as error:
+            scan = self._images.open(scan_id)
+        except (ModelError, ProbeError, StoreError) as error:
             self._leave_alone(scan_id, error)
             return
-        try:
-            reader = self._catalogue.open(scan_id)
-        except StoreError as error:
-            lease.release()
-            self._leave_alone(scan_id, error)
+        if scan is None:
             return
-        image = ScanImage(reader, recipe, self._settings.reconstruct.tile_px)
-        self._open[scan_id] = OpenScan(image, lease)
+        self._open[scan_id] = scan
         self._latencies_ms.clear()
-        if image.problem:
-            log.error("%s", image.problem)
+        if scan.image.problem:
+            log.error("%s", scan.image.problem)
             self._metrics.scans_failed.inc()
         log.info("scan %s: image begins", scan_id)
 
@@ -219,29 +228,12 @@ class ReconstructStage:
         if scan_id in self._open or scan_id in self._left_alone:
             return
         try:
-            with self._stored_image(scan_id) as image:
-                self._shown = image.image(final=True)
+            state = self._images.stored(scan_id)
         except (ModelError, StoreError) as error:
             log.warning("scan %s: its image cannot be shown again: %s", scan_id, error)
             return
-        self._publisher.publish(self._shown)
-
-    @contextmanager
-    def _stored_image(self, scan_id: str) -> Generator[ScanImage]:
-        """The image of a scan that is not open, as it was saved."""
-        if self._recipe is None:
-            raise ModelError(self._problem or "network and probe are not loaded yet: try again")
-        with (
-            self._catalogue.lease(scan_id, "reconstruct-export"),
-            self._catalogue.open(scan_id) as reader,
-        ):
-            yield ScanImage(reader, self._recipe, self._settings.reconstruct.tile_px)
-
-    def _done_file(self, scan_id: str) -> Path:
-        return scan_directory(self._settings.data.directory, scan_id) / DONE_FILE
-
-    def _done(self, scan_id: str) -> bool:
-        return self._done_file(scan_id).exists()
+        self._shown = state
+        self._publisher.publish(state)
 
     # -- work ---------------------------------------------------------------------------------
 
@@ -267,8 +259,11 @@ class ReconstructStage:
     def _step(self, scan: OpenScan, limit: int) -> None:
         started_s = time.monotonic()
         shown = scan.image.step(limit, self._on_damaged)
+        took_s = time.monotonic() - started_s
         if len(shown):
-            self._frame_s = (time.monotonic() - started_s) / len(shown)
+            self._frame_s = took_s / len(shown)
+        if scan.image.backlog > LATE_BATCHES * limit:
+            self._spare_time.owe(took_s, self._settings.refine.share)
         self._metrics.count_batch(len(shown))
         self._take_note_of_patches(scan)
         scan.extended(shown)
@@ -319,7 +314,7 @@ class ReconstructStage:
 
     def _publish(self, scan: OpenScan, *, final: bool) -> None:
         scan.changed = False
-        state = scan.image.image(final)
+        state = scan.state(final=final)
         self._publisher.publish(state)
         if self._shown is None or state.scan_id >= self._shown.scan_id:
             self._shown = state
@@ -343,7 +338,8 @@ class ReconstructStage:
             if not self._save(scan):
                 scan.park()
                 continue
-            self._done_file(scan_id).touch()
+            self._images.keep_probe(scan)
+            self._images.mark_done(scan_id)
             counts = scan.image.counts()
             log.info(
                 "scan %s: %s, %d frames in the image",
@@ -383,23 +379,27 @@ class ReconstructStage:
         if not settings.formats or scan.image.current is None:
             return
         try:
-            export(scan.image.image(final=True), settings.directory, settings.formats)
+            export(scan.state(final=True), settings.directory, settings.formats)
         except FileFormatError as error:
             log.error("scan %s is not exported: %s", scan.reader.scan_id, error)
             self._metrics.exports_failed.inc()
 
     def _measure_if_due(self) -> None:
         """Measure the newest scan's misfit now and then, for who starts a fine-tuning by it."""
-        if self._settings.training.automatic_above is None or not self._open or not self._recipe:
+        if (
+            self._settings.training.automatic_above is None
+            or not self._open
+            or not self._images.recipe
+        ):
             return
-        excess = self._misfit.look(self._open[max(self._open)].image, self._recipe.device)
+        excess = self._misfit.look(self._open[max(self._open)].image, self._images.recipe.device)
         if excess is not None:
             self._metrics.misfit_excess.set(excess)
 
     def _drain(self) -> None:
         """After stop: what the store holds already, for a while; the rest at the next start."""
         until_s = time.monotonic() + DRAIN_S
-        while time.monotonic() < until_s and self._open:
+        while time.monotonic() < until_s and any(not s.predicted for s in self._open.values()):
             if not self._work():
                 self._poller.poll(BUSY_POLL_MS)
             self._finish_scans()
@@ -425,17 +425,24 @@ class ReconstructStage:
                     self._stage.reply(request, self._use_model(**request.arguments))
                 case "rollback_model":
                     self._stage.reply(request, self._rollback_model())
+                case "snapshot":
+                    folder = self._settings.data.directory
+                    self._stage.reply(request, snapshot(request.arguments, self._state_of, folder))
+                case "reprocess":
+                    self._stage.reply(request, self._reprocess(**request.arguments))
                 case _:
                     self._stage.fail(
                         request, "unknown_command", f"reconstruct knows no {request.command!r}"
                     )
         except ScanNotFound as error:
             self._stage.fail(request, "not_found", str(error))
+        except ControlError as error:
+            self._stage.fail(request, error.code, str(error))
         except PtychoStreamError as error:
             self._stage.fail(request, "failed", str(error))
 
     def _models(self) -> list[dict[str, Any]]:
-        in_use = self._recipe.model if self._recipe else None
+        in_use = self._images.recipe.model if self._images.recipe else None
         return [
             json.loads(manifest.to_json()) | {"in_use": manifest.name == in_use}
             for manifest in ModelRegistry(self._settings.model.registry).list()
@@ -460,6 +467,16 @@ class ReconstructStage:
         self._take(*loaded)
         return {"model": loaded[0].model, "was": present}
 
+    def _reprocess(self, scan_id: str, probe: str | None, model: str | None) -> dict[str, Any]:
+        """Make a scan's image again; subscribers see the old one until the new one is complete."""
+        self._images.reprocess(scan_id, Reprocessing(probe, model))
+        self._left_alone.discard(scan_id)
+        if scan_id in self._open:
+            self._renew(scan_id)
+        else:
+            self._open_scan(scan_id)
+        return {"scan_id": scan_id}
+
     def _loaded_with(self, name: str) -> tuple[Recipe, float]:
         """As :meth:`_loaded`, with the model ``name`` instead of the one in use."""
         changed = {"model": self._settings.model.model_copy(update={"name": name})}
@@ -482,9 +499,8 @@ class ReconstructStage:
                 )
             return self._shown
         if scan_id in self._open:
-            return self._open[scan_id].image.image(final=False)
-        with self._stored_image(scan_id) as image:
-            return image.image(final=True)
+            return self._open[scan_id].state(final=False)
+        return self._images.stored(scan_id)
 
     def _status(self) -> dict[str, Any]:
         newest = max(self._open) if self._open else None
@@ -498,10 +514,22 @@ class ReconstructStage:
             "frames_per_s": self._metrics.frames_per_s(),
             "latency_p50_ms": float(np.percentile(latencies, 50)),
             "latency_p99_ms": float(np.percentile(latencies, 99)),
-            "model": self._recipe.model if self._recipe else None,
-            "device": str(self._recipe.device) if self._recipe else None,
+            "model": self._images.recipe.model if self._images.recipe else None,
+            "device": str(self._images.recipe.device) if self._images.recipe else None,
             "misfit": self._misfit.newest,
+            **self._trusted(newest),
             "problem": self._problem or (self._open[newest].image.problem if newest else ""),
+        }
+
+    def _trusted(self, newest: str | None) -> dict[str, Any]:
+        """What the status says of trust in the newest open scan."""
+        trust = None if newest is None else self._open[newest].trust
+        if trust is None or trust.report is None:
+            return {"verdict": "", "reasons": [], "view_wanted": None}
+        return {
+            "verdict": trust.report.verdict,
+            "reasons": list(trust.report.reasons),
+            "view_wanted": trust.view_wanted,
         }
 
 

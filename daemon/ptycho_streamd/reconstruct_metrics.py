@@ -7,6 +7,8 @@ from collections import deque
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from ptycho_stream.reconstruct.trust_watch import TrustReport
+
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 1, 2, 5, 10, 30)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 RATE_WINDOW_S = 3.0
@@ -35,6 +37,38 @@ class ReconstructMetrics:
         self.patches_not_finite = Counter(
             "ptycho_stream_patches_not_finite",
             "Predicted patches with NaN or infinity, left out of the image",
+            registry=self.registry,
+        )
+        self.frames_refined = Counter(
+            "ptycho_stream_frame_refinements",
+            "Visits of frames by refinement",
+            registry=self.registry,
+        )
+        self.refinements_failed = Counter(
+            "ptycho_stream_refinements_failed",
+            "Scans whose refinement ended with an error; their predicted images are kept",
+            registry=self.registry,
+        )
+        self.refinement_sweeps = Gauge(
+            "ptycho_stream_refinement_sweeps",
+            "Visits of a frame by refinement, on average, in the newest refined image",
+            registry=self.registry,
+        )
+        self.judgements_failed = Counter(
+            "ptycho_stream_judgements_failed",
+            "Scans whose image could not be judged to the end",
+            registry=self.registry,
+        )
+        self._trust = Gauge(
+            "ptycho_stream_trust_figure",
+            "Figures of trust of the newest judged image (docs/trust.md)",
+            ["figure"],
+            registry=self.registry,
+        )
+        self._verdict = Gauge(
+            "ptycho_stream_verdict_info",
+            "1 for what is thought of the newest judged image",
+            ["verdict"],
             registry=self.registry,
         )
         self.scans_failed = Counter(
@@ -101,6 +135,14 @@ class ReconstructMetrics:
         """Patches are predicted with this model from now on."""
         self._model.clear()
         self._model.labels(name, sha256[:12]).set(1)
+
+    def judged(self, report: TrustReport) -> None:
+        """This is what is known of the newest image."""
+        self._trust.clear()
+        for name, value in report.figures.items():
+            self._trust.labels(name).set(value)
+        self._verdict.clear()
+        self._verdict.labels(report.verdict).set(1)
 
     def count_batch(self, frames: int) -> None:
         """A batch of ``frames`` is in the image."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_stream.geometry import View
 from ptycho_stream.messages import Frame, Positions
 from ptycho_stream.scans.header import ScanHeader, ScanState
 from ptycho_stream.scans.join import Join, PositionLimits
@@ -218,10 +219,17 @@ class Recorder:
         )
         if wanted == view:
             return False
-        self.writer.update_header(
-            views=(*self.header.views, replace(wanted, version=view.version + 1))
-        )
+        self.set_view(replace(wanted, version=view.version + 1))
         return True
+
+    def set_view(self, view: View) -> None:
+        """Look at the frames that way from now on, if that is not how it is done already.
+
+        Raises:
+            StoreError: the header cannot be written.
+        """
+        if view != self.header.view:
+            self.writer.update_header(views=(*self.header.views, view))
 
     def final_counts(self, counts: Mapping[str, int]) -> dict[str, int]:
         """``counts`` of the scan's life, with what is known here of its positions."""

@@ -1,4 +1,4 @@
-"""What each control command does: answered here from the store, or handed on to a stage.
+"""What each control command does: answered here from the store, or handed on to stages.
 
 Used by the supervisor, which owns the control socket.  ``docs/protocol.md`` describes the commands
 for those who send them.
@@ -10,37 +10,69 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ptycho_stream.errors import ControlError, PtychoStreamError, ScanNotFound
+from ptycho_stream.reconstruct.history import HistoryEntry, read_history
 from ptycho_stream.scans.catalogue import Catalogue
-from ptycho_stream.scans.header import ScanHeader
+from ptycho_stream.scans.header import ScanHeader, read_header
 from ptycho_streamd.bus import Answer, Bus, Refusal, StageRequest
 from ptycho_streamd.child import Child
 from ptycho_streamd.control import ControlServer, Request
-
-FORWARDED: dict[str, tuple[str, str, float]] = {
-    "start": ("ingest", "start_scan", 10.0),
-    "stop": ("ingest", "stop_scan", 10.0),
-    "abort": ("ingest", "abort_scan", 10.0),
-    "endpoints": ("ingest", "endpoints", 10.0),
-    # The registry of models imports torch, which this process does without.
-    "models": ("reconstruct", "models", 10.0),
-    "use_model": ("reconstruct", "use_model", 30.0),
-    "rollback_model": ("reconstruct", "rollback_model", 30.0),
-    "export": ("reconstruct", "export", 120.0),
-}
-"""Command -> (stage, the stage's name for it, seconds it may take)."""
+from ptycho_streamd.snapshots import list_snapshots
+from ptycho_streamd.view_change import WORDS as VIEW_WORDS
+from ptycho_streamd.view_change import asks_for_a_view
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """What one stage does for a command: its own name for it, and the seconds it may take."""
+
+    stage: str
+    command: str
+    limit_s: float
+
+    def until_s(self) -> float:
+        """When it has taken too long, if it begins now; of the monotonic clock."""
+        return time.monotonic() + self.limit_s
+
+
+FORWARDED: dict[str, Step] = {
+    "start": Step("ingest", "start_scan", 10.0),
+    "stop": Step("ingest", "stop_scan", 10.0),
+    "abort": Step("ingest", "abort_scan", 10.0),
+    "endpoints": Step("ingest", "endpoints", 10.0),
+    # The registry of models imports torch, which this process does without.
+    "models": Step("reconstruct", "models", 10.0),
+    "use_model": Step("reconstruct", "use_model", 30.0),
+    "rollback_model": Step("reconstruct", "rollback_model", 30.0),
+    "export": Step("reconstruct", "export", 120.0),
+    "snapshot": Step("reconstruct", "snapshot", 120.0),
+}
+SET_VIEW = Step("ingest", "set_view", 10.0)
+REPROCESS = Step("reconstruct", "reprocess", 30.0)
+STEP_ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "set_view": ("scan_id", *VIEW_WORDS),
+    "reprocess": ("scan_id", "probe", "model"),
+}
+"""Which of a command's arguments its stages get, where several share them."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Pending:
-    request: Request
+    """A request that a stage is at; ``told`` is what the stages before it have answered.
+
+    ``request`` is None where the daemon itself has asked.
+    """
+
+    request: Request | None
     stage: str
     deadline_s: float
+    following: tuple[Step, ...]
+    told: dict[str, Any]
 
 
 class Requests:
@@ -49,6 +81,7 @@ class Requests:
     Args:
         local: commands that the supervisor itself answers, by name; they take the arguments and
             return plain values or raise :class:`ControlError`.
+        catalogue: of the scans, for commands that go through several stages.
     """
 
     def __init__(
@@ -57,11 +90,13 @@ class Requests:
         bus: Bus,
         children: dict[str, Child],
         local: dict[str, Callable[[dict[str, Any]], Any]],
+        catalogue: Catalogue,
     ) -> None:
         self._control = control
         self._bus = bus
         self._children = children
         self._local = local
+        self._catalogue = catalogue
         self._pending: dict[int, _Pending] = {}
         self._next_id = 1
 
@@ -89,10 +124,18 @@ class Requests:
         pending = self._pending.pop(message.request_id, None)
         if pending is None:
             log.warning("stage %s answered request %d late", message.stage, message.request_id)
-        elif isinstance(message, Answer):
-            self._control.reply(pending.request, message.result)
+        elif isinstance(message, Refusal):
+            self._refused(pending, message.code, message.message)
+        elif pending.request is None:
+            log.info("stage %s: done: %s", message.stage, message.result)
+        elif pending.following:
+            try:
+                self._send(pending.request, pending.following, pending.told | message.result)
+            except ControlError as error:
+                self._control.fail(pending.request, error.code, str(error))
         else:
-            self._control.fail(pending.request, message.code, message.message)
+            told = pending.told | message.result if pending.told else message.result
+            self._control.reply(pending.request, told)
 
     def stage_ended(self, stage: str) -> None:
         """Fail what a stage took with it."""
@@ -106,24 +149,70 @@ class Requests:
         if answer := self._local.get(request.command):
             self._control.reply(request, answer(request.arguments))
             return
+        if request.command == "reprocess":
+            self._reprocess(request)
+            return
         if request.command not in FORWARDED:
-            known = ", ".join(sorted([*self._local, *FORWARDED]))
+            known = ", ".join(sorted([*self._local, *FORWARDED, "reprocess"]))
             raise ControlError(
                 "unknown_command", f"there is no command {request.command!r}; known are: {known}"
             )
-        stage, command, limit_s = FORWARDED[request.command]
+        self._send(request, (FORWARDED[request.command],), {})
+
+    def _reprocess(self, request: Request) -> None:
+        """First the view, which ingest writes; then the image, which is made anew with it."""
+        scan_id = _named_or_newest(self._catalogue, request.arguments["scan_id"])
+        request = replace(request, arguments={**request.arguments, "scan_id": scan_id})
+        self._running(REPROCESS.stage)  # else the view would change and nothing come of it
+        steps = (REPROCESS,)
+        if asks_for_a_view(request.arguments):
+            steps = (SET_VIEW, REPROCESS)
+        self._send(request, steps, {})
+
+    def _send(self, request: Request, steps: tuple[Step, ...], told: dict[str, Any]) -> None:
+        step, *following = steps
+        pid = self._running(step.stage)
+        arguments = request.arguments
+        if wanted := STEP_ARGUMENTS.get(step.command):
+            arguments = {name: arguments[name] for name in wanted}
+        what = _Pending(request, step.stage, step.until_s(), tuple(following), told)
+        self._hand_over(pid, step, arguments, what)
+
+    def _running(self, stage: str) -> int:
+        """The process of a stage that can be asked."""
         child = self._children.get(stage)
         if child is None or not child.beating or child.pid is None:
             raise ControlError(
                 "unavailable", f"stage {stage} is not running just now: try again in a second"
             )
+        return child.pid
+
+    def order(self, step: Step, arguments: dict[str, Any]) -> bool:
+        """Have a stage do something that nobody has asked for; whether it could be told.
+
+        What it answers goes into the log.
+        """
+        try:
+            pid = self._running(step.stage)
+        except ControlError:
+            return False
+        self._hand_over(pid, step, arguments, _Pending(None, step.stage, step.until_s(), (), {}))
+        return True
+
+    def _hand_over(self, pid: int, step: Step, arguments: dict[str, Any], what: _Pending) -> None:
         request_id = self._next_id
         self._next_id += 1
-        self._pending[request_id] = _Pending(request, stage, time.monotonic() + limit_s)
-        self._bus.send(stage, child.pid, StageRequest(request_id, command, request.arguments))
+        self._pending[request_id] = what
+        self._bus.send(step.stage, pid, StageRequest(request_id, step.command, arguments))
 
     def _fail(self, request_id: int, code: str, message: str) -> None:
-        self._control.fail(self._pending.pop(request_id).request, code, message)
+        self._refused(self._pending.pop(request_id), code, message)
+
+    def _refused(self, pending: _Pending, code: str, message: str) -> None:
+        if pending.request is None:
+            log.error("stage %s refused an order (%s): %s", pending.stage, code, message)
+        else:
+            self._control.fail(pending.request, code, message)
 
 
 def store_commands(catalogue: Catalogue) -> dict[str, Callable[[dict[str, Any]], Any]]:
@@ -133,12 +222,7 @@ def store_commands(catalogue: Catalogue) -> dict[str, Callable[[dict[str, Any]],
         return [_plain(header) for header in catalogue.scans()[: max(arguments["limit"], 0)]]
 
     def scan(arguments: dict[str, Any]) -> dict[str, Any]:
-        scan_id = arguments.get("scan_id")
-        if scan_id is None:
-            newest = catalogue.latest()
-            if newest is None:
-                raise ControlError("not_found", "there is no scan in the store yet")
-            scan_id = newest.scan_id
+        scan_id = _named_or_newest(catalogue, arguments.get("scan_id"))
         with catalogue.open(scan_id) as reader:
             return _plain(reader.header) | {
                 "committed": reader.committed,
@@ -147,7 +231,40 @@ def store_commands(catalogue: Catalogue) -> dict[str, Callable[[dict[str, Any]],
                 "positions": reader.position_count,
             }
 
-    return {"scans": scans, "scan": scan}
+    def snapshots(arguments: dict[str, Any]) -> list[dict[str, Any]]:
+        scan_id = _named_or_newest(catalogue, arguments["scan_id"])
+        return list_snapshots(catalogue.directory(scan_id))
+
+    def history(arguments: dict[str, Any]) -> dict[str, Any]:
+        scan_id = _named_or_newest(catalogue, arguments["scan_id"])
+        entries = read_history(catalogue.directory(scan_id))
+        return {"scan_id": scan_id, "entries": [asdict(e) for e in _spread(entries, arguments)]}
+
+    return {"scans": scans, "scan": scan, "snapshots": snapshots, "history": history}
+
+
+def _named_or_newest(catalogue: Catalogue, scan_id: str | None) -> str:
+    """The scan that a request is about.
+
+    Raises:
+        ControlError: there is none at all.
+        ScanNotFound: there is none of that name.
+    """
+    if scan_id is not None:
+        read_header(catalogue.directory(scan_id))
+        return scan_id
+    newest = catalogue.latest()
+    if newest is None:
+        raise ControlError("not_found", "there is no scan in the store yet")
+    return newest.scan_id
+
+
+def _spread(entries: list[HistoryEntry], arguments: dict[str, Any]) -> list[HistoryEntry]:
+    """At most ``limit`` of them, evenly over the whole, the first and the last among them."""
+    limit: int = arguments["limit"]
+    if len(entries) <= limit:
+        return entries
+    return [entries[round(i * (len(entries) - 1) / (limit - 1))] for i in range(limit)]
 
 
 def _plain(header: ScanHeader) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from ptycho_streamd.reload import merge_reloaded
 from ptycho_streamd.requests import Requests, store_commands
 from ptycho_streamd.settings_file import SETTINGS_NAME, write_settings
 from ptycho_streamd.stage import configure_logging
+from ptycho_streamd.view_trigger import ViewTrigger
 
 STAGES = ("ingest", "reconstruct")
 STAGE_ENVIRONMENT = {
@@ -85,6 +86,7 @@ class Supervisor:
         self._reload_late: set[str] = set()
         self._control: ControlServer | None = None
         self._http: HttpServer | None = None
+        self._children: dict[str, Child] = {}
         try:
             write_settings(settings, self._stage_config)
             self._control = ControlServer(self._context, settings.control.endpoint)
@@ -109,6 +111,7 @@ class Supervisor:
             lambda: self._tell_to_reload(self._children.get("reconstruct")),
         )
         self._trigger = MisfitTrigger(self._jobs)
+        catalogue = Catalogue(settings.data.directory)
         self._requests = Requests(
             self._control,
             self._bus,
@@ -117,9 +120,11 @@ class Supervisor:
                 "status": self._status,
                 "reload": self._reload_command,
                 **self._jobs.commands(),
-                **store_commands(Catalogue(settings.data.directory)),
+                **store_commands(catalogue),
             },
+            catalogue,
         )
+        self._views = ViewTrigger(self._requests)
 
     def run(self) -> int:
         """Run until SIGTERM or SIGINT, or until a stage cannot start; returns the exit status."""
@@ -208,6 +213,7 @@ class Supervisor:
                         self._catch_up(child)
                         if child.name == "reconstruct":
                             self._trigger.look(child.status, self._settings.training)
+                            self._views.look(child.status)
                         self._merged.update(child.name, message.pid, message.metrics)
                 case Answer() | Refusal():
                     self._requests.answered(message)

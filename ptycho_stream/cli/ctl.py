@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ptycho_stream.cli import ctl_training
+from ptycho_stream.cli import ctl_images, ctl_training
 from ptycho_stream.cli.options import (
     AsJson,
     Config,
@@ -25,6 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(ctl_training.app)
+app.add_typer(ctl_images.app)
 
 ScanId = Annotated[
     str | None, typer.Argument(metavar="[ID]", help="The scan; without it the newest or running.")

@@ -1,7 +1,7 @@
 """``ptycho-stream watch``: see the image grow in the terminal, or fetch it into a file.
 
 On a terminal a live table and a coarse picture, in a pipe a line a second, with ``--json`` a JSON
-object for every image.
+object for every image.  With ``--fail-on`` it ends with exit status 3 at a bad verdict.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from collections import deque
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
+from ptycho_stream.cli.image_words import layer_words, line, summary, trust_rows, warning
 from ptycho_stream.cli.options import (
     AsJson,
     Config,
@@ -26,7 +28,14 @@ from ptycho_stream.cli.options import (
     ResyncEndpoint,
     result_endpoints,
 )
+from ptycho_stream.cli.verdict_judge import (
+    STATUS_VERDICT,
+    VerdictJudge,
+    VerdictReached,
+    wanted_verdicts,
+)
 from ptycho_stream.errors import EndpointError
+from ptycho_stream.verdicts import VERDICTS
 
 if TYPE_CHECKING:
     from ptycho_stream.client import ResultStream
@@ -38,6 +47,8 @@ LINE_INTERVAL_S = 1.0
 SILENCE_ONCE_S = 5.0
 SILENCE_S = 30.0
 FETCH_TIMEOUT_S = 30.0
+
+_COLOURS = {"good": "bold green", "undecided": "yellow"}
 
 
 class View(Protocol):
@@ -68,51 +79,6 @@ class Rate:
         return (last - first) / (last_s - first_s) if last_s > first_s else 0.0
 
 
-def summary(image: Image) -> dict[str, Any]:
-    """What a program may want to know of an image besides its pixels."""
-    content = image.content
-    return {
-        "scan_id": image.scan_id,
-        "state": image.state,
-        "final": image.final,
-        "generation": content.generation,
-        "layer": content.layer,
-        "model": content.model,
-        "frames": image.frame_numbers.size,
-        "counts": dict(image.counts),
-        "shape_yx": list(image.object_yx.shape),
-        "origin_yx_m": list(image.origin_yx_m),
-        "pixel_yx_m": list(image.pixel_yx_m),
-        "latency_ms": round(image.latency_s * 1e3, 3),
-        "trust": dict(content.trust),
-        "spread": image.spread,
-        "collapsed": image.collapsed,
-        "metadata": dict(image.metadata),
-    }
-
-
-def warning(image: Image) -> str:
-    """What to beware of in this image; empty if nothing."""
-    if not image.collapsed:
-        return ""
-    return (
-        f"warning: the output of {image.content.model} has collapsed, its patches do not vary as "
-        "the frames say they must: use another model, or train this one for the probe"
-    )
-
-
-def line(image: Image, frames_per_s: float) -> str:
-    """One image in words."""
-    height, width = image.object_yx.shape
-    expected = image.counts.get("expected")
-    of_all = f" of {expected}" if expected else ""
-    return (
-        f"{image.scan_id} {image.state}: {image.frame_numbers.size}{of_all} frames, "
-        f"{frames_per_s:.0f} frames/s, {height} x {width} px, generation "
-        f"{image.content.generation}, {image.latency_s * 1e3:.1f} ms"
-    )
-
-
 class JsonLines:
     """A JSON object for every image."""
 
@@ -122,20 +88,24 @@ class JsonLines:
 
 
 class Lines:
-    """A line a second, and one for each change of state."""
+    """A line a second, and one for each change of state or verdict; reasons with the latter."""
 
     def __init__(self) -> None:
         self._rate = Rate()
         self._printed_s = float("-inf")
-        self._state = ("", "", False)
+        self._state = ("", "", False, "")
 
     def show(self, image: Image) -> None:
         """Print it, if it is time."""
         rate = self._rate.add(image)
-        state = (image.scan_id, image.state, image.final)
+        state = (image.scan_id, image.state, image.final, image.verdict)
         if state != self._state or time.monotonic() - self._printed_s >= LINE_INTERVAL_S:
+            told = self._state[0], self._state[3]
             self._printed_s, self._state = time.monotonic(), state
             typer.echo(line(image, rate))
+            if (image.scan_id, image.verdict) != told:
+                for reason in image.reasons:
+                    typer.echo(f"  {reason}")
             if warning(image):
                 typer.echo(warning(image))
 
@@ -169,13 +139,19 @@ class Screen:
         table.add_row("rate", f"{self._rate.add(image):.0f} frames/s")
         table.add_row("update", f"{image.latency_s * 1e3:.1f} ms on its way")
         table.add_row("image", f"{height} x {width} px, generation {image.content.generation}")
-        table.add_row("model", f"{image.content.model}, {image.content.layer}")
+        table.add_row("layer", layer_words(image))
+        table.add_row("model", image.content.model)
         if warning(image):
             table.add_row("[bold red]collapsed[/]", warning(image))
-        for name, value in image.content.trust.items():
-            table.add_row(name, f"{value:.4g}")
+        if image.verdict:
+            colour = _COLOURS.get(image.verdict, "bold red")
+            table.add_row("verdict", Text(image.verdict, colour))
+        for reason in image.reasons:
+            table.add_row("", Text(reason))
+        for name, value in trust_rows(image):
+            table.add_row(name, value)
         for name, value in image.metadata.items():
-            table.add_row(name, str(value))
+            table.add_row(Text(name), Text(str(value)))
         return table
 
 
@@ -205,11 +181,30 @@ def watch(
             "of waiting.",
         ),
     ] = None,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-on",
+            metavar="VERDICT",
+            help="End with status 3 as soon as an image has this verdict: "
+            f"{', '.join(VERDICTS)}, or suspect for all but good and undecided; repeatable.",
+        ),
+    ] = None,
+    after: Annotated[
+        int, typer.Option(metavar="FRAMES", min=0, help="--fail-on: not with fewer in the image.")
+    ] = 0,
+    hold: Annotated[
+        float,
+        typer.Option(metavar="S", min=0, help="--fail-on: only if it stands for so many seconds."),
+    ] = 0.0,
     as_json: AsJson = False,
 ) -> None:
     """Watch the image of the running scan grow.
 
-    Example: ptycho-stream watch --until-complete --out image.npz --timeout 600
+    Exit status: 0; 1 if it could not be watched to the end that was asked for; 2 for wrong usage;
+    3 for a verdict of --fail-on, with the reasons on stderr.
+
+    Example: ptycho-stream watch --until-complete --next --fail-on suspect --out image.npz
     """
     from ptycho_stream.client import ResultStream
 
@@ -217,19 +212,30 @@ def watch(
         raise typer.BadParameter("--once does not go together with --until-complete")
     if following and not until_complete:
         raise typer.BadParameter("--next needs --until-complete")
+    if not fail_on and (after or hold):
+        raise typer.BadParameter("--after and --hold need --fail-on")
+    judge = VerdictJudge(wanted_verdicts(fail_on or []), after, hold)
     endpoints = result_endpoints(config, results, resync)
     silence_s = timeout if timeout is not None else SILENCE_ONCE_S if once else SILENCE_S
     with ResultStream(*endpoints, scan_id=scan, timeout_s=silence_s) as stream:
-        if once:
-            image = fetch(stream, timeout)
-            view: View = JsonLines() if as_json else Lines()
-            view.show(image)
-        elif until_complete:
-            image = _until_complete(stream, following, timeout, as_json)
-        else:
-            image = _for_ever(stream, as_json)
+        try:
+            if once:
+                image = fetch(stream, timeout)
+                view: View = JsonLines() if as_json else Lines()
+                view.show(image)
+                judge.look(image, last=True)
+            elif until_complete:
+                image = _until_complete(stream, following, timeout, as_json, judge)
+            else:
+                image = _for_ever(stream, as_json, judge)
+            failed = None
+        except VerdictReached as reached:
+            image, failed = reached.image, reached
     if out is not None and image is not None:
         image.save(out)
+    if failed is not None:
+        typer.echo(f"failed: {failed}", err=True)
+        raise typer.Exit(STATUS_VERDICT)
 
 
 def fetch(stream: ResultStream, timeout_s: float | None) -> Image:
@@ -261,19 +267,29 @@ def open_view(as_json: bool) -> Generator[View]:
 
 
 def _until_complete(
-    stream: ResultStream, following: bool, timeout_s: float | None, as_json: bool
+    stream: ResultStream,
+    following: bool,
+    timeout_s: float | None,
+    as_json: bool,
+    judge: VerdictJudge,
 ) -> Image:
     after = ""
     if following:
         newest = stream.latest(timeout_s)
         after = newest.scan_id if newest is not None and newest.final else ""
     with open_view(as_json) as view:
-        return stream.wait_complete(timeout_s=timeout_s, after=after, on_image=view.show)
+
+        def look(image: Image) -> None:
+            view.show(image)
+            judge.look(image, last=image.final)
+
+        return stream.wait_complete(timeout_s=timeout_s, after=after, on_image=look)
 
 
-def _for_ever(stream: ResultStream, as_json: bool) -> Image | None:
+def _for_ever(stream: ResultStream, as_json: bool, judge: VerdictJudge) -> Image | None:
     image: Image | None = None
     with open_view(as_json) as view, suppress(KeyboardInterrupt):
         for image in stream:
             view.show(image)
+            judge.look(image, last=image.final)
     return image

@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ptycho_stream.errors import ModelError
-from ptycho_stream.networks.network import SIZE_MULTIPLE_PX, Network, Prediction
+from ptycho_stream.networks.network import Inference, Network, Prediction, check_shapes
+from ptycho_stream.networks.unrolled_inference import UnrolledInference
 from ptycho_stream.physics.forward import mode_sum, modulus_correction
-
-_INTENSITY_FLOOR = 1e-5
-"""Added under the root of the modelled intensity, in units of the probe's peak intensity."""
 
 _OBJECT_CHANNELS = 5
 """Re and Im of the estimate, Re and Im of the last update, probe intensity."""
@@ -69,7 +67,7 @@ class UnrolledSettings:
         return cls(**given)
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """Residual 3x3 convolution: x + conv(silu(conv(x))) would cost twice; one is enough here."""
 
     def __init__(self, channels: int) -> None:
@@ -77,10 +75,11 @@ class _Block(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) to the same."""
         return x + functional.silu(self.conv(x))
 
 
-class _Corrector(nn.Module):
+class Corrector(nn.Module):
     """Three-level residual CNN from half to eighth resolution and back.
 
     Input (B, 20 + memory, N/2, N/2): the full-resolution channels folded 2x2, then the memory.
@@ -93,21 +92,26 @@ class _Corrector(nn.Module):
         super().__init__()
         fine, middle, coarse = channels
         self.enter = nn.Conv2d(4 * _OBJECT_CHANNELS + memory, fine, 3, padding=1)
-        self.fine_in = _Block(fine)
+        self.fine_in = Block(fine)
         self.down1 = nn.Conv2d(fine, middle, 2, stride=2)
-        self.middle_in = _Block(middle)
+        self.middle_in = Block(middle)
         self.down2 = nn.Conv2d(middle, coarse, 2, stride=2)
-        self.coarse = nn.Sequential(_Block(coarse), _Block(coarse))
+        self.coarse = nn.Sequential(Block(coarse), Block(coarse))
         self.up2 = nn.ConvTranspose2d(coarse, middle, 2, stride=2)
-        self.middle_out = _Block(middle)
+        self.middle_out = Block(middle)
         self.up1 = nn.ConvTranspose2d(middle, fine, 2, stride=2)
-        self.fine_out = _Block(fine)
+        self.fine_out = Block(fine)
         self.leave = nn.Conv2d(fine, 8 + memory, 3, padding=1)
         nn.init.zeros_(self.leave.weight)
         if self.leave.bias is not None:
             nn.init.zeros_(self.leave.bias)
 
+    def coarse_blocks(self) -> list[Block]:
+        """The blocks at eighth resolution, in order."""
+        return [cast("Block", one) for one in self.coarse]
+
     def forward(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """The answer and the last features."""
         fine = self.fine_in(functional.silu(self.enter(x) + bias))
         middle = self.middle_in(functional.silu(self.down1(fine)))
         coarse = self.coarse(functional.silu(self.down2(middle)))
@@ -188,11 +192,14 @@ class UnrolledNetwork(Network):
 
     half_precision = True
 
+    intensity_floor = 1e-5
+    """Added under the root of the modelled intensity, in units of the probe's peak intensity."""
+
     def __init__(self, settings: UnrolledSettings | None = None) -> None:
         super().__init__()
         self.settings = settings or UnrolledSettings()
         s = self.settings
-        self.correctors = nn.ModuleList(_Corrector(s.channels, s.memory) for _ in range(s.stages))
+        self.correctors = nn.ModuleList(Corrector(s.channels, s.memory) for _ in range(s.stages))
         # One row a stage, and one for the projections after the last.
         self.step_size = nn.Parameter(torch.ones(s.stages + 1, s.steps))
         self.momentum = nn.Parameter(torch.full((s.stages + 1, s.steps), 0.2))
@@ -209,9 +216,17 @@ class UnrolledNetwork(Network):
         """The settings, for the manifest."""
         return self.settings.to_json()
 
+    def inference(self, dtype: torch.dtype) -> Inference:
+        """A faster :meth:`forward` without gradients; see :meth:`Network.inference`."""
+        return UnrolledInference(self, dtype)
+
+    def each_corrector(self) -> list[Corrector]:
+        """The CNNs, first stage first."""
+        return [cast("Corrector", one) for one in self.correctors]
+
     def stages(self, amplitude: Tensor, probe: Tensor, valid: Tensor) -> list[Prediction]:
         """The estimate after every CNN and at the end, all with the confidence in the last."""
-        _check_shapes(amplitude, probe, valid)
+        check_shapes(amplitude, probe, valid)
         batch, size, _ = amplitude.shape
         power = mode_sum(probe)
         peak = power.amax((-2, -1), keepdim=True).clamp_min(1e-30)
@@ -253,26 +268,10 @@ class UnrolledNetwork(Network):
         velocity = change = obj
         for step in range(steps):
             change = modulus_correction(
-                data.probe, data.conj, obj, data.amplitude, data.valid, _INTENSITY_FLOOR
+                data.probe, data.conj, obj, data.amplitude, data.valid, self.intensity_floor
             )
             moved = change * (gain * sizes[:, step])
             velocity = moved if step == 0 else velocity * self.momentum[row, step] + moved
             obj = obj + velocity
         change = change * gain
         return obj, change
-
-
-def _check_shapes(amplitude: Tensor, probe: Tensor, valid: Tensor) -> None:
-    size = amplitude.shape[-1]
-    if amplitude.ndim != 3 or amplitude.shape[-2] != size or size % SIZE_MULTIPLE_PX:
-        raise ModelError(
-            f"the unrolled network takes (B, N, N) frames with N a multiple of {SIZE_MULTIPLE_PX}, "
-            f"got {tuple(amplitude.shape)}; crop or pad the frames in the scan's view"
-        )
-    if probe.ndim != 4 or probe.shape[-2:] != amplitude.shape[-2:]:
-        raise ModelError(
-            f"the probe has shape {tuple(probe.shape)}, the frames need (modes, {size}, {size}); "
-            "load a probe sampled for this frame size"
-        )
-    if valid.ndim != 3 or valid.shape[-2:] != amplitude.shape[-2:]:
-        raise ModelError(f"the valid mask has shape {tuple(valid.shape)}, the frames need {size}^2")

@@ -1,10 +1,12 @@
 """How badly the image of a running scan explains the frames that came last.
 
 The reconstruct stage looks every few seconds, where the settings ask for fine-tuning when the
-misfit stays high.
+misfit stays high; refinement looks once, whether the network's image is a good start.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,9 +16,13 @@ from ptycho_stream.errors import ModelError
 from ptycho_stream.geometry import patch_corners
 from ptycho_stream.physics.probe import Probe
 from ptycho_stream.reconstruct.canvas import Canvas, TileIndex
+from ptycho_stream.reconstruct.generation import Generation
 from ptycho_stream.reconstruct.misfit import Misfit, stitched_misfit
 from ptycho_stream.reconstruct.patches import valid_pixels
-from ptycho_stream.reconstruct.scan_image import ScanImage
+from ptycho_stream.scans.reader import ScanReader
+
+if TYPE_CHECKING:
+    from ptycho_stream.reconstruct.scan_image import ScanImage
 
 NEWEST = 32
 """So many frames are compared, as long as they are no larger than..."""
@@ -37,10 +43,22 @@ def live_misfit(image: ScanImage, device: torch.device | str = "cpu") -> Misfit 
     generation, reader = image.current, image.reader
     if generation is None or not len(generation.ledger.added):
         return None
-    view = reader.header.view
-    if image.following is not None or generation.identity.view_version != view.version:
+    view_version = reader.header.view.version
+    if image.following is not None or generation.identity.view_version != view_version:
         return None
-    probe = Probe(generation.probe)
+    return newest_misfit(reader, generation, device)
+
+
+def newest_misfit(
+    reader: ScanReader, generation: Generation, device: torch.device | str = "cpu"
+) -> Misfit:
+    """Misfit of the newest frames of a generation of the present view, of which it has some.
+
+    Raises:
+        ModelError: the device refuses, for want of memory for example.
+        StoreError: the frames cannot be read.
+    """
+    view, probe = reader.header.view, Probe(generation.probe)
     size = probe.size_px
     newest = generation.ledger.added[-compared_frames(size) :]
     first = int(newest.min())

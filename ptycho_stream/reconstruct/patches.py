@@ -65,26 +65,26 @@ class PatchMaker:
         self._reader = reader
         self._view = reader.header.view
         self._valid = valid_pixels(reader, self._view)
-        self._predictor = Predictor(
+        self.predictor = Predictor(
             recipe.network, recipe.probe.normalised(photons), recipe.device, recipe.batch_frames
         )
 
     @property
     def group_frames(self) -> int:
         """So many pairs go through the network together."""
-        return self._predictor.group_frames
+        return self.predictor.group_frames
 
     @property
     def probe(self) -> NDArray[np.complex64]:
         """Probe modes (modes, N, N), scaled to the scan's photons."""
-        return self._predictor.probe.modes
+        return self.predictor.probe.modes
 
     def make(self, pairs: NDArray[Any], pixel_yx_m: tuple[float, float]) -> Patches:
         """Patches of ``pairs`` (B,), records of the scan's log of pairs; groups lie in a row."""
         position_yx_m = np.stack([pairs["y_m"], pairs["x_m"]], axis=1)
         corner, shift = patch_corners(position_yx_m, pixel_yx_m, self._view.size_px)
         counts = self._view.apply(self._reader.frames(pairs["slot"]))
-        found = self._predictor.predict_judged(counts, shift, self._valid)
+        found = self.predictor.predict_judged(counts, shift, self._valid)
         return Patches(found.patches, found.weights, corner, found.verdicts)
 
 

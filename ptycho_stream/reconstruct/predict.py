@@ -4,8 +4,11 @@ Used by the reconstruct stage for every frame, and by anyone who wants patches w
 The canvas is an integer grid: the fraction of a position is put into the probe, not interpolated.
 """
 
+from collections import deque
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, cast
+from queue import LifoQueue
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -13,10 +16,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ptycho_stream.errors import ModelError
-from ptycho_stream.networks.network import Network
+from ptycho_stream.networks.network import Inference, Network
 from ptycho_stream.physics.forward import mode_sum
 from ptycho_stream.physics.probe import Probe, shifted_modes, spectrum_of
 from ptycho_stream.reconstruct.collapse import Verdicts, judge, verdicts
+from ptycho_stream.reconstruct.workers import Workers
+
+_CPU_PASS_PX = 8 * 128 * 128
+"""Pixels that a CPU takes through the network at a time: about what its caches hold."""
+
+_BATCHES_AHEAD = 2
+"""So many batches are begun before the oldest has to be done; bounds the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +41,26 @@ class Predicted:
     verdicts: Verdicts
 
 
+class _Part(NamedTuple):
+    """What judging a batch needs of a part of it: patches, probe's intensity, amplitude."""
+
+    patch: Tensor
+    power: Tensor
+    amplitude: Tensor
+
+
 class Predictor:
     """A network bound to a probe and a device.
 
+    On a CPU as many workers as torch has threads when this is made share the frames; their number
+    does not change the result by a bit. They end with :meth:`close`, or with this object.
+
     Args:
-        network: moved to ``device``.
+        network: moved to ``device``; its weights are taken as they are now.
         probe: in the photons of the counts.
         device: where to compute.
-        batch_size: most frames in one pass of the network, rounded down to whole groups, but one
-            group at least; larger inputs are cut.
+        batch_size: most frames that are judged together and, on a GPU, in one pass of the network;
+            rounded down to whole groups, but one group at least. Larger inputs are cut.
     """
 
     def __init__(
@@ -56,15 +77,31 @@ class Predictor:
         self.group_frames = network.group_frames
         self.batch_size = max(batch_size // self.group_frames, 1) * self.group_frames
         # channels_last: three times faster convolutions on a CPU, tensor cores on a GPU.
-        self._network = network.to(self.device).eval()
-        self._network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self._bfloat16 = network.half_precision and has_bfloat16(self.device)
+        network = network.to(self.device).eval()
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        low = network.half_precision and has_bfloat16(self.device)
+        dtype = torch.bfloat16 if low else torch.float32
+        self._on_cpu = self.device.type == "cpu"
+        self._workers = Workers(torch.get_num_threads() if self._on_cpu else 1)
+        self._networks: LifoQueue[Inference] = LifoQueue()
+        for _ in range(self._workers.count):
+            self._networks.put(network.inference(dtype))
         self._spectrum = spectrum_of(probe, self.device)
         self._empty = mode_sum(self._spectrum[None])[0].sqrt()
         self._peak = float(np.max(probe.power_yx))
 
+    def close(self) -> None:
+        """End the workers; nothing can be predicted then."""
+        self._workers.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def warm_up(self) -> None:
-        """Run one full batch, so that the first frame of a scan waits for no set-up."""
+        """Give every worker something, so that the first frame of a scan waits for no set-up."""
         size = self.probe.size_px
         counts = np.zeros((self.batch_size, size, size), np.float32)
         self.predict(counts, np.zeros((self.batch_size, 2), np.float32))
@@ -111,24 +148,70 @@ class Predictor:
         shifts = torch.as_tensor(np.ascontiguousarray(shift_yx_px, np.float32))
         with torch.inference_mode():
             empty = torch.where(mask[0], self._empty, self._empty.new_zeros(()))
-            for start in range(0, len(counts), self.batch_size):
-                part = slice(start, start + self.batch_size)
-                amplitude = corner_amplitude(counts[part]).to(self.device)
-                amplitude = torch.where(mask, amplitude, amplitude.new_zeros(()))
-                modes = shifted_modes(self._spectrum, shifts[part].to(self.device))
-                power = mode_sum(modes) / self._peak
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
-                    found = self._network(amplitude, modes, mask)
-                weight = power * found.confidence
-                patch = in_gauge(found.obj, weight)
-                verdict = judge(patch, power, amplitude, empty)
-                patches[part], weights[part] = patch.cpu().numpy(), weight.cpu().numpy()
-                judged[:, part] = verdict.cpu().numpy()
+        begun: deque[tuple[slice, list[Future[_Part]]]] = deque()
+        judging: list[Future[None]] = []
+        for batch in _cut(0, len(counts), self.batch_size):
+            parts = [
+                self._workers.submit(
+                    self._pass, counts[part], shifts[part], mask, patches[part], weights[part]
+                )
+                for part in _cut(batch.start, batch.stop, self._pass_frames(batch))
+            ]
+            begun.append((batch, parts))
+            if len(begun) > _BATCHES_AHEAD:
+                judging.append(self._begin_to_judge(*begun.popleft(), empty, judged))
+        judging += [self._begin_to_judge(*one, empty, judged) for one in begun]
+        for one in judging:
+            one.result()
         result = Predicted(patches, weights, verdicts(judged))
         bad = ~result.verdicts.finite
         if bad.any():
             patches[bad], weights[bad] = 0, 0
         return result
+
+    def _pass_frames(self, batch: slice) -> int:
+        """How many frames of a batch go through the network at a time; whole groups."""
+        frames = batch.stop - batch.start
+        if self._on_cpu:
+            share = -(-frames // self._workers.count)
+            # Even: for an odd one oneDNN takes other float32 convolutions, which round otherwise.
+            frames = min(share + share % 2, max(_CPU_PASS_PX // self.probe.size_px**2, 1))
+        return max(frames // self.group_frames, 1) * self.group_frames
+
+    def _pass(
+        self,
+        counts: NDArray[Any],
+        shifts: Tensor,
+        mask: Tensor,
+        patches: NDArray[np.complex64],
+        weights: NDArray[np.float32],
+    ) -> _Part:
+        """Take frames through the network once, into ``patches`` and ``weights``."""
+        network = self._networks.get()
+        try:
+            with torch.inference_mode():
+                amplitude = corner_amplitude(counts).to(self.device)
+                amplitude = torch.where(mask, amplitude, amplitude.new_zeros(()))
+                modes = shifted_modes(self._spectrum, shifts.to(self.device))
+                power = mode_sum(modes) / self._peak
+                found = network(amplitude, modes, mask)
+                weight = power * found.confidence
+                patch = in_gauge(found.obj, weight)
+                patches[...], weights[...] = patch.cpu().numpy(), weight.cpu().numpy()
+                return _Part(patch, power, amplitude)
+        finally:
+            self._networks.put(network)
+
+    def _begin_to_judge(
+        self,
+        batch: slice,
+        parts: list[Future[_Part]],
+        empty: Tensor,
+        judged: NDArray[np.float32],
+    ) -> Future[None]:
+        """Have a batch judged as a whole when all of its parts are done."""
+        done = [part.result() for part in parts]
+        return self._workers.submit(_judge, done, empty, judged[:, batch])
 
     def _check_shapes(self, counts: NDArray[Any], shift_yx_px: NDArray[np.floating[Any]]) -> None:
         size = self.probe.size_px
@@ -153,6 +236,18 @@ class Predictor:
         return torch.as_tensor(np.fft.ifftshift(valid)[None].copy()).to(self.device)
 
 
+def _cut(start: int, stop: int, most: int) -> list[slice]:
+    """Slices of at most ``most`` from ``start`` to ``stop``."""
+    return [slice(at, min(at + most, stop)) for at in range(start, stop, most)]
+
+
+def _judge(parts: list[_Part], empty: Tensor, judged: NDArray[np.float32]) -> None:
+    """Judge the patches of one batch, into ``judged`` (4, B)."""
+    with torch.inference_mode():
+        patch, power, amplitude = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        judged[...] = judge(patch, power, amplitude, empty).cpu().numpy()
+
+
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies in bfloat16; elsewhere it is emulated, and slow."""
     if device.type == "cuda":
@@ -169,7 +264,9 @@ def in_gauge(patch: Tensor, weight: Tensor) -> Tensor:
     phases that the network happens to choose (docs/models.md).
     """
     mean = (patch * weight).sum((-2, -1), keepdim=True)
-    return patch * torch.polar(torch.ones_like(mean.real), -mean.angle())
+    # In double, or the last digit depends on the patch's place in the batch.
+    angle = -mean.to(torch.complex128).angle()
+    return patch * torch.polar(torch.ones_like(angle), angle).to(patch.dtype)
 
 
 def corner_amplitude(counts: NDArray[Any]) -> Tensor:

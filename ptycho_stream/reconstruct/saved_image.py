@@ -1,4 +1,4 @@
-"""An image's state on disk: both generations of a scan in one file beside its frames.
+"""An image's state on disk: generations and refined layer of a scan in one file beside its frames.
 
 Written whole or not at all, so that canvas and pairs done always belong together; read when a scan
 is opened again. Used by the scan image and by the stage that saves it in a thread.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,16 @@ from ptycho_stream.scans.reader import ScanReader
 STATE_FILE = "reconstruct.npz"
 
 _log = logging.getLogger(__name__)
-_CURRENT, _FOLLOWING = "current.", "following."
+_CURRENT, _FOLLOWING, _REFINED = "current.", "following.", "refined."
 
 
-def generations_state(
-    current: Generation | None, following: Generation | None
+def image_state(
+    current: Generation | None,
+    following: Generation | None,
+    refined: dict[str, NDArray[Any]] | None,
 ) -> dict[str, NDArray[Any]]:
-    """Both generations as arrays of their own, for :func:`write_state` in another thread."""
-    arrays: dict[str, NDArray[Any]] = {}
+    """Generations and refined layer as arrays of their own, for :func:`write_state` in a thread."""
+    arrays = {_REFINED + key: value for key, value in (refined or {}).items()}
     for prefix, generation in ((_CURRENT, current), (_FOLLOWING, following)):
         if generation is not None:
             arrays |= {prefix + key: value for key, value in generation.state().items()}
@@ -58,8 +61,17 @@ def write_state(directory: Path, arrays: dict[str, NDArray[Any]]) -> None:
         ) from error
 
 
-def load_state(reader: ScanReader) -> tuple[Generation | None, Generation | None]:
-    """Both generations saved with a scan; None where there is none, or no usable one.
+@dataclass(frozen=True, slots=True)
+class SavedImage:
+    """Both generations saved with a scan and what its refined layer told; None: there is none."""
+
+    current: Generation | None = None
+    following: Generation | None = None
+    refined: dict[str, NDArray[Any]] | None = None
+
+
+def load_state(reader: ScanReader) -> SavedImage:
+    """What is saved with a scan, as far as it is usable.
 
     The state is derived data: a damaged one, or one whose pairs a power cut took from the store,
     costs the time to make it again, nothing else.
@@ -68,13 +80,18 @@ def load_state(reader: ScanReader) -> tuple[Generation | None, Generation | None
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
             arrays = {key: held[key] for key in held.files}
-        return _generation(reader, arrays, _CURRENT), _generation(reader, arrays, _FOLLOWING)
+        refined = {k.removeprefix(_REFINED): v for k, v in arrays.items() if k.startswith(_REFINED)}
+        return SavedImage(
+            _generation(reader, arrays, _CURRENT),
+            _generation(reader, arrays, _FOLLOWING),
+            refined or None,
+        )
     except FileNotFoundError:
-        return None, None
+        return SavedImage()
     except (ValueError, TypeError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
         _log.warning("the saved image %s is unusable (%s) and is made again", path, error)
         path.rename(path.with_suffix(".damaged"))
-        return None, None
+        return SavedImage()
 
 
 def _generation(

@@ -13,22 +13,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_stream import __version__
+from ptycho_stream.errors import PtychoStreamError
 from ptycho_stream.reconstruct.canvas import TileIndex
 from ptycho_stream.reconstruct.corrections import Corrections
 from ptycho_stream.reconstruct.generation import Generation, GenerationIdentity
 from ptycho_stream.reconstruct.groups import GroupFormer
 from ptycho_stream.reconstruct.ledger import PairLedger
+from ptycho_stream.reconstruct.live_misfit import newest_misfit
 from ptycho_stream.reconstruct.patches import (
     PHOTON_FRAMES,
     Patches,
     PatchMaker,
     measured_photons,
 )
+from ptycho_stream.reconstruct.predict import Predictor
 from ptycho_stream.reconstruct.recipe import Recipe
-from ptycho_stream.reconstruct.saved_image import generations_state, load_state, write_state
+from ptycho_stream.reconstruct.refined_layer import RefinedLayer, basis_of, restored
+from ptycho_stream.reconstruct.saved_image import image_state, load_state, write_state
+from ptycho_stream.reconstruct.shown_frames import ShownFrames
 from ptycho_stream.results import ImageState, Tile
 from ptycho_stream.scans.reader import ScanReader
+from ptycho_stream.settings import RefinementSettings
 
+_START_FRAMES = 16
+_MAX_START_EXCESS = 0.1
+"""After so many frames the network's image must explain the newest ones so well, or refinement does
+without it: made with a wrong probe it costs more sweeps than it saves."""
+_FEED = 512
+"""Pairs given to the refined layer at once: their frames' checksums are verified."""
 _PAIRS_GAP = 256
 """Pairs that lie closer in the log are read at once."""
 
@@ -44,22 +56,38 @@ class ScanImage:
         reader: of the scan.
         recipe: network, probe and device.
         tile_px: side of the canvas' tiles.
+        refinement: how it is refined; None: what was refined once is shown, and nothing more is.
 
     Attributes:
+        refined: the refined layer of ``current``, if there is one.
         patches_collapsed: of the last step: collapsed, though in the image (see ``collapse.py``).
         patches_not_finite: of the last step: no numbers, and left out.
     """
 
-    def __init__(self, reader: ScanReader, recipe: Recipe, tile_px: int) -> None:
+    def __init__(
+        self,
+        reader: ScanReader,
+        recipe: Recipe,
+        tile_px: int,
+        refinement: RefinementSettings | None = None,
+    ) -> None:
         self.reader = reader
         self._tile_px = tile_px
         self._tiles: dict[TileIndex, Tile] = {}
+        self._shown_tiles: dict[TileIndex, Tile] = {}
+        self._frames, self._listed, self._listed_shown = ShownFrames(), 0, 0
         self._makers: dict[int, PatchMaker] = {}
         self._formers: dict[int, GroupFormer] = {}
         self.patches_collapsed = self.patches_not_finite = 0
         self._corrections = Corrections(reader)
         self._recipe = recipe
-        self.current, self.following = load_state(reader)
+        self._refinement = refinement
+        saved = load_state(reader)
+        self.current, self.following = saved.current, saved.following
+        self.refined: RefinedLayer | None = None
+        if saved.refined and saved.current is not None:
+            settings = refinement or RefinementSettings()
+            self.refined = restored(reader, saved.current, settings, recipe.device, saved.refined)
 
     def use(self, recipe: Recipe) -> None:
         """Go on with ``recipe``; the next step opens a generation for it."""
@@ -137,8 +165,73 @@ class ScanImage:
             return np.empty(0, np.int64)
         self._makers.pop(self.current.number, None)
         self._formers.pop(self.current.number, None)
-        self.current, self.following, self._tiles = self.following, None, {}
+        self._show(self.following)
+        self.following = None
         return shown
+
+    def _show(self, generation: Generation) -> None:
+        """Let subscribers see another generation."""
+        self.current, self._tiles, self._shown_tiles = generation, {}, {}
+        self._frames, self._listed, self._listed_shown = ShownFrames(), 0, 0
+        if self.refined is not None and self.refined.basis != basis_of(generation.identity):
+            self.refined = None
+
+    @property
+    def predictor(self) -> Predictor | None:
+        """What makes the patches of ``current``; None while it is not being extended."""
+        maker = None if self.current is None else self._makers.get(self.current.number)
+        return None if maker is None else maker.predictor
+
+    # -- refinement ---------------------------------------------------------------------------
+
+    @property
+    def wants_refinement(self) -> bool:
+        """Whether :meth:`refine` would do something."""
+        generation = self.current
+        if self._refinement is None or generation is None or not len(generation.ledger.added):
+            return False
+        if generation.identity.view_version != self.reader.header.view.version:
+            return False  # another generation, of the new view, is on its way
+        refined, pairs = self.refined, self.reader.pair_count
+        if refined is None or refined.follows is None:
+            return generation.ledger.taken >= min(_START_FRAMES, pairs)
+        return refined.has_work or refined.looked_at < pairs
+
+    def refine(self, budget_s: float) -> int:
+        """Refine for about ``budget_s``; refinement must be wanted.
+
+        Returns:
+            How many visits of frames were made.
+
+        Raises:
+            PtychoStreamError: it does not work for this scan; see :meth:`RefinedLayer.work`. It is
+                not wanted any more then, and what was refined before is still shown.
+        """
+        assert self.current is not None
+        try:
+            if self.refined is None:
+                settings = self._refinement or RefinementSettings()
+                device = self._recipe.device
+                self.refined = RefinedLayer(self.reader, self.current, settings, device)
+            if self.refined.follows is None:
+                misfit = newest_misfit(self.reader, self.current, self._recipe.device)
+                self.refined.follows = not misfit.frames or misfit.excess <= _MAX_START_EXCESS
+            self._feed(self.refined, self.current)
+            if not self.refined.has_work:
+                return 0
+            return self.refined.work(self.current.canvas, budget_s)
+        except PtychoStreamError:
+            self._refinement = None
+            raise
+
+    def _feed(self, refined: RefinedLayer, generation: Generation) -> None:
+        """Give the refined layer the pairs that have come since."""
+        first, last = refined.looked_at, min(self.reader.pair_count, refined.looked_at + _FEED)
+        if first < last:
+            indices, pairs = np.arange(first, last), self.reader.pairs(first, last)
+            self._corrections.look()  # after a restart there may be no step that does
+            usable, _ = self._usable(generation, indices, pairs)
+            refined.add(indices[usable], pairs[usable], last)
 
     @property
     def collapsed(self) -> bool:
@@ -166,7 +259,8 @@ class ScanImage:
         if self.current is not None and self.current.identity == identity:
             newest, self.following = self.current, None
         elif self.current is None or self.current.ledger.count <= self._recipe.batch_frames:
-            self.current, self.following, self._tiles = newest, None, {}  # soon made again
+            self._show(newest)  # soon made again
+            self.following = None
         else:
             self.following = newest
         self._makers[newest.number] = maker
@@ -318,6 +412,8 @@ class ScanImage:
     def image(self, final: bool) -> ImageState:
         """What subscribers are to see now; without tiles before the first patch."""
         header, generation = self.reader.header, self.current
+        if final and self.refined is not None:
+            self.refined.show()
         told: dict[str, Any] = {
             "scan_id": header.scan_id,
             "state": header.state,
@@ -329,24 +425,57 @@ class ScanImage:
         if generation is None:
             pixel_yx_m = header.pixel_yx_m or (0.0, 0.0)
             return ImageState(generation=0, pixel_yx_m=pixel_yx_m, tiles={}, **told)
-        for index, tile in generation.canvas.tiles.items():
-            known = self._tiles.get(index)
-            if known is None or known.version != tile.version:
-                object_yx, weight_yx = generation.canvas.object_tile(index)
-                self._tiles[index] = Tile(tile.version, object_yx, weight_yx)
+        refined, frames = self.refined, self.frames
         return ImageState(
             generation=generation.number,
-            layer="predicted",
+            layer="refined" if refined is not None and refined.shown else "predicted",
+            sweeps=0.0 if refined is None else refined.shown_sweeps,
             pixel_yx_m=generation.identity.pixel_yx_m,
-            tiles=dict(self._tiles),
-            frame_numbers=generation.frame_numbers,
-            position_yx_m=generation.position_yx_m,
-            probe=generation.probe,
+            tiles=self._tiles_to_show(generation),
+            frame_numbers=frames.number,
+            position_yx_m=frames.position_yx_m,
+            probe=generation.probe if refined is None else refined.shown_probe,
             model=generation.identity.model,
             spread=generation.spread.spread,
             collapsed=generation.spread.collapsed,
             **told,
         )
+
+    @property
+    def frames(self) -> ShownFrames:
+        """Frames in the image."""
+        if self.current is None:
+            return self._frames
+        added, refined = self.current.ledger.added[self._listed :], self.refined
+        shown = 0 if refined is None else refined.shown
+        if not len(added) and shown == self._listed_shown:
+            return self._frames  # asked for in every turn of the stage's loop
+        self._listed, self._listed_shown = self._listed + len(added), shown
+        if refined is not None:
+            added = np.concatenate([added, refined.shown_pairs])
+        _, first = np.unique(added, return_index=True)
+        fresh = self._frames.missing(added[np.sort(first)])
+        if len(fresh):
+            self._frames.add(fresh, self._pairs_at(fresh))
+        return self._frames
+
+    def _tiles_to_show(self, generation: Generation) -> dict[TileIndex, Tile]:
+        """The predicted tiles, with the refined object over them where there is one."""
+        for index, tile in generation.canvas.tiles.items():
+            known = self._tiles.get(index)
+            if known is None or known.version != tile.version:
+                object_yx, weight_yx = generation.canvas.object_tile(index)
+                self._tiles[index] = Tile(tile.version, object_yx, weight_yx)
+        if self.refined is None or not self.refined.shown:
+            return dict(self._tiles)
+        for index in {*self._tiles, *self.refined.tiles(self._tile_px)}:
+            tile, known = self._tiles.get(index), self._shown_tiles.get(index)
+            version = self.refined.shown + (tile.version if tile else 0)
+            if known is None or known.version != version:
+                shown = self.refined.over(index, self._tile_px, tile)
+                if shown is not None:
+                    self._shown_tiles[index] = shown
+        return dict(self._shown_tiles)
 
     def counts(self) -> dict[str, int]:
         """Frames committed, paired, reconstructed and left out, and the ingest's own accounting.
@@ -362,12 +491,12 @@ class ScanImage:
             **({"waiting": waiting} if waiting else {}),
             "committed": self.reader.committed,
             "paired": self.reader.pair_count,
-            "reconstructed": 0 if generation is None else len(generation.ledger.added),
+            "reconstructed": len(self.frames),
             "skipped": 0 if generation is None else len(generation.ledger.skipped),
         }
 
     def save(self) -> None:
-        """Write both generations into one file, whole or not at all.
+        """Write generations and refined layer into one file, whole or not at all.
 
         Raises:
             StoreError: the disk refused.
@@ -375,5 +504,6 @@ class ScanImage:
         write_state(self.reader.directory, self.snapshot())
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
-        """Both generations as arrays of their own, for :func:`write_state` in another thread."""
-        return generations_state(self.current, self.following)
+        """All of it as arrays of their own, for :func:`write_state` in another thread."""
+        refined = None if self.refined is None else self.refined.state()
+        return image_state(self.current, self.following, refined)

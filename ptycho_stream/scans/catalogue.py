@@ -117,6 +117,14 @@ class Catalogue:
         """The newest scan; None if there is none."""
         return next(iter(self.scans()), None)
 
+    def directory(self, scan_id: str) -> Path:
+        """The folder of a scan, which need not be there.
+
+        Raises:
+            ScanNotFound: ``scan_id``, which may come from outside, is not a scan's name.
+        """
+        return scan_directory(self._root, scan_id)
+
     def open(self, scan_id: str) -> ScanReader:
         """Open a scan for reading.
 

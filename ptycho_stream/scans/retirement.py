@@ -21,9 +21,9 @@ _BUILDING_S: Final = 60.0
 
 
 def directory_bytes(directory: Path) -> int:
-    """Disk space that the files of a folder take."""
+    """Disk space that the files of a folder take, and those of the folders in it."""
     total = 0
-    for path in directory.glob("*"):
+    for path in directory.rglob("*"):
         try:
             total += path.stat().st_blocks * 512
         except FileNotFoundError:  # temporary files come and go

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 import numpy as np
 
 from ptycho_stream.errors import ControlError, LimitExceeded, MalformedMessage, WireError
+from ptycho_stream.geometry import Orientation
 from ptycho_stream.messages import BytesLike
 from ptycho_stream.wire.limits import WireLimits, checked_name
 
@@ -25,6 +26,12 @@ MAX_JOBS = 1000
 MAX_JOB_SCANS = 100
 MAX_JOB_MINUTES = 7 * 24 * 60.0
 MAX_EXPECTED_FRAMES = 1 << 40
+MAX_HISTORY = 100_000
+MAX_CENTER_PX = 1 << 20
+ABSOLUTE_PATH = r"^/[^\x00-\x1f\x7f]{0,4095}\Z"
+MODEL_NAME = r"^[^\x00-\x1f\x7f]{1,256}\Z"
+SNAPSHOT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
+"""Of a snapshot: it becomes the name of a file."""
 
 # What msgspec raises on bytes from outside: text that is not UTF-8 comes as a ValueError.
 UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
@@ -43,7 +50,7 @@ class ScansArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class ScanArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Of ``scan``, ``stop`` and ``abort``: None means the newest."""
+    """Of ``scan``, ``snapshots``, ``stop`` and ``abort``: None means the newest."""
 
     scan_id: str | None = None
 
@@ -71,6 +78,35 @@ class ExportArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     scan_id: str | None = None
     formats: tuple[str, ...] = ("npz",)
+
+
+class SnapshotArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Of ``snapshot``: None means the newest scan."""
+
+    name: Annotated[str, msgspec.Meta(pattern=SNAPSHOT_NAME)]
+    scan_id: str | None = None
+    force: bool = False
+
+
+class HistoryArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Of ``history``: None means the newest scan."""
+
+    scan_id: str | None = None
+    limit: Annotated[int, msgspec.Meta(ge=2, le=MAX_HISTORY)] = 10_000
+
+
+_CenterPx = Annotated[float, msgspec.Meta(ge=0, le=MAX_CENTER_PX)]
+
+
+class ReprocessArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Of ``reprocess``: None means the newest scan, and what it is looked at or made with now."""
+
+    scan_id: str | None = None
+    orientation: Orientation | None = None
+    center_yx_px: tuple[_CenterPx, _CenterPx] | None = None
+    dc: Literal["center", "corner"] | None = None
+    probe: Annotated[str, msgspec.Meta(pattern=ABSOLUTE_PATH)] | None = None
+    model: Annotated[str, msgspec.Meta(pattern=MODEL_NAME)] | None = None
 
 
 class TrainingArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -151,6 +187,10 @@ COMMANDS: Mapping[str, type[msgspec.Struct]] = {
     "stop": ScanArguments,
     "abort": ScanArguments,
     "export": ExportArguments,
+    "snapshot": SnapshotArguments,
+    "snapshots": ScanArguments,
+    "history": HistoryArguments,
+    "reprocess": ReprocessArguments,
     "reload": NoArguments,
     "endpoints": NoArguments,
 }

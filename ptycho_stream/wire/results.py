@@ -67,6 +67,9 @@ class _ImageHeader(msgspec.Struct, tag="image", tag_field="type", frozen=True):
     reply_to: int | None = None
     spread: float | None = None
     collapsed: bool = False
+    sweeps: float = 0.0
+    verdict: str = ""
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -206,6 +209,9 @@ def encode_image(update: ImageUpdate) -> Parts:
         reply_to=update.reply_to,
         spread=content.spread,
         collapsed=content.collapsed,
+        sweeps=content.sweeps,
+        verdict=content.verdict,
+        reasons=content.reasons,
     )
     parts: Parts = [
         _encoder.encode(header),
@@ -291,6 +297,9 @@ def _image_update(header: _ImageHeader, blobs: Sequence[BytesLike]) -> ImageUpda
         trust=header.trust,
         spread=header.spread,
         collapsed=header.collapsed,
+        sweeps=header.sweeps,
+        verdict=header.verdict,
+        reasons=header.reasons,
     )
     return ImageUpdate(
         epoch=header.epoch,

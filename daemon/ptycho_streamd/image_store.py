@@ -1,0 +1,204 @@
+"""The images of the scans in the store: what each is made with, opening and finishing them.
+
+Owned by the reconstruct stage. What a scan alone was told to be made with (``ctl reprocess``) is
+kept in its folder, so that it holds over restarts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from ptycho_stream.errors import FileFormatError, ModelError, ScanNotFound, StoreError
+from ptycho_stream.models.registry import ModelRegistry
+from ptycho_stream.physics.probe import Probe, load_probe
+from ptycho_stream.reconstruct.history import read_history
+from ptycho_stream.reconstruct.probe_life import probe_of_scan_before, save_probe
+from ptycho_stream.reconstruct.recipe import Recipe
+from ptycho_stream.reconstruct.scan_image import ScanImage
+from ptycho_stream.results import ImageState
+from ptycho_stream.scans.catalogue import Catalogue
+from ptycho_stream.scans.disk import replace_file
+from ptycho_stream.scans.folders import scan_directory
+from ptycho_stream.scans.header import ScanHeader
+from ptycho_stream.settings import Settings
+from ptycho_streamd.open_scan import OpenScan
+from ptycho_streamd.scan_trust import ScanTrust
+
+DONE_FILE = "reconstruct.done"
+REQUEST_FILE = "reprocess.json"
+PROBE_SWEEPS = 5.0
+"""A probe that was refined for fewer is not handed on."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Reprocessing:
+    """What one scan is made with instead of what the settings name; None: as they say."""
+
+    probe: str | None = None
+    model: str | None = None
+
+
+class ImageStore:
+    """Images by the identity of their scan.
+
+    Attributes:
+        catalogue: of the scans.
+        recipe: of the settings; None before it is loaded.
+        problem: why there is none.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.catalogue = Catalogue(settings.data.directory)
+        self.recipe: Recipe | None = None
+        self.problem = ""
+
+    def open(self, scan_id: str) -> OpenScan | None:
+        """The image of a scan to go on with; None if the scan is gone.
+
+        Raises:
+            StoreError: the scan cannot be read.
+            ProbeError: it was told to be made with a probe that cannot be used.
+            ModelError: or with such a model.
+        """
+        try:
+            lease = self.catalogue.lease(scan_id, "reconstruct")
+        except ScanNotFound:
+            return None  # retired in this moment
+        try:
+            reader = self.catalogue.open(scan_id)
+        except StoreError:
+            lease.release()
+            raise
+        try:
+            recipe = self.recipe_for(reader.header)
+        except Exception:
+            reader.close()
+            lease.release()
+            raise
+        refinement, trust = self.settings.refine, self.settings.trust
+        tile_px = self.settings.reconstruct.tile_px
+        image = ScanImage(reader, recipe, tile_px, refinement if refinement.enabled else None)
+        judge = ScanTrust(image, trust, recipe.device, positions_move=refinement.positions)
+        return OpenScan(
+            image,
+            lease,
+            trust=judge if trust.enabled else None,
+            refine_s=refinement.seconds,
+            trust_s=trust.seconds,
+        )
+
+    def recipe_for(self, header: ScanHeader) -> Recipe:
+        """What the image of a scan is made with: the settings' recipe, but for the probe that
+        refinement made of it in the scan before, and for what this scan alone was told.
+
+        Raises:
+            ProbeError, ModelError: what this scan was told cannot be used.
+        """
+        recipe = self._settings_recipe()
+        told = self._reprocessing(header.scan_id)
+        if told.model is not None:
+            network, manifest = ModelRegistry(self.settings.model.registry).load(told.model)
+            recipe = replace(
+                recipe, network=network, model=manifest.name, model_sha256=manifest.sha256
+            )
+        probe = load_probe(told.probe) if told.probe else self._carried(header, recipe)
+        if probe is None:
+            return recipe
+        modes = self.settings.probe.modes
+        few = modes is not None and modes < len(probe.modes)
+        return replace(recipe, probe=probe.leading(modes) if few and modes else probe)
+
+    def _settings_recipe(self) -> Recipe:
+        if self.recipe is None:
+            raise ModelError(self.problem or "network and probe are not loaded yet: try again")
+        return self.recipe
+
+    def _carried(self, header: ScanHeader, recipe: Recipe) -> Probe | None:
+        if not self.settings.probe.carry:
+            return None
+        root = self.settings.data.directory
+        return probe_of_scan_before(self.catalogue, root, header, recipe.probe_digest)
+
+    def keep_probe(self, scan: OpenScan) -> None:
+        """Save the refined probe of a scan that went well, for the next one."""
+        layer = scan.image.refined
+        report = None if scan.trust is None else scan.trust.report
+        if layer is None or layer.shown_sweeps < PROBE_SWEEPS:
+            return
+        if report is not None and report.verdict != "good":
+            return
+        digest = self._settings_recipe().probe_digest
+        try:
+            save_probe(scan.reader.directory, Probe(layer.shown_probe), digest)
+        except FileFormatError as error:
+            log.error("scan %s: its probe is not kept: %s", scan.reader.scan_id, error)
+
+    def reprocess(self, scan_id: str, what: Reprocessing) -> None:
+        """Have the image of a scan made again; what was told before is forgotten.
+
+        Raises:
+            ScanNotFound: there is no such scan.
+            ProbeError, ModelError: ``what`` cannot be used.
+            StoreError: the disk refused.
+        """
+        with self.catalogue.open(scan_id) as reader:
+            header = reader.header
+        path = self._folder(scan_id) / REQUEST_FILE
+        before = path.read_bytes() if path.exists() else None
+        replace_file(path, json.dumps(asdict(what)).encode())
+        try:
+            self.recipe_for(header)
+        except Exception:
+            path.unlink() if before is None else replace_file(path, before)
+            raise
+        (self._folder(scan_id) / DONE_FILE).unlink(missing_ok=True)
+
+    def _reprocessing(self, scan_id: str) -> Reprocessing:
+        path = self._folder(scan_id) / REQUEST_FILE
+        try:
+            return Reprocessing(**json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            return Reprocessing()
+        except (OSError, ValueError, TypeError) as error:
+            raise StoreError(
+                f"{path} cannot be read ({error}): delete it, or reprocess the scan again"
+            ) from error
+
+    def stored(self, scan_id: str) -> ImageState:
+        """The final image of a scan that is not open, with what was thought of it in the end.
+
+        Raises:
+            ScanNotFound: there is no such scan.
+            ModelError: there is no recipe yet.
+            StoreError: it cannot be read.
+        """
+        recipe, tile_px = self._settings_recipe(), self.settings.reconstruct.tile_px
+        with (
+            self.catalogue.lease(scan_id, "reconstruct-export"),
+            self.catalogue.open(scan_id) as reader,
+        ):
+            state = ScanImage(reader, recipe, tile_px).image(final=True)
+            told = read_history(reader.directory)
+            last = next((e for e in reversed(told) if e.generation == state.generation), None)
+            if last is not None:
+                state = replace(
+                    state, trust=last.figures, verdict=last.verdict, reasons=last.reasons
+                )
+            return state
+
+    def done(self, scan_id: str) -> bool:
+        """Whether the image of a scan was finished."""
+        return (self._folder(scan_id) / DONE_FILE).exists()
+
+    def mark_done(self, scan_id: str) -> None:
+        """The image of a scan is finished and saved."""
+        (self._folder(scan_id) / DONE_FILE).touch()
+
+    def _folder(self, scan_id: str) -> Path:
+        return scan_directory(self.settings.data.directory, scan_id)

@@ -1,0 +1,201 @@
+"""How far the image of an open scan can be trusted: looked at bit by bit, told with each image.
+
+Paces the library's :class:`~ptycho_stream.reconstruct.trust_watch.TrustWatch` beside the network
+and refinement, and keeps the scan's history. Used by the reconstruct stage.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ptycho_stream.errors import ModelError
+from ptycho_stream.geometry import Orientation
+from ptycho_stream.physics.probe import Probe
+from ptycho_stream.reconstruct.generation import Generation
+from ptycho_stream.reconstruct.history import HistoryEntry, append_history
+from ptycho_stream.reconstruct.layouts import composed
+from ptycho_stream.reconstruct.patches import valid_pixels
+from ptycho_stream.reconstruct.scan_image import ScanImage
+from ptycho_stream.reconstruct.trust_watch import Shown, TrustReport, TrustWatch
+from ptycho_stream.results import ImageState
+from ptycho_stream.settings import TrustSettings
+from ptycho_stream.verdicts import HARMLESS
+
+LOOK_S = 0.05
+"""A look takes about so long, which is the longest that a batch waits for it."""
+
+log = logging.getLogger(__name__)
+
+
+class ScanTrust:
+    """Trust in one scan's image.
+
+    Args:
+        image: of the scan.
+        settings: of trust.
+        positions_move: refinement corrects positions.
+        device: where to compute.
+
+    Attributes:
+        report: the newest that subscribers may see; None before there is one.
+    """
+
+    def __init__(
+        self,
+        image: ScanImage,
+        settings: TrustSettings,
+        device: torch.device,
+        *,
+        positions_move: bool,
+    ) -> None:
+        self._image, self._settings, self._device = image, settings, device
+        self._positions_move = positions_move
+        self._watch: TrustWatch | None = None
+        self._generation = 0
+        self._told = self._shown = 0
+        self._look_at_s = 0.0
+        self._report_at_s = 0.0
+        self.report: TrustReport | None = None
+
+    def _has_work(self, *, hurried: bool) -> bool:
+        """Whether a look would tell more of the image; ``hurried``: nothing comes before it."""
+        generation, refined = self._image.current, self._image.refined
+        if generation is None or not self._usable(generation):
+            return False
+        behind = self._generation != generation.number or self._told < len(self._image.frames)
+        if refined is not None:
+            behind |= self._shown < refined.shown or (hurried and refined.unshown)
+        return behind or self._watch is None or self._watch.has_work
+
+    def due(self, *, hurried: bool) -> bool:
+        """Whether it is time for a look; ``hurried``: nothing else is left to be done."""
+        in_time = hurried or time.monotonic() >= self._look_at_s
+        return in_time and self._has_work(hurried=hurried)
+
+    def look(self, state: ImageState) -> bool:
+        """Look for about ``LOOK_S`` at the image as it is published.
+
+        Returns:
+            Whether there is a new report to be published.
+
+        Raises:
+            StoreError: frames, or the history, cannot be read or written.
+            ModelError: the device refuses, for want of memory for example.
+        """
+        began_s = time.monotonic()
+        generation, refined = self._image.current, self._image.refined
+        assert generation is not None
+        self._shown = 0 if refined is None else refined.shown
+        watch = self._brought_up_to_date(generation)
+        shown = Shown(state.tiles, Probe(state.probe), generation.canvas, state.layer)
+        try:
+            report = watch.look(shown, LOOK_S)
+        except RuntimeError as error:  # torch's own, out of memory among them
+            raise ModelError(
+                f"{self._device} cannot simulate frames: {str(error).splitlines()[0]}"
+            ) from error
+        ended_s = time.monotonic()
+        share = self._settings.share
+        self._look_at_s = ended_s + (ended_s - began_s) * (1 - share) / share
+        if ended_s < self._report_at_s and not (state.final or not watch.has_work):
+            return False
+        self._report_at_s = ended_s + self._settings.interval_s
+        self._note(report)
+        append_history(self._image.reader.directory, _entry(state, report))
+        return True
+
+    @property
+    def view_wanted(self) -> dict[str, Any] | None:
+        """The orientation that the detector should have, if it is to be corrected by itself."""
+        finding = None if self.report is None else self.report.finding
+        header = self._image.reader.header
+        if self._settings.diagnosis != "auto" or finding is None or finding.best is None:
+            return None
+        generation = self._image.current
+        # What was found is of the view that the image had then; it is not to be undone again.
+        if generation is None or generation.number != self._generation:
+            return None
+        if generation.identity.view_version != header.view.version:
+            return None
+        layouts = (finding.best.layout, *finding.best.equivalent)
+        # Positions are as the stage says; only the detector can be looked at another way.
+        turn: Orientation | None = next(
+            (one.detector for one in layouts if one.positions == "identity"), None
+        )
+        if finding.fits_as_set or turn is None:
+            return None
+        orientation = composed(header.view.orientation, turn)
+        if orientation in (view.orientation for view in header.views):
+            return None  # was tried before
+        return {
+            "scan_id": header.scan_id,
+            "view_version": header.view.version,
+            "orientation": orientation,
+        }
+
+    def told(self, state: ImageState) -> ImageState:
+        """An image with what is known of it, if it is of the generation that was looked at."""
+        if self.report is None or state.generation != self._generation:
+            return state
+        report = self.report
+        return replace(state, trust=report.figures, verdict=report.verdict, reasons=report.reasons)
+
+    def _usable(self, generation: Generation) -> bool:
+        if not len(self._image.frames):
+            return False
+        # While another view is on its way the frames are no longer read as the image has them.
+        return generation.identity.view_version == self._image.reader.header.view.version
+
+    def _brought_up_to_date(self, generation: Generation) -> TrustWatch:
+        """The watch over the present generation, that knows all frames in the image."""
+        image = self._image
+        if self._watch is None or self._generation != generation.number:
+            view = image.reader.header.view
+            self._watch = TrustWatch(
+                lambda slots: view.apply(image.reader.frames(slots)),
+                generation.identity.pixel_yx_m,
+                generation.identity.tile_px,
+                valid=valid_pixels(image.reader, view),
+                device=self._device,
+                predictor=None if self._settings.diagnosis == "off" else image.predictor,
+            )
+            self._generation, self._told, self.report = generation.number, 0, None
+        frames, new = image.frames, slice(self._told, None)
+        self._watch.add(frames.slot[new], frames.number[new], frames.position_yx_m[new])
+        self._told = len(frames)
+        refined = image.refined
+        if self._positions_move and refined is not None:
+            slots, position_px = refined.position_yx_px
+            known = np.isin(slots, frames.slot)
+            pixel = np.asarray(generation.identity.pixel_yx_m)
+            self._watch.move(slots[known], position_px[known] * pixel)
+        return self._watch
+
+    def _note(self, report: TrustReport) -> None:
+        """Say in the log when the verdict changes."""
+        was = "" if self.report is None else self.report.verdict
+        self.report = report
+        if report.verdict != was:
+            level = logging.INFO if report.verdict in HARMLESS else logging.WARNING
+            scan_id = self._image.reader.scan_id
+            log.log(level, "scan %s: %s: %s", scan_id, report.verdict, "; ".join(report.reasons))
+
+
+def _entry(state: ImageState, report: TrustReport) -> HistoryEntry:
+    return HistoryEntry(
+        time_ns=time.time_ns(),
+        generation=state.generation,
+        frames=state.frame_numbers.size,
+        layer=state.layer,
+        sweeps=state.sweeps,
+        model=state.model,
+        figures=report.figures,
+        verdict=report.verdict,
+        reasons=report.reasons,
+    )

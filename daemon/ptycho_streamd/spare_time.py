@@ -1,0 +1,86 @@
+"""What is done with the images of open scans in the time that the network leaves them.
+
+Refinement and the look at how far an image can be trusted, in slices so short that no batch waits
+long. Used by the loop of the reconstruct stage.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+from ptycho_stream.errors import ModelError, PtychoStreamError, StoreError
+from ptycho_stream.reconstruct.refined_layer import RefinedLayer
+from ptycho_streamd.open_scan import OpenScan
+from ptycho_streamd.reconstruct_metrics import ReconstructMetrics
+
+SLICE_S = 0.02
+"""Of refinement."""
+MAX_OWED_S = 0.5
+"""Of refinement after a batch, where the network cannot keep up."""
+
+log = logging.getLogger(__name__)
+
+
+class SpareTime:
+    """Gives each scan's refinement and trust their share, the newest scan first."""
+
+    def __init__(self, metrics: ReconstructMetrics) -> None:
+        self._metrics = metrics
+        self._owed_s = 0.0
+
+    def owe(self, batch_s: float, share: float) -> None:
+        """A batch took ``batch_s`` while others wait: ``share`` of the time is for refinement."""
+        self._owed_s = min(batch_s * share / (1 - share), MAX_OWED_S)
+
+    def use(self, scans: Mapping[str, OpenScan], *, between_batches: bool) -> bool:
+        """Do a slice of what is wanted; whether there was anything.
+
+        Between two batches that follow on each other only what is owed.
+        """
+        if between_batches and not self._owed_s:
+            return False
+        budget_s, self._owed_s = max(self._owed_s, SLICE_S), 0.0
+        refined = _newest(scans, lambda scan: scan.refining)
+        if refined is not None:
+            self._refine(refined, budget_s)
+        judged = _newest(scans, lambda scan: scan.judging)
+        if judged is not None:
+            self._judge(judged)
+        return refined is not None or judged is not None
+
+    def _refine(self, scan: OpenScan, budget_s: float) -> None:
+        try:
+            visits = scan.image.refine(budget_s)
+        except PtychoStreamError as error:
+            log.error("scan %s is not refined any more: %s", scan.reader.scan_id, error)
+            self._metrics.refinements_failed.inc()
+            return
+        self._metrics.frames_refined.inc(visits)
+        layer = scan.image.refined
+        if layer is not None and layer.show_due:
+            self._show(scan, layer)
+
+    def _show(self, scan: OpenScan, layer: RefinedLayer) -> None:
+        layer.show()
+        self._metrics.refinement_sweeps.set(layer.shown_sweeps)
+        scan.changed = scan.unsaved = True
+
+    def _judge(self, scan: OpenScan) -> None:
+        trust, layer = scan.trust, scan.image.refined
+        assert trust is not None
+        if layer is not None and layer.unshown and not scan.refining:
+            self._show(scan, layer)  # the last sweeps: what is judged then is the final image
+        try:
+            if trust.look(scan.state(final=False)) and trust.report is not None:
+                scan.changed = True
+                self._metrics.judged(trust.report)
+        except (ModelError, StoreError) as error:
+            log.error("scan %s is not judged any more: %s", scan.reader.scan_id, error)
+            self._metrics.judgements_failed.inc()
+            scan.trust = None
+
+
+def _newest(scans: Mapping[str, OpenScan], wanted: Callable[[OpenScan], bool]) -> OpenScan | None:
+    newest_first = (scans[scan_id] for scan_id in sorted(scans, reverse=True))
+    return next((scan for scan in newest_first if not scan.parked and wanted(scan)), None)

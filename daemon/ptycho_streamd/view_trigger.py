@@ -1,0 +1,42 @@
+"""Turns a detector that is the wrong way round, where ``trust.diagnosis`` is ``auto``.
+
+The reconstruct stage finds out and says so in its status; the supervisor looks here, and has ingest
+give the scan another view, which opens a new generation of its image.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from ptycho_streamd.requests import SET_VIEW, Requests
+
+log = logging.getLogger(__name__)
+
+
+class ViewTrigger:
+    """Orders a scan's view to be changed, at most once for each view that it has had."""
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+        self._ordered: tuple[str, int] = ("", 0)
+
+    def look(self, status: Mapping[str, Any]) -> None:
+        """Take the reconstruct stage's status."""
+        wanted = status.get("view_wanted")
+        if wanted is None or self._ordered == (wanted["scan_id"], wanted["view_version"]):
+            return
+        arguments = {
+            "scan_id": wanted["scan_id"],
+            "orientation": wanted["orientation"],
+            "center_yx_px": None,
+            "dc": None,
+        }
+        if self._requests.order(SET_VIEW, arguments):
+            self._ordered = (wanted["scan_id"], wanted["view_version"])
+            log.warning(
+                "scan %s: its detector is the wrong way round; orientation becomes %s",
+                wanted["scan_id"],
+                wanted["orientation"],
+            )

@@ -1,0 +1,127 @@
+"""``ptycho-stream ctl snapshot``, ``snapshots`` and ``reprocess``: keep an image, make it anew."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from ptycho_stream.cli.options import (
+    AsJson,
+    Config,
+    ControlEndpoint,
+    call_daemon,
+    print_result,
+    print_table,
+    utc,
+)
+
+app = typer.Typer(rich_markup_mode=None)
+
+ScanId = Annotated[
+    str | None, typer.Argument(metavar="[ID]", help="The scan; without it the newest.")
+]
+Timeout = Annotated[
+    float | None, typer.Option(metavar="S", min=0, help="How long the answer may take.")
+]
+
+
+@app.command()
+def snapshot(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, '.', '_', '-'.")],
+    scan: Annotated[
+        str | None, typer.Option(metavar="ID", help="This scan; without it the newest one.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the snapshot that has this name.")
+    ] = False,
+    config: Config = None,
+    endpoint: ControlEndpoint = None,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """Keep the image as it is now, under a name, in the scan's folder.
+
+    Example: ptycho-stream ctl snapshot before-realignment
+    """
+    arguments = {"name": name, "scan_id": scan, "force": force}
+    print_result(call_daemon("snapshot", arguments, config, endpoint, timeout), as_json)
+
+
+@app.command()
+def snapshots(
+    scan_id: ScanId = None,
+    config: Config = None,
+    endpoint: ControlEndpoint = None,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the snapshots of a scan, oldest first.
+
+    Example: ptycho-stream ctl snapshots
+    """
+    found = call_daemon("snapshots", {"scan_id": scan_id}, config, endpoint, timeout)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "taken (UTC)", "frames", "layer", "verdict", "file"):
+        table.add_column(column, overflow="fold")
+    for held in found:
+        table.add_row(
+            str(held["name"]),
+            utc(held["taken_ns"]) if "taken_ns" in held else "",
+            str(held.get("frames", "")),
+            str(held.get("layer", "")),
+            str(held.get("problem") or held.get("verdict", "")),
+            str(held["path"]),
+        )
+    print_table(table)
+
+
+@app.command()
+def reprocess(
+    scan_id: ScanId = None,
+    probe: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="On the daemon's machine; without it its settings'."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Without it the one in use.")
+    ] = None,
+    orientation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of the detector: identity, rotate90, rotate180, rotate270, flip_y, flip_x, "
+            "transpose or antitranspose.",
+        ),
+    ] = None,
+    center: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="Y X", help="Zero frequency, in pixels of the stored frames."),
+    ] = None,
+    dc: Annotated[
+        str | None, typer.Option(metavar="WHERE", help="Zero frequency: center or corner.")
+    ] = None,
+    config: Config = None,
+    endpoint: ControlEndpoint = None,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a scan's image anew from its stored frames; the present one is shown meanwhile.
+
+    Example: ptycho-stream ctl reprocess --orientation flip_x --probe better.npz
+    """
+    arguments = {
+        "scan_id": scan_id,
+        "probe": None if probe is None else str(probe.absolute()),
+        "model": model,
+        "orientation": orientation,
+        "center_yx_px": center,
+        "dc": dc,
+    }
+    print_result(call_daemon("reprocess", arguments, config, endpoint, timeout), as_json)

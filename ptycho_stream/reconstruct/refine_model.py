@@ -1,0 +1,229 @@
+"""The model that refinement fits, object and probe, and what a visit of frames does to it.
+
+Knows nothing of which frames there are or when they are visited: that is
+:class:`~ptycho_stream.reconstruct.refine.Refiner`, which alone uses this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ptycho_stream.errors import ProbeError
+from ptycho_stream.physics.probe import Probe
+from ptycho_stream.reconstruct.canvas import MIN_WEIGHT
+from ptycho_stream.reconstruct.positions_fit import position_steps
+from ptycho_stream.reconstruct.refine_beam import Beam, Shifts, with_modes
+from ptycho_stream.reconstruct.refine_field import ObjectField, Windows
+from ptycho_stream.reconstruct.refine_gauge import Drift, drift
+from ptycho_stream.reconstruct.refine_settings import RefineSettings
+from ptycho_stream.reconstruct.refine_step import (
+    Projection,
+    Steps,
+    back_to_object,
+    best_length,
+    best_lengths,
+    damped,
+    photons,
+    probe_gradient,
+    project,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Frames to compare the model with.
+
+    Attributes:
+        corner_yx_px: int64 (B, 2), canvas pixel of each window's [0, 0].
+        fraction_yx: int64 (B, 2), the rest of the position in 1 / ``subpixel_steps`` of a pixel.
+        roots: float32 (B, N, N), see :meth:`RootCache.get`.
+        complete: every root was measured.
+    """
+
+    corner_yx_px: NDArray[np.int64]
+    fraction_yx: NDArray[np.int64]
+    roots: Tensor
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Visited:
+    """What a visit found: ``misfit`` float32 (B,), and ``position_step_yx_px`` float32 (B, 2)."""
+
+    misfit: NDArray[np.float32]
+    position_step_yx_px: NDArray[np.float32] | None
+
+
+class Model:
+    """Object and probe on a device.
+
+    Args:
+        probe: to start from.
+        settings: how to go about it.
+        device: where to compute.
+    """
+
+    def __init__(self, probe: Probe, settings: RefineSettings, device: torch.device) -> None:
+        self._settings, self._device, self._size_px = settings, device, probe.size_px
+        self.beam = Beam(with_modes(probe, settings.modes), device)
+        self.field = ObjectField(device, settings.max_object_px)
+        self._drift: Drift | None = None
+        self.repairs = 0
+        """How often parts of the object had to be started anew; 0 in health."""
+
+    def visit(self, batch: Batch, settled: NDArray[np.floating], positions: bool) -> Visited:
+        """Take one step with a batch.
+
+        Args:
+            batch: of frames.
+            settled: (B,), what each frame's step is multiplied by.
+            positions: say how far the frames should move.
+        """
+        scale = torch.as_tensor(settled.astype(np.float32)).to(self._device)
+        windows, shifts, illumination = self._under(batch)
+        patch = windows.gather(self.field.object)
+        noise = self._settings.noise
+        found = project(illumination, patch, batch.roots, noise, scale, batch.complete)
+        back = back_to_object(illumination, found.change)
+        steps = None
+        if positions:
+            # Settling lets noise average out, of which a position, found from all pixels of a
+            # frame, has little: positions go on at full length.
+            whole = back / scale[:, None, None]
+            steps = position_steps(patch, whole, self.beam.power).cpu().numpy()
+        object_step = self._object_step(windows, back)
+        self._advance(windows, patch, back, object_step, self._probe_gradient(patch, found, shifts))
+        return Visited(found.misfit.cpu().numpy(), steps)
+
+    def misfit(self, batch: Batch) -> NDArray[np.float32]:
+        """Misfit (B,) of frames, without a step."""
+        windows, _, illumination = self._under(batch)
+        patch = windows.gather(self.field.object)
+        still = torch.zeros(len(batch.roots), device=self._device)
+        noise = self._settings.noise
+        found = project(illumination, patch, batch.roots, noise, still, batch.complete)
+        return found.misfit.cpu().numpy()
+
+    def cover(self, corner_yx_px: NDArray[np.int64]) -> None:
+        """Note the illumination by frames (B, 2) that are visited for the first time."""
+        windows = self.field.windows(corner_yx_px, self._size_px)
+        windows.add(self.field.weight, (self.beam.power / self.beam.peak)[None])
+
+    def start_from(self, object_yx: NDArray[np.complex64], corner_yx_px: tuple[int, int]) -> None:
+        """See :meth:`Refiner.start_from`."""
+        if self._drift is None:
+            self._drift = self.drift()
+        self.field.start_from(object_yx, corner_yx_px, self._drift)
+
+    def drift(self) -> Drift | None:
+        """How the object has turned against the image that holds the gauge; None: unknown."""
+        field = self.field
+        return drift(field.object, field.anchor, field.weight) if field.anchored else None
+
+    def object_held(self) -> Tensor:
+        """The object (H, W), turned back."""
+        found = self.drift()
+        return self.field.object if found is None else found.turned(self.field.object, (0, 0), -1)
+
+    def probe_held(self) -> Probe:
+        """The probe that belongs to :meth:`object_held`."""
+        found, modes = self.drift(), self.beam.modes
+        if found is not None:
+            modes = Drift(0.0, found.ramp_yx).turned(modes, (0, 0), 1)
+        return Probe(modes.cpu().numpy().copy())
+
+    def finish_round(self) -> None:
+        """What is done once for every frame visited: modes and prior."""
+        self._repair()
+        self.beam.orthogonalise()
+        self._apply_prior(self._settings.phase_only, self._settings.smoothness)
+        self._drift = None
+
+    def _apply_prior(self, phase_only: float, smoothness: float) -> None:
+        """Take the object, where frames have seen it, these shares of the way to what is expected.
+
+        Unit modulus, and the mean of the four neighbours.
+        """
+        if not (phase_only or smoothness):
+            return
+        wanted = self.field.object
+        wanted = wanted * ((1 - phase_only) + phase_only / wanted.abs().clamp_min(1e-6))
+        mean = wanted.clone()
+        mean[1:-1, 1:-1] = wanted[:-2, 1:-1] + wanted[2:, 1:-1] + wanted[1:-1, :-2]
+        mean[1:-1, 1:-1] = (mean[1:-1, 1:-1] + wanted[1:-1, 2:]) / 4
+        wanted = torch.lerp(wanted, mean, smoothness)
+        self.field.object = torch.where(self.field.weight >= MIN_WEIGHT, wanted, self.field.object)
+
+    def _under(self, batch: Batch) -> tuple[Windows, Shifts, Tensor]:
+        """Windows, shifts and the probe (B|1, M, N, N) over them."""
+        windows = self.field.windows(batch.corner_yx_px, self._size_px)
+        shifts = Shifts.of(batch.fraction_yx, self._settings.subpixel_steps, self._device)
+        return windows, shifts, shifts.spread(self.beam.moved(shifts.shift_yx_px))
+
+    def _object_step(self, windows: Windows, back: Tensor) -> Tensor:
+        """Damped step (B, N, N) of the object under each frame, summed over overlapping frames."""
+        field = self.field
+        windows.add(field.numerator, back)
+        windows.add(field.denominator, self.beam.power[None])
+        step = damped(
+            windows.gather(field.numerator),
+            windows.gather(field.denominator),
+            self._settings.damping,
+        )
+        windows.clear(field.numerator)
+        windows.clear(field.denominator)
+        return step
+
+    def _probe_gradient(self, patch: Tensor, found: Projection, shifts: Shifts) -> Tensor | None:
+        """Sum over the frames of conj(O) change, (M, N, N); None if the probe is kept."""
+        if not self._settings.probe_step:
+            return None
+        gradient = probe_gradient(patch, found.change, shifts.group, len(shifts.shift_yx_px))
+        return self.beam.moved_back(gradient, shifts.shift_yx_px)
+
+    def _advance(
+        self,
+        windows: Windows,
+        patch: Tensor,
+        back: Tensor,
+        object_step: Tensor,
+        probe_back: Tensor | None,
+    ) -> None:
+        """Take the steps of object and probe, with momentum."""
+        settings, field, beam = self._settings, self.field, self.beam
+        a: Tensor | float = 1.0
+        if probe_back is None:
+            if settings.method == "lsqml":
+                a = best_length(object_step, back, beam.power)
+        else:
+            b: Tensor | float = settings.probe_step
+            probe_step = damped(probe_back, photons(patch[None])[0], settings.damping)
+            if settings.method == "lsqml":
+                steps = Steps(object_step, back, patch, probe_step, probe_back, beam.modes)
+                a, best_b = best_lengths(steps, beam.power)
+                b = b * best_b
+            beam.advance(b * probe_step, settings.momentum)
+        step = a * object_step + settings.momentum * windows.gather(field.velocity)
+        windows.put(field.object, patch + step)
+        windows.put(field.velocity, step)
+
+    def _repair(self) -> None:
+        """Start anew where a step has left the range of numbers, so that no NaN spreads."""
+        field = self.field
+        lost = ~(torch.isfinite(field.object.real) & torch.isfinite(field.object.imag))
+        if bool(lost.any()):
+            self.repairs += 1
+            known = field.anchor != 0
+            start = torch.where(known, field.anchor, torch.ones_like(field.anchor))
+            field.object = torch.where(lost, start, field.object)
+            field.velocity.zero_()
+        if not self.beam.is_finite:
+            raise ProbeError(
+                "refinement has lost the probe: its steps left the range of numbers. Start again "
+                "from a probe nearer to the truth, or with a smaller refine.probe_step"
+            )

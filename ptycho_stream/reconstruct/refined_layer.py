@@ -1,0 +1,332 @@
+"""The refined layer of a scan's image: physics polishes what the network made, while there is time.
+
+One for the generation that subscribers see, owned by the scan image. It takes frames in as they
+come, whether the network has got to them or not, is given slices of time between batches, and lays
+what it has over the predicted tiles.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ptycho_stream.errors import ModelError, ProbeError, PtychoStreamError
+from ptycho_stream.physics.probe import Probe
+from ptycho_stream.reconstruct.canvas import Canvas, TileIndex
+from ptycho_stream.reconstruct.generation import Generation, GenerationIdentity
+from ptycho_stream.reconstruct.patches import valid_pixels
+from ptycho_stream.reconstruct.refine import RefinedImage, Refiner
+from ptycho_stream.reconstruct.refine_settings import RefineSettings
+from ptycho_stream.reconstruct.trust import held_out
+from ptycho_stream.results import Tile
+from ptycho_stream.scans.reader import ScanReader
+from ptycho_stream.settings import RefinementSettings
+
+_log = logging.getLogger(__name__)
+_POSITION_STEP = 2.0
+_SHOW_EVERY_S = 0.5
+_SHOW_BYTES_PER_S = 50e6
+"""Every sweep changes every tile: images are shown so seldom that subscribers get no more."""
+
+
+class RefinedLayer:
+    """Refinement of one scan.
+
+    Args:
+        reader: of the scan.
+        generation: whose predicted image it starts from and is held to.
+        settings: of the refinement.
+        device: where to compute.
+        state: what :meth:`state` told when it was saved; None: begin.
+
+    Raises:
+        GeometryError: the mask of the view leaves no pixel.
+        StoreError: the store cannot be read.
+        ModelError: the device refuses, for want of memory for example.
+
+    Attributes:
+        basis: what the object hangs on; a generation of another one needs a layer of its own.
+        looked_at: how far in the log of pairs all have been taken in, or left out.
+        pairs: int64 (n,), indices in that log of the frames that were taken in.
+        follows: whether what the network made is good enough to start from; None: not known yet.
+        shown: how many times :meth:`show` has renewed what :meth:`over` lays over tiles.
+        shown_pairs: of :attr:`pairs`, those visited by then.
+        shown_sweeps: visits of a frame on average, of what is shown.
+        shown_probe: modes (M, N, N) in photons, of what is shown.
+    """
+
+    def __init__(
+        self,
+        reader: ScanReader,
+        generation: Generation,
+        settings: RefinementSettings,
+        device: torch.device,
+        state: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
+        self._reader, self._device = reader, device
+        self._most_sweeps = settings.sweeps
+        self._pixel_yx_m = np.asarray(generation.identity.pixel_yx_m)
+        self.basis = basis_of(generation.identity)
+        version = generation.identity.view_version
+        header = reader.header
+        view = next((v for v in header.views if v.version == version), header.view)
+
+        def read(slots: NDArray[np.int64]) -> NDArray[Any]:
+            return view.apply(reader.frames(slots))
+
+        library = _library_settings(settings)
+        measured = valid_pixels(reader, view)
+        valid = None if measured.all() else measured
+        try:
+            if state is None:
+                probe = Probe(generation.probe)
+                self._refiner = Refiner(read, probe, library, valid=valid, device=device)
+            else:
+                # What was made before the limit was lowered is still shown.
+                most_px = max(library.max_object_px, state["object"].size)
+                library = replace(library, max_object_px=most_px)
+                self._refiner = Refiner.from_state(state, read, library, valid=valid, device=device)
+        except RuntimeError as error:
+            raise _refused(device, error) from error
+        self.looked_at = 0 if state is None else int(state["looked_at"])
+        self.pairs = np.zeros(0, np.int64) if state is None else state["pairs"]
+        self.follows: bool | None = None if state is None else bool(state["follows"])
+        self._predicted: Canvas | None = None
+        self._started_from: dict[TileIndex, int] = {}
+        self._shown_at_s = float("-inf")
+        self._stuck = self._lost = False
+        self._visits = self._shown_visits = 0
+        self._image: RefinedImage | None = None
+        self.shown = 0
+        self.shown_sweeps = 0.0
+        self.shown_pairs = np.zeros(0, np.int64)
+        self.shown_probe = generation.probe
+        if self.sweeps > 0:
+            self._visits = 1
+            self.show()
+
+    @property
+    def sweeps(self) -> float:
+        """How often a frame was visited on average."""
+        return self._refiner.sweeps
+
+    @property
+    def image(self) -> RefinedImage | None:
+        """What :meth:`show` has taken last."""
+        return self._image
+
+    @property
+    def position_yx_px(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Slots (n,) of the frames and their positions (n, 2) as they are now, canvas pixels."""
+        return self._refiner.keys, self._refiner.position_yx_px
+
+    @property
+    def has_work(self) -> bool:
+        """Whether more sweeps over the frames taken in are wanted."""
+        idle = self._stuck or self._lost
+        return len(self.pairs) > 0 and not idle and self.sweeps < self._most_sweeps
+
+    def add(self, indices: NDArray[np.int64], pairs: NDArray[Any], looked_at: int) -> None:
+        """Take in frames, but for those held out.
+
+        Args:
+            indices: (n,), of the usable ones among the pairs not looked at so far.
+            pairs: (n,), their records in the scan's log of pairs.
+            looked_at: how far in the log all have been looked at then.
+
+        Raises:
+            GeometryError: the positions span more pixels than are refined.
+        """
+        used = ~held_out(pairs["number"])
+        indices, pairs = indices[used], pairs[used]
+        if len(indices):
+            position_yx_m = np.stack([pairs["y_m"], pairs["x_m"]], axis=1)
+            self._refiner.add(pairs["slot"].astype(np.int64), position_yx_m / self._pixel_yx_m)
+            self.pairs = np.concatenate([self.pairs, indices])
+            self._stuck = False
+        self.looked_at = looked_at
+
+    def work(self, predicted: Canvas, budget_s: float) -> int:
+        """Refine for about ``budget_s``.
+
+        Args:
+            predicted: what to start from where nothing is yet, if it is followed.
+            budget_s: seconds.
+
+        Returns:
+            How many visits of frames were made.
+
+        Raises:
+            GeometryError: the object would have more pixels than are refined.
+            ProbeError: the steps have left the range of numbers.
+            StoreError: the frames cannot be read.
+            ModelError: the device refuses, for want of memory for example.
+        """
+        if predicted is not self._predicted:  # of another model
+            self._predicted, self._started_from = predicted, {}
+        try:
+            for index, tile in predicted.tiles.items() if self.follows else ():
+                if self._started_from.get(index) != tile.version:
+                    self._started_from[index] = tile.version
+                    corner = (index[0] * predicted.tile_px, index[1] * predicted.tile_px)
+                    self._refiner.start_from(predicted.object_tile(index)[0], corner)
+            visits = self._refiner.sweep(budget_s)
+        except ProbeError:
+            self._lost = True
+            raise
+        except RuntimeError as error:
+            raise _refused(self._device, error) from error
+        self._stuck = not visits
+        self._visits += visits
+        return visits
+
+    @property
+    def unshown(self) -> bool:
+        """Whether :meth:`show` would show something new."""
+        return self._visits != self._shown_visits and not self._lost
+
+    @property
+    def show_due(self) -> bool:
+        """Whether there is something new that subscribers should see by now."""
+        if not self.unshown:
+            return False
+        size_bytes = 0 if self._image is None else 3 * self._image.weight_yx.nbytes
+        wait_s = max(_SHOW_EVERY_S, size_bytes / _SHOW_BYTES_PER_S)
+        return time.monotonic() - self._shown_at_s >= wait_s
+
+    def show(self) -> None:
+        """Lay the object as it is now over the tiles; if it is lost, what was shown stays."""
+        if not self.unshown:
+            return
+        self._shown_at_s = time.monotonic()
+        try:
+            image, probe = self._refiner.image(), self._refiner.probe
+        except (ProbeError, RuntimeError) as error:
+            self._lost = True
+            _log.error("scan %s is not refined any more: %s", self._reader.scan_id, error)
+            return
+        self._image, self.shown_probe = image, probe.modes
+        self.shown_sweeps = self.sweeps
+        self.shown_pairs = self.pairs[self._refiner.visits > 0]
+        self._shown_visits = self._visits
+        self.shown += 1
+
+    def over(self, index: TileIndex, tile_px: int, tile: Tile | None) -> Tile | None:
+        """A tile of the predicted layer with the refined object where there is one.
+
+        Args:
+            index: of the tile.
+            tile_px: its side.
+            tile: predicted; None where the network has made nothing yet.
+
+        Returns:
+            None where nothing is to be seen.
+        """
+        image = self._image
+        if image is None:
+            return tile
+        top, left = (index[k] * tile_px - image.corner_yx_px[k] for k in (0, 1))
+        height, width = image.object_yx.shape
+        y0, y1 = max(top, 0), min(top + tile_px, height)
+        x0, x1 = max(left, 0), min(left + tile_px, width)
+        if y0 >= y1 or x0 >= x1:
+            return tile and replace(tile, version=tile.version + self.shown)
+        here = (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
+        refined, light = image.object_yx[y0:y1, x0:x1], image.weight_yx[y0:y1, x0:x1]
+        seen = light > 0
+        if tile is None:
+            if not seen.any():
+                return None
+            nothing = np.full((tile_px, tile_px), complex(np.nan, np.nan), np.complex64)
+            tile = Tile(0, nothing, np.zeros((tile_px, tile_px), np.float32))
+        object_yx, weight_yx = tile.object_yx.copy(), tile.weight_yx.copy()
+        object_yx[here] = np.where(seen, refined, object_yx[here])
+        weight_yx[here] = np.where(weight_yx[here] > 0, weight_yx[here], light)
+        return Tile(tile.version + self.shown, object_yx, weight_yx)
+
+    def tiles(self, tile_px: int) -> list[TileIndex]:
+        """Indices of the tiles that :attr:`image` reaches into."""
+        if self._image is None:
+            return []
+        corner, shape = self._image.corner_yx_px, self._image.object_yx.shape
+        rows, columns = (
+            range(corner[k] // tile_px, (corner[k] + shape[k] - 1) // tile_px + 1) for k in (0, 1)
+        )
+        return [(ty, tx) for ty in rows for tx in columns]
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """All that is needed to go on, as arrays; empty if nothing is left to go on with."""
+        refiner = self._refiner.state()
+        if self._lost:
+            if self._image is None:
+                return {}
+            refiner |= _last_shown(self._image, self.shown_probe)
+        return {
+            **refiner,
+            "pairs": self.pairs,
+            "looked_at": np.array(self.looked_at),
+            "follows": np.array(bool(self.follows)),
+            "basis": np.array(self.basis.to_json()),
+        }
+
+
+def restored(
+    reader: ScanReader,
+    generation: Generation,
+    settings: RefinementSettings,
+    device: torch.device,
+    state: Mapping[str, NDArray[Any]],
+) -> RefinedLayer | None:
+    """The layer of a generation as it was saved; None: it is to be made again.
+
+    It is derived data: one of another basis, or of another version, costs the time to make it.
+    """
+    try:
+        if str(state["basis"]) != basis_of(generation.identity).to_json():
+            return None
+        return RefinedLayer(reader, generation, settings, device, state)
+    except (PtychoStreamError, KeyError, ValueError, TypeError, IndexError) as error:
+        _log.warning(
+            "scan %s: its refined image is unusable (%r) and is made again", reader.scan_id, error
+        )
+        return None
+
+
+def basis_of(identity: GenerationIdentity) -> GenerationIdentity:
+    """What a refined object hangs on: all but the network that it started from."""
+    return replace(identity, software="", model="", model_sha256="", neighbours=0)
+
+
+def _library_settings(settings: RefinementSettings) -> RefineSettings:
+    return RefineSettings(
+        method=settings.method,
+        noise=settings.noise,
+        modes=settings.modes,
+        probe_step=RefineSettings().probe_step if settings.probe else 0.0,
+        position_step=_POSITION_STEP if settings.positions else 0.0,
+        cache_bytes=settings.cache_bytes,
+        max_object_px=settings.max_object_px,
+    )
+
+
+def _refused(device: torch.device, error: RuntimeError) -> ModelError:
+    """Torch's own errors, out of memory among them."""
+    return ModelError(f"refinement does not run on {device}: {str(error).splitlines()[0]}")
+
+
+def _last_shown(image: RefinedImage, probe: NDArray[np.complex64]) -> dict[str, NDArray[Any]]:
+    """What a refiner's state has instead of what it has lost."""
+    return {
+        "object": np.where(image.weight_yx > 0, image.object_yx, np.complex64(1)),
+        "anchor": np.zeros_like(image.object_yx),
+        "weight": image.weight_yx,
+        "corner_yx_px": np.array(image.corner_yx_px, np.int64),
+        "probe": probe,
+    }

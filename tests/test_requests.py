@@ -1,0 +1,158 @@
+"""Control commands that go through stages: one after the other, or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from scan_samples import make_scan
+
+from ptycho_stream.reconstruct.history import HistoryEntry, append_history
+from ptycho_stream.scans.catalogue import Catalogue
+from ptycho_streamd import requests
+from ptycho_streamd.bus import Answer, Refusal, StageRequest
+from ptycho_streamd.control import Request
+from ptycho_streamd.requests import Requests, store_commands
+
+ARGUMENTS: dict[str, Any] = {
+    "scan_id": None,
+    "orientation": None,
+    "center_yx_px": None,
+    "dc": None,
+    "probe": None,
+    "model": None,
+}
+
+
+class Desk:
+    """``Requests`` between a client and two stages, both played by the test."""
+
+    def __init__(self, root: Path) -> None:
+        self.incoming: list[Request] = []
+        self.answers: list[tuple[str, Any]] = []
+        self.asked: list[tuple[str, StageRequest]] = []
+        self.children = {
+            name: SimpleNamespace(beating=True, pid=number)
+            for number, name in enumerate(("ingest", "reconstruct"), 1)
+        }
+        catalogue = Catalogue(root)
+        self.requests = Requests(self, self, self.children, store_commands(catalogue), catalogue)  # type: ignore[arg-type]
+
+    def poll(self) -> list[Request]:
+        taken, self.incoming = self.incoming, []
+        return taken
+
+    def reply(self, _request: Request, result: Any) -> None:
+        self.answers.append(("ok", result))
+
+    def fail(self, _request: Request, code: str, _message: str) -> None:
+        self.answers.append((code, None))
+
+    def send(self, stage: str, _pid: int, request: StageRequest) -> None:
+        self.asked.append((stage, request))
+
+    def ask(self, command: str, **arguments: Any) -> None:
+        self.incoming.append(Request((), 1, command, arguments))
+        self.requests.serve()
+
+    def answer(self, result: dict[str, Any]) -> None:
+        stage, request = self.asked[-1]
+        self.requests.answered(Answer(stage, request.request_id, result))
+
+
+@pytest.fixture
+def scan_id(tmp_path: Path) -> str:
+    return make_scan(tmp_path, frames=2)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, scan_id: str) -> Desk:
+    return Desk(tmp_path)
+
+
+def test_reprocessing_changes_the_view_first_and_then_makes_the_image(desk, scan_id):
+    desk.ask("reprocess", **ARGUMENTS | {"orientation": "flip_x", "probe": "/p.npz"})
+    stage, request = desk.asked[0]
+    assert (stage, request.command) == ("ingest", "set_view")
+    assert request.arguments == {
+        "scan_id": scan_id,
+        "orientation": "flip_x",
+        "center_yx_px": None,
+        "dc": None,
+    }
+    desk.answer({"scan_id": scan_id, "view": {"version": 2}})
+    stage, request = desk.asked[1]
+    assert (stage, request.command) == ("reconstruct", "reprocess")
+    assert request.arguments == {"scan_id": scan_id, "probe": "/p.npz", "model": None}
+    assert desk.answers == []
+    desk.answer({"scan_id": scan_id, "generation": 5})
+    assert desk.answers == [("ok", {"scan_id": scan_id, "view": {"version": 2}, "generation": 5})]
+
+
+def test_reprocessing_with_the_same_view_leaves_the_header_alone(desk, scan_id):
+    desk.ask("reprocess", **ARGUMENTS | {"scan_id": scan_id, "model": "mine"})
+    ((stage, request),) = desk.asked
+    assert (stage, request.arguments["model"]) == ("reconstruct", "mine")
+    desk.answer({"generation": 2})
+    assert desk.answers == [("ok", {"generation": 2})]
+
+
+def test_a_view_that_is_refused_ends_it(desk):
+    desk.ask("reprocess", **ARGUMENTS | {"center_yx_px": (1.0, 900.0)})
+    stage, request = desk.asked[0]
+    desk.requests.answered(Refusal(stage, request.request_id, "bad_arguments", "outside"))
+    assert desk.answers == [("bad_arguments", None)] and len(desk.asked) == 1
+
+
+def test_without_reconstruction_not_even_the_view_changes(desk):
+    desk.children["reconstruct"].beating = False
+    desk.ask("reprocess", **ARGUMENTS | {"orientation": "flip_x"})
+    assert desk.answers == [("unavailable", None)] and desk.asked == []
+
+
+def test_a_stage_that_goes_between_the_steps_is_told(desk):
+    desk.ask("reprocess", **ARGUMENTS | {"orientation": "flip_x"})
+    desk.children["reconstruct"].beating = False
+    desk.answer({"view": {"version": 2}})
+    assert desk.answers == [("unavailable", None)]
+    desk.answer({"view": {"version": 2}})  # late, and of nobody
+    assert len(desk.answers) == 1
+
+
+def test_a_stage_that_says_nothing_is_given_up(desk, monkeypatch):
+    monkeypatch.setattr(requests, "REPROCESS", requests.Step("reconstruct", "reprocess", -1.0))
+    desk.ask("reprocess", **ARGUMENTS)
+    assert desk.answers == [("timeout", None)]
+
+
+@pytest.mark.parametrize("name", ["01JBQ3N8Z5T0V6W7X8Y9ZABCDE", "../../etc"])
+@pytest.mark.parametrize("command", ["reprocess", "snapshots", "history", "scan"])
+def test_a_scan_that_is_not_there_is_not_found(desk, command, name):
+    desk.ask(command, **ARGUMENTS | {"limit": 5, "scan_id": name})
+    assert desk.answers == [("not_found", None)] and desk.asked == []
+
+
+def test_an_empty_store_has_nothing_to_reprocess(tmp_path):
+    desk = Desk(tmp_path / "empty")
+    desk.ask("reprocess", **ARGUMENTS)
+    assert desk.answers == [("not_found", None)]
+
+
+def test_the_history_of_a_scan_is_thinned_out_evenly(desk, tmp_path, scan_id):
+    directory = tmp_path / "scans" / scan_id
+    for n in range(11):
+        figures = {"r_factor": 0.5 - n / 100}
+        append_history(directory, HistoryEntry(n, 1, n, "refined", 1.0, "m", figures, "good"))
+    desk.ask("history", scan_id=None, limit=100)
+    desk.ask("history", scan_id=scan_id, limit=3)
+    (_, whole), (_, thin) = desk.answers
+    assert [entry["frames"] for entry in whole["entries"]] == list(range(11))
+    assert whole["scan_id"] == scan_id and whole["entries"][10]["verdict"] == "good"
+    assert [entry["frames"] for entry in thin["entries"]] == [0, 5, 10]
+
+
+def test_snapshots_are_listed_from_the_store(desk):
+    desk.ask("snapshots", scan_id=None)
+    assert desk.answers == [("ok", [])]

@@ -1,0 +1,51 @@
+"""A detector that is the wrong way round is turned once for each view, not at every heartbeat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ptycho_streamd.requests import SET_VIEW
+from ptycho_streamd.view_trigger import ViewTrigger
+
+
+class Orders:
+    """In the place of ``Requests``: what was ordered, and whether ingest runs."""
+
+    def __init__(self) -> None:
+        self.ordered: list[dict[str, Any]] = []
+        self.up = True
+
+    def order(self, step: object, arguments: dict[str, Any]) -> bool:
+        assert step is SET_VIEW
+        if self.up:
+            self.ordered.append(arguments)
+        return self.up
+
+
+def wanted(scan_id: str = "a", version: int = 1, orientation: str = "flip_x") -> dict[str, Any]:
+    view = {"scan_id": scan_id, "view_version": version, "orientation": orientation}
+    return {"verdict": "orientation suspect", "view_wanted": view}
+
+
+def test_what_is_wanted_is_ordered_once_for_each_view():
+    orders = Orders()
+    trigger = ViewTrigger(orders)  # type: ignore[arg-type]
+    for status in ({}, {"view_wanted": None}, wanted(), wanted(), {}, wanted()):
+        trigger.look(status)
+    assert orders.ordered == [
+        {"scan_id": "a", "orientation": "flip_x", "center_yx_px": None, "dc": None}
+    ]
+    trigger.look(wanted(version=2, orientation="flip_y"))
+    trigger.look(wanted("b"))
+    assert [one["scan_id"] for one in orders.ordered] == ["a", "a", "b"]
+
+
+def test_it_is_ordered_again_where_ingest_was_not_there():
+    orders = Orders()
+    orders.up = False
+    trigger = ViewTrigger(orders)  # type: ignore[arg-type]
+    trigger.look(wanted())
+    orders.up = True
+    trigger.look(wanted())
+    trigger.look(wanted())
+    assert len(orders.ordered) == 1
