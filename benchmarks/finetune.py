@@ -23,8 +23,8 @@ from zero_shot import REFERENCE_FILE, load_scan
 from ptycho_stream.files.npz import ScanFile, save_arrays
 from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.networks.network import Network
-from ptycho_stream.physics.probe import Probe
 from ptycho_stream.reconstruct.misfit import stitched_misfit
+from ptycho_stream.reconstruct.recipe import told_probe
 from ptycho_stream.scans import Catalogue
 from ptycho_stream.settings import Settings
 from ptycho_stream.training.job import JobProgress, JobSpec
@@ -72,7 +72,7 @@ def score(
     """
     planned = read_plan(job).scans[0]
     with Catalogue(settings.data.directory).open(planned.scan_id) as reader:
-        probe = Probe(np.load(settings.probe.path)["probe"])
+        probe = told_probe(settings.probe, reader.header)
         frames = open_frames(reader, probe, planned.photons, (first, reader.pair_count))
         every, cpu = np.arange(len(frames)), torch.device("cpu")
         made = [stitched(network, frames, every, cpu) for network in networks]

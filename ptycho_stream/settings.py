@@ -190,10 +190,54 @@ class ViewSettings(Section):
     )
 
 
-class ProbeSettings(Section):
-    """The illumination."""
+class ZonePlateSettings(Section):
+    """A Fresnel zone plate in a plane wave, its first order."""
 
-    path: Path = Field(description="NPZ with `probe` (modes, N, N), or a ptychodus product")
+    kind: Literal["zone-plate"] = "zone-plate"
+    diameter_m: LengthM
+    outer_zone_width_m: LengthM
+    central_stop_m: float = Field(default=0.0, ge=0, description="its diameter; 0: none")
+    defocus_m: float = Field(
+        default=0.0, description="from the focus to the sample; negative: the sample is before it"
+    )
+
+    @model_validator(mode="after")
+    def _stop_is_smaller(self) -> ZonePlateSettings:
+        if self.central_stop_m >= self.diameter_m:
+            raise ValueError("central_stop_m must be smaller than diameter_m")
+        return self
+
+
+class PinholeSettings(Section):
+    """A round hole in a plane wave."""
+
+    kind: Literal["pinhole"] = "pinhole"
+    diameter_m: LengthM
+    distance_m: float = Field(ge=0, description="from the pinhole to the sample")
+
+
+class GaussianSettings(Section):
+    """A Gaussian beam."""
+
+    kind: Literal["gaussian"] = "gaussian"
+    fwhm_m: LengthM = Field(description="full width at half maximum of the intensity, at the waist")
+    defocus_m: float = Field(
+        default=0.0, description="from the waist to the sample; negative: the sample is before it"
+    )
+
+
+OpticsSettings = ZonePlateSettings | PinholeSettings | GaussianSettings
+
+
+class ProbeSettings(Section):
+    """The illumination: from a file, or made from optics."""
+
+    path: Path | None = Field(
+        default=None, description="NPZ with `probe` (modes, N, N), or a ptychodus product"
+    )
+    optics: Annotated[OpticsSettings, Field(discriminator="kind")] | None = Field(
+        default=None, description="what the probe is made from, for the energy of each scan"
+    )
     modes: int | None = Field(default=None, ge=1, description="use the first ones only; unset: all")
     photons: float | None = Field(
         default=None,
@@ -205,6 +249,14 @@ class ProbeSettings(Section):
         description="a scan begins with the probe that refinement made of the one before, if that "
         "was taken with the same beam and went well",
     )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ProbeSettings:
+        if self.path is None and self.optics is None:
+            raise ValueError("has neither `path` (a file) nor a table [probe.optics]: set one")
+        if self.path is not None and self.optics is not None:
+            raise ValueError("has both `path` and [probe.optics]: keep one of them")
+        return self
 
 
 class ModelSettings(Section):
@@ -280,7 +332,8 @@ class TrustSettings(Section):
     )
     diagnosis: Literal["off", "suggest", "auto"] = Field(
         default="suggest",
-        description="which way round the detector is: not looked at, said, or corrected by itself",
+        description="which way round the detector is, and where the pattern's centre: not looked "
+        "at, said, or corrected by itself",
     )
 
 
@@ -459,8 +512,13 @@ def load_settings(path: Path) -> Settings:
 
 
 def _explain(problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"]) or "(top level)"
+    key = ".".join(_keys(problem["loc"])) or "(top level)"
     match problem["type"]:
+        case "union_tag_not_found":
+            return f"  {key}.kind: missing; it has no default and must be set"
+        case "union_tag_invalid":
+            context = problem["ctx"]
+            return f"  {key}.kind: is one of {context['expected_tags']} (got {context['tag']!r})"
         case "extra_forbidden":
             return f"  {key}: unknown key; remove it or correct its spelling"
         case "missing":
@@ -469,3 +527,11 @@ def _explain(problem: Any) -> str:
             text = problem["msg"].removeprefix("Value error, ")
             given = problem["input"]
             return f"  {key}: {text}" + ("" if isinstance(given, dict) else f" (got {given!r})")
+
+
+def _keys(loc: tuple[int | str, ...]) -> list[str]:
+    """A problem's place as the file has it: pydantic adds the kind of optics that was chosen."""
+    parts = [str(part) for part in loc]
+    if parts[:2] == ["probe", "optics"]:
+        del parts[2:3]
+    return parts

@@ -16,13 +16,16 @@ import pytest
 import torch
 import zmq
 from daemon_harness import DaemonHarness, free_port, wait_for
+from typer.testing import CliRunner
 
-from ptycho_stream.cli.checkup import check_files, check_machine
+from ptycho_stream.cli.checkup import Finding, check_files, check_machine
+from ptycho_stream.cli.config import app as config_app
 from ptycho_stream.cli.endpoint_checkup import check_endpoints
 from ptycho_stream.cli.knock import knock
+from ptycho_stream.errors import SettingsError
 from ptycho_stream.files.npz import ScanFile
 from ptycho_stream.scans.catalogue import Catalogue
-from ptycho_stream.settings import Settings
+from ptycho_stream.settings import Settings, load_settings
 from ptycho_stream.simulate.detector import DetectorSimulator, PositionSimulator, play
 from ptycho_stream.simulate.series import DetectorOptions
 
@@ -230,6 +233,26 @@ def test_files_are_looked_at(tmp_path: Path) -> None:
     )
     assert found()["data.directory"] == "full"
     assert found()["model.name"] == "unusable"
+
+
+def test_optics_are_tried_out_where_the_geometry_is_known(tmp_path: Path) -> None:
+    def found(text: str) -> Finding:
+        path = tmp_path / "optics.toml"
+        path.write_text(f'[probe.optics]\nkind = "gaussian"\nfwhm_m = 3e-7\n{text}')
+        checked = CliRunner().invoke(config_app, ["check", str(path)])
+        (finding,) = [f for f in check_files(load_settings(path)) if f.subject == "probe.optics"]
+        assert isinstance(checked.exception, SettingsError) is not finding.ok
+        assert finding.ok or finding.detail in str(checked.exception)
+        return finding
+
+    geometry = "detector_distance_m = 2.0\ndetector_pixel_yx_m = [75e-6, 75e-6]\n"
+    unknown = found(f"[geometry]\n{geometry}")
+    assert unknown.ok and "made for each scan" in unknown.detail
+    known = found(f"[geometry]\nphoton_energy_eV = 8800.0\n{geometry}")
+    assert known.ok and "fits 128 pixels of 29.4 nm" in known.detail
+    wide = found(f"defocus_m = 1.0\n[geometry]\nphoton_energy_eV = 8800.0\n{geometry}")
+    assert (wide.state, wide.target) == ("unusable", "gaussian")
+    assert "come nearer to the waist" in wide.detail
 
 
 def test_a_running_daemon_is_asked_and_loses_no_frame(tmp_path: Path) -> None:

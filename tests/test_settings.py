@@ -7,14 +7,21 @@ from pathlib import Path
 import pytest
 
 from ptycho_stream.errors import SettingsError
-from ptycho_stream.settings import Settings, load_settings
+from ptycho_stream.settings import (
+    GaussianSettings,
+    PinholeSettings,
+    Settings,
+    ZonePlateSettings,
+    load_settings,
+)
 
 PROBE = '[probe]\npath = "probe.npz"\n'
+OPTICS = '[probe.optics]\nkind = "zone-plate"\ndiameter_m = 160e-6\nouter_zone_width_m = 60e-9\n'
 
 
 def loaded(folder: Path, text: str) -> Settings:
     path = folder / "daemon.toml"
-    path.write_text(text if "[probe]" in text else PROBE + text)
+    path.write_text(text if "[probe" in text else PROBE + text)
     return load_settings(path)
 
 
@@ -56,6 +63,35 @@ def test_what_cannot_work_is_refused_by_its_key(tmp_path: Path, text: str, key: 
     with pytest.raises(SettingsError) as caught:
         loaded(tmp_path, text)
     assert f"  {key}" in str(caught.value)
+
+
+def test_a_probe_is_made_from_optics_instead(tmp_path: Path) -> None:
+    optics = loaded(tmp_path, OPTICS + "defocus_m = -4e-4").probe.optics
+    assert isinstance(optics, ZonePlateSettings)
+    assert (optics.outer_zone_width_m, optics.defocus_m, optics.central_stop_m) == (60e-9, -4e-4, 0)
+    pinhole = '[probe.optics]\nkind = "pinhole"\ndiameter_m = 5e-6\ndistance_m = 0\n'
+    assert isinstance(loaded(tmp_path, pinhole).probe.optics, PinholeSettings)
+    beam = '[probe]\ncarry = false\noptics = {kind = "gaussian", fwhm_m = 1e-6}'
+    assert isinstance(loaded(tmp_path, beam).probe.optics, GaussianSettings)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[probe]\nmodes = 2", "probe: has neither `path` (a file) nor a table [probe.optics]"),
+        (PROBE + OPTICS, "probe: has both `path` and [probe.optics]: keep one of them"),
+        ('[probe.optics]\nkind = "mirror"', "probe.optics.kind: is one of 'zone-plate', 'pinhole'"),
+        ("[probe.optics]\nfwhm_m = 1e-6", "probe.optics.kind: missing"),
+        ('[probe.optics]\nkind = "gaussian"', "probe.optics.fwhm_m: missing"),
+        (OPTICS + "fwhm_m = 1e-6", "probe.optics.fwhm_m: unknown key"),
+        (OPTICS + "central_stop_m = 160e-6", "probe.optics: central_stop_m must be smaller"),
+        (OPTICS + "defocus_m = inf", "probe.optics.defocus_m: "),
+    ],
+)
+def test_a_probe_has_one_origin_that_makes_sense(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        loaded(tmp_path, text)
+    assert f"  {said}" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from ptycho_stream.errors import ProbeError, SettingsError
+from ptycho_stream.physics.optics import ZonePlate, frequencies
 from ptycho_stream.physics.probe import Probe
 from ptycho_stream.simulate.grid import grid_of
-from ptycho_stream.simulate.optics import NOLL_TERMS, OPTICS, ZonePlate, frequencies, zernike_phase
+from ptycho_stream.simulate.optics import NOLL_TERMS, OPTICS, zernike_phase
 from ptycho_stream.simulate.probes import (
     PROBE_KINDS,
     WIDE_PROBES,

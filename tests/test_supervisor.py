@@ -15,7 +15,7 @@ import pytest
 from daemon_harness import DaemonHarness, wait_for
 
 from ptycho_stream.errors import ControlError, SettingsError
-from ptycho_stream.settings import load_settings
+from ptycho_stream.settings import GaussianSettings, ProbeSettings, load_settings
 from ptycho_streamd.notify import Notifier
 from ptycho_streamd.reload import merge_reloaded
 from ptycho_streamd.settings_file import write_settings
@@ -143,6 +143,10 @@ def test_the_settings_of_a_stage_are_those_of_the_supervisor(tmp_path):
     settings = load_settings(daemon.config).model_copy(update={"metadata": metadata})
     path = tmp_path / "elsewhere" / "settings.toml"
     path.parent.mkdir()
+    write_settings(settings, path)
+    assert load_settings(path) == settings
+    optics = GaussianSettings(fwhm_m=3e-7, defocus_m=-1e-5)
+    settings = settings.model_copy(update={"probe": ProbeSettings(optics=optics)})
     write_settings(settings, path)
     assert load_settings(path) == settings
     with pytest.raises(SettingsError, match="cannot write"):

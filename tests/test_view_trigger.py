@@ -22,8 +22,18 @@ class Orders:
         return self.up
 
 
-def wanted(scan_id: str = "a", version: int = 1, orientation: str = "flip_x") -> dict[str, Any]:
-    view = {"scan_id": scan_id, "view_version": version, "orientation": orientation}
+def wanted(
+    scan_id: str = "a",
+    version: int = 1,
+    orientation: str | None = "flip_x",
+    center_yx_px: list[float] | None = None,
+) -> dict[str, Any]:
+    view = {
+        "scan_id": scan_id,
+        "view_version": version,
+        "orientation": orientation,
+        "center_yx_px": center_yx_px,
+    }
     return {"verdict": "orientation suspect", "view_wanted": view}
 
 
@@ -49,3 +59,17 @@ def test_it_is_ordered_again_where_ingest_was_not_there():
     trigger.look(wanted())
     trigger.look(wanted())
     assert len(orders.ordered) == 1
+
+
+def test_a_pattern_off_its_centre_is_looked_at_where_it_is(caplog):
+    orders = Orders()
+    trigger = ViewTrigger(orders)  # type: ignore[arg-type]
+    trigger.look(wanted(orientation=None, center_yx_px=[30.0, 33.5]))
+    trigger.look(wanted(version=2, center_yx_px=[31.0, 33.5]))
+    assert [(one["orientation"], one["center_yx_px"]) for one in orders.ordered] == [
+        (None, [30.0, 33.5]),
+        ("flip_x", [31.0, 33.5]),
+    ]
+    first, second = caplog.messages
+    assert first == "scan a: its pattern is off centre; center_yx_px becomes [30.0, 33.5]"
+    assert "flip_x; its pattern is off centre" in second

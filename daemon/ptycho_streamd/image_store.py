@@ -63,7 +63,8 @@ class ImageStore:
 
         Raises:
             StoreError: the scan cannot be read.
-            ProbeError: it was told to be made with a probe that cannot be used.
+            ProbeError: it was told to be made with a probe that cannot be used, or the settings'
+                optics do not suit it.
             ModelError: or with such a model.
         """
         try:
@@ -98,7 +99,8 @@ class ImageStore:
         refinement made of it in the scan before, and for what this scan alone was told.
 
         Raises:
-            ProbeError, ModelError: what this scan was told cannot be used.
+            ProbeError, ModelError: what this scan was told cannot be used, or the settings' optics
+                do not suit it.
         """
         recipe = self._settings_recipe()
         told = self._reprocessing(header.scan_id)
@@ -109,7 +111,7 @@ class ImageStore:
             )
         probe = load_probe(told.probe) if told.probe else self._carried(header, recipe)
         if probe is None:
-            return recipe
+            return recipe.made_for(header)
         modes = self.settings.probe.modes
         few = modes is not None and modes < len(probe.modes)
         return replace(recipe, probe=probe.leading(modes) if few and modes else probe)
@@ -123,7 +125,7 @@ class ImageStore:
         if not self.settings.probe.carry:
             return None
         root = self.settings.data.directory
-        return probe_of_scan_before(self.catalogue, root, header, recipe.probe_digest)
+        return probe_of_scan_before(self.catalogue, root, header, recipe.origin_digest)
 
     def keep_probe(self, scan: OpenScan) -> None:
         """Save the refined probe of a scan that went well, for the next one."""
@@ -131,9 +133,9 @@ class ImageStore:
         report = None if scan.trust is None else scan.trust.report
         if layer is None or layer.shown_sweeps < PROBE_SWEEPS:
             return
-        if report is not None and report.verdict != "good":
+        if self.settings.trust.enabled and (report is None or report.verdict != "good"):
             return
-        digest = self._settings_recipe().probe_digest
+        digest = self._settings_recipe().origin_digest
         try:
             save_probe(scan.reader.directory, Probe(layer.shown_probe), digest)
         except FileFormatError as error:

@@ -78,7 +78,9 @@ class OpenScan:
     @property
     def over(self) -> bool:
         """Whether nothing will be added to the image any more."""
-        return self.predicted and not self.refining and not self.judging
+        if not self.predicted or self.refining or self.judging:
+            return False
+        return self.trust is None or not self.trust.awaits_view
 
     @property
     def predicted(self) -> bool:

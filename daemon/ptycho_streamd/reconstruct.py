@@ -525,10 +525,11 @@ class ReconstructStage:
         """What the status says of trust in the newest open scan."""
         trust = None if newest is None else self._open[newest].trust
         if trust is None or trust.report is None:
-            return {"verdict": "", "reasons": [], "view_wanted": None}
+            return {"verdict": "", "reasons": [], "suggestions": [], "view_wanted": None}
         return {
             "verdict": trust.report.verdict,
             "reasons": list(trust.report.reasons),
+            "suggestions": list(trust.suggestions),
             "view_wanted": trust.view_wanted,
         }
 

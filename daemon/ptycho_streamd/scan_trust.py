@@ -17,6 +17,7 @@ import torch
 from ptycho_stream.errors import ModelError
 from ptycho_stream.geometry import Orientation
 from ptycho_stream.physics.probe import Probe
+from ptycho_stream.reconstruct.diagnosis import Finding
 from ptycho_stream.reconstruct.generation import Generation
 from ptycho_stream.reconstruct.history import HistoryEntry, append_history
 from ptycho_stream.reconstruct.layouts import composed
@@ -24,11 +25,16 @@ from ptycho_stream.reconstruct.patches import valid_pixels
 from ptycho_stream.reconstruct.scan_image import ScanImage
 from ptycho_stream.reconstruct.trust_watch import Shown, TrustReport, TrustWatch
 from ptycho_stream.results import ImageState
+from ptycho_stream.scans.header import ScanHeader
 from ptycho_stream.settings import TrustSettings
 from ptycho_stream.verdicts import HARMLESS
+from ptycho_streamd.pattern_watch import PatternWatch
 
 LOOK_S = 0.05
 """A look takes about so long, which is the longest that a batch waits for it."""
+
+VIEW_WAIT_S = 5.0
+"""So long a scan that is over is kept open for the view that it should have."""
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +63,12 @@ class ScanTrust:
         self._image, self._settings, self._device = image, settings, device
         self._positions_move = positions_move
         self._watch: TrustWatch | None = None
+        self._pattern = PatternWatch(image)
         self._generation = 0
         self._told = self._shown = 0
         self._look_at_s = 0.0
         self._report_at_s = 0.0
+        self._wanted_at_s: float | None = None
         self.report: TrustReport | None = None
 
     def _has_work(self, *, hurried: bool) -> bool:
@@ -93,7 +101,10 @@ class ScanTrust:
         assert generation is not None
         self._shown = 0 if refined is None else refined.shown
         watch = self._brought_up_to_date(generation)
-        shown = Shown(state.tiles, Probe(state.probe), generation.canvas, state.layer)
+        if self._settings.diagnosis != "off":
+            self._pattern.look(generation)
+        probe, canvas = Probe(state.probe), generation.canvas
+        shown = Shown(state.tiles, probe, canvas, state.layer, state.sweeps)
         try:
             report = watch.look(shown, LOOK_S)
         except RuntimeError as error:  # torch's own, out of memory among them
@@ -107,21 +118,53 @@ class ScanTrust:
             return False
         self._report_at_s = ended_s + self._settings.interval_s
         self._note(report)
-        append_history(self._image.reader.directory, _entry(state, report))
+        append_history(self._image.reader.directory, _entry(state, report, self.suggestions))
         return True
 
     @property
+    def awaits_view(self) -> bool:
+        """Whether another view of the scan should come any moment."""
+        if self.view_wanted is None:
+            self._wanted_at_s = None
+        elif self._wanted_at_s is None:
+            self._wanted_at_s = time.monotonic()
+        since_s = self._wanted_at_s
+        return since_s is not None and time.monotonic() - since_s < VIEW_WAIT_S
+
+    @property
+    def suggestions(self) -> tuple[str, ...]:
+        """What to set differently for the next scan, in words."""
+        return self._pattern.suggestions
+
+    @property
     def view_wanted(self) -> dict[str, Any] | None:
-        """The orientation that the detector should have, if it is to be corrected by itself."""
-        finding = None if self.report is None else self.report.finding
-        header = self._image.reader.header
-        if self._settings.diagnosis != "auto" or finding is None or finding.best is None:
+        """Orientation and centre that frames should have, if they are to be corrected by itself.
+
+        Each is None where it is as it should be.
+        """
+        header, generation = self._image.reader.header, self._image.current
+        if self._settings.diagnosis != "auto" or self.report is None or generation is None:
             return None
-        generation = self._image.current
         # What was found is of the view that the image had then; it is not to be undone again.
-        if generation is None or generation.number != self._generation:
+        if generation.number != self._generation:
             return None
         if generation.identity.view_version != header.view.version:
+            return None
+        orientation = self._orientation_wanted(header, self.report.finding)
+        center_yx_px = self._pattern.center_wanted(header)
+        if orientation is None and center_yx_px is None:
+            return None
+        return {
+            "scan_id": header.scan_id,
+            "view_version": header.view.version,
+            "orientation": orientation,
+            "center_yx_px": center_yx_px,
+        }
+
+    def _orientation_wanted(
+        self, header: ScanHeader, finding: Finding | None
+    ) -> Orientation | None:
+        if finding is None or finding.best is None:
             return None
         layouts = (finding.best.layout, *finding.best.equivalent)
         # Positions are as the stage says; only the detector can be looked at another way.
@@ -131,20 +174,15 @@ class ScanTrust:
         if finding.fits_as_set or turn is None:
             return None
         orientation = composed(header.view.orientation, turn)
-        if orientation in (view.orientation for view in header.views):
-            return None  # was tried before
-        return {
-            "scan_id": header.scan_id,
-            "view_version": header.view.version,
-            "orientation": orientation,
-        }
+        tried = orientation in (view.orientation for view in header.views)
+        return None if tried else orientation
 
     def told(self, state: ImageState) -> ImageState:
         """An image with what is known of it, if it is of the generation that was looked at."""
         if self.report is None or state.generation != self._generation:
             return state
-        report = self.report
-        return replace(state, trust=report.figures, verdict=report.verdict, reasons=report.reasons)
+        report, reasons = self.report, (*self.report.reasons, *self.suggestions)
+        return replace(state, trust=report.figures, verdict=report.verdict, reasons=reasons)
 
     def _usable(self, generation: Generation) -> bool:
         if not len(self._image.frames):
@@ -187,7 +225,7 @@ class ScanTrust:
             log.log(level, "scan %s: %s: %s", scan_id, report.verdict, "; ".join(report.reasons))
 
 
-def _entry(state: ImageState, report: TrustReport) -> HistoryEntry:
+def _entry(state: ImageState, report: TrustReport, suggestions: tuple[str, ...]) -> HistoryEntry:
     return HistoryEntry(
         time_ns=time.time_ns(),
         generation=state.generation,
@@ -197,5 +235,5 @@ def _entry(state: ImageState, report: TrustReport) -> HistoryEntry:
         model=state.model,
         figures=report.figures,
         verdict=report.verdict,
-        reasons=report.reasons,
+        reasons=(*report.reasons, *suggestions),
     )

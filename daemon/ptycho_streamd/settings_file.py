@@ -49,6 +49,8 @@ def _value(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, list):
         return f"[{', '.join(map(_value, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(_line(key, held) for key, held in value.items())}}}"
     return repr(value)  # int, or float: inf and nan are spelt alike in TOML
 
 

@@ -27,7 +27,7 @@ class SpareTime:
 
     def __init__(self, metrics: ReconstructMetrics) -> None:
         self._metrics = metrics
-        self._owed_s = 0.0
+        self._owed_s: float | None = None
 
     def owe(self, batch_s: float, share: float) -> None:
         """A batch took ``batch_s`` while others wait: ``share`` of the time is for refinement."""
@@ -36,14 +36,15 @@ class SpareTime:
     def use(self, scans: Mapping[str, OpenScan], *, between_batches: bool) -> bool:
         """Do a slice of what is wanted; whether there was anything.
 
-        Between two batches that follow on each other only what is owed.
+        Between two batches that follow on each other only where the network cannot keep up.
         """
-        if between_batches and not self._owed_s:
+        if between_batches and self._owed_s is None:
             return False
-        budget_s, self._owed_s = max(self._owed_s, SLICE_S), 0.0
-        refined = _newest(scans, lambda scan: scan.refining)
+        owed_s, self._owed_s = self._owed_s, None
+        # Of nothing owed, where the settings give refinement no share, nothing is taken.
+        refined = None if owed_s == 0 else _newest(scans, lambda scan: scan.refining)
         if refined is not None:
-            self._refine(refined, budget_s)
+            self._refine(refined, max(owed_s or 0.0, SLICE_S))
         judged = _newest(scans, lambda scan: scan.judging)
         if judged is not None:
             self._judge(judged)

@@ -1,4 +1,4 @@
-"""Turns a detector that is the wrong way round, where ``trust.diagnosis`` is ``auto``.
+"""Corrects a detector turned the wrong way or off its centre, if ``trust.diagnosis`` is ``auto``.
 
 The reconstruct stage finds out and says so in its status; the supervisor looks here, and has ingest
 give the scan another view, which opens a new generation of its image.
@@ -30,13 +30,20 @@ class ViewTrigger:
         arguments = {
             "scan_id": wanted["scan_id"],
             "orientation": wanted["orientation"],
-            "center_yx_px": None,
+            "center_yx_px": wanted["center_yx_px"],
             "dc": None,
         }
         if self._requests.order(SET_VIEW, arguments):
             self._ordered = (wanted["scan_id"], wanted["view_version"])
-            log.warning(
-                "scan %s: its detector is the wrong way round; orientation becomes %s",
-                wanted["scan_id"],
-                wanted["orientation"],
-            )
+            log.warning("scan %s: %s", wanted["scan_id"], _words(wanted))
+
+
+def _words(wanted: Mapping[str, Any]) -> str:
+    said: list[str] = []
+    if wanted["orientation"] is not None:
+        said.append(
+            f"its detector is the wrong way round; orientation becomes {wanted['orientation']}"
+        )
+    if wanted["center_yx_px"] is not None:
+        said.append(f"its pattern is off centre; center_yx_px becomes {wanted['center_yx_px']}")
+    return "; ".join(said)

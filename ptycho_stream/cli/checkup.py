@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ptycho_stream.errors import ModelError, ProbeError
+from ptycho_stream.geometry import object_pixel_yx_m
 from ptycho_stream.settings import Settings
 
 
@@ -62,6 +63,8 @@ def _probe(settings: Settings) -> Finding:
     from ptycho_stream.physics.probe import load_probe  # imports torch
 
     path, size = settings.probe.path, settings.reconstruct.size_px
+    if path is None:
+        return _optics(settings)
     try:
         probe = load_probe(path)
     except ProbeError as error:
@@ -72,6 +75,42 @@ def _probe(settings: Settings) -> Finding:
         detail += f", but reconstruct.size_px is {size}: make them the same"
         return Finding("probe.path", "wrong size", str(path), detail, ok=False)
     return Finding("probe.path", "OK", str(path), detail)
+
+
+def check_optics(settings: Settings) -> float | None:
+    """Try out the optics that the probe is made from, if [geometry] tells what it takes.
+
+    Returns:
+        Height of the object's pixels in metres; None: there are no optics, or only a scan's stream
+        tells its geometry.
+
+    Raises:
+        ProbeError: the optics do not suit the geometry.
+    """
+    from ptycho_stream.physics.optics import optic_of
+
+    optics, size = settings.probe.optics, settings.reconstruct.size_px
+    known = settings.geometry
+    energy, distance = known.photon_energy_eV, known.detector_distance_m
+    detector_pixel = known.detector_pixel_yx_m
+    if optics is None or energy is None or distance is None or detector_pixel is None:
+        return None
+    pixel_yx_m = object_pixel_yx_m(energy, distance, detector_pixel, size)
+    optic_of(optics, energy, pixel_yx_m).wave(size)
+    return pixel_yx_m[0]
+
+
+def _optics(settings: Settings) -> Finding:
+    optics = settings.probe.optics
+    kind = "" if optics is None else optics.kind
+    try:
+        pixel_m = check_optics(settings)
+    except ProbeError as error:
+        return Finding("probe.optics", "unusable", kind, str(error), ok=False)
+    detail = "the probe is made for each scan, from the energy and geometry that its stream tells"
+    if pixel_m is not None:
+        detail = f"the probe fits {settings.reconstruct.size_px} pixels of {pixel_m * 1e9:.3g} nm"
+    return Finding("probe.optics", "OK", kind, detail)
 
 
 def _model(settings: Settings) -> Finding:

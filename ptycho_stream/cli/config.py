@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ptycho_stream.cli.options import AsJson
-from ptycho_stream.errors import SettingsError
+from ptycho_stream.errors import ProbeError, SettingsError
 
 app = typer.Typer(
     help="Work on configuration files.\n\nExample: ptycho-stream config check daemon.toml",
@@ -34,10 +34,15 @@ def check(
 
     Example: ptycho-stream config check configs/demo.toml
     """
+    from ptycho_stream.cli.checkup import check_optics
     from ptycho_stream.settings import load_settings
 
     try:
         settings = load_settings(file)
+        try:
+            check_optics(settings)
+        except ProbeError as error:
+            raise SettingsError(f"{file} has 1 problem(s):\n  probe.optics: {error}") from error
     except SettingsError as error:
         if not as_json:
             raise

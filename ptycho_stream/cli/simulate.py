@@ -175,8 +175,8 @@ class _Beam:
         return self.kind or ("zone-plate" if self.file is None else given.MEASURED)
 
     def probe(self, size: int | None, seed: int, energy_ev: float, distance_m: float) -> Probe:
+        from ptycho_stream.physics.optics import ZonePlate
         from ptycho_stream.physics.probe import load_probe
-        from ptycho_stream.simulate.optics import ZonePlate
         from ptycho_stream.simulate.probes import probe_of_kind, zone_plate_probe
 
         if self.file is not None:

@@ -63,7 +63,7 @@ def probe_of_scan_before(
         if not path.exists() or not _same_beam(header, other):
             continue
         try:
-            with np.load(path, allow_pickle=False) as held:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
                 origin = str(held["descends_from"])
             probe = load_probe(path) if origin == descends_from else None
         except _UNREADABLE as error:

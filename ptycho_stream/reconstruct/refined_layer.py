@@ -248,7 +248,7 @@ class RefinedLayer:
             tile = Tile(0, nothing, np.zeros((tile_px, tile_px), np.float32))
         object_yx, weight_yx = tile.object_yx.copy(), tile.weight_yx.copy()
         object_yx[here] = np.where(seen, refined, object_yx[here])
-        weight_yx[here] = np.where(weight_yx[here] > 0, weight_yx[here], light)
+        weight_yx[here] = np.where(seen, light, weight_yx[here])
         return Tile(tile.version + self.shown, object_yx, weight_yx)
 
     def tiles(self, tile_px: int) -> list[TileIndex]:

@@ -36,7 +36,7 @@ from ptycho_stream.reconstruct.resolution import (
 from ptycho_stream.reconstruct.suspicion import MAX_FRAMES, Suspicion, suspecting
 from ptycho_stream.reconstruct.trust import FrameJudge, tile_windows
 from ptycho_stream.reconstruct.trust_record import TrustRecord, TrustSummary
-from ptycho_stream.reconstruct.verdict import Figures, verdict
+from ptycho_stream.reconstruct.verdict import Figures, Limits, verdict
 from ptycho_stream.results import Tile
 
 _JUDGED_AT_ONCE = 16
@@ -48,8 +48,9 @@ _ENOUGH_FRAMES = 1024
 _COVER_GROWTH = 1.02
 """What is covered is counted anew when there are so many times the frames."""
 
+_SWEPT = 2.0
 _GROWTH = 1.25
-"""What takes seconds is done again when the image has so many times the frames."""
+"""What takes seconds is done again when the image has so many times the frames, or sweeps."""
 
 Read = Callable[[NDArray[np.int64]], NDArray[Any]]
 """Counts (n, N, N) of slots (n,), zero frequency at N // 2."""
@@ -66,12 +67,14 @@ class Shown:
         probe: the newest, in photons.
         canvas: the predicted layer's sums, for its two halves.
         layer: ``predicted`` or ``refined``.
+        sweeps: how often refinement has visited a frame on average.
     """
 
     tiles: Mapping[TileIndex, Tile]
     probe: Probe
     canvas: Canvas
     layer: str
+    sweeps: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,6 +102,7 @@ class _Basis:
 
     frames: int
     layer: str
+    sweeps: float
 
 
 class TrustWatch:
@@ -139,6 +143,8 @@ class TrustWatch:
         self._resolution: tuple[_Basis, RingCorrelation] | None = None
         self._suspicion: tuple[_Basis, Suspicion] | None = None
         self._finding: Finding | None = None
+        self._diagnosing = False
+        self._sweeps = 0.0
 
     def add(
         self,
@@ -183,6 +189,7 @@ class TrustWatch:
             RuntimeError: the device refuses, for want of memory for example.
         """
         until = time.monotonic() + budget_s
+        self._sweeps = shown.sweeps
         mark = (shown.layer, len(shown.tiles), sum(t.version for t in shown.tiles.values()))
         if mark != self._mark:
             self._mark = mark
@@ -237,12 +244,16 @@ class TrustWatch:
 
     def _go_on(self, shown: Shown, until_s: float) -> bool:
         """Do a part of what takes longer, at least a step; False: there is nothing to do."""
+        asked = self._suspicion
+        if self._diagnosing and asked is not None and self._swept(asked[0]):
+            self._work = None  # what was suspected may have been mended by refinement
         while True:
             if self._work is None:
                 question = self._next_question()
                 if question is None:
                     return False
                 self._work = question(shown)
+                self._diagnosing = question == self._diagnose
             if not self._step():
                 self._work = None
             if time.monotonic() >= until_s:
@@ -262,23 +273,31 @@ class TrustWatch:
         basis = self._basis()
         if basis.frames < 1:
             return None
-        if self._predictor is not None and self._finding is None and self._diagnosable():
-            return self._diagnose
         if self._suspicion is None or self._outdated(self._suspicion[0]):
             return self._suspect
+        # Ten times dearer, and for nothing where the frames can be explained as they are.
+        explained = self._suspicion[1].excess <= Limits().excess
+        if self._finding is None and not explained and self._diagnosable():
+            return self._diagnose
         if self._resolution is None or self._outdated(self._resolution[0]):
             return self._resolve
         return None
 
     def _basis(self) -> _Basis:
-        return _Basis(len(self._slot), "" if self._mark is None else self._mark[0])
+        layer = "" if self._mark is None else self._mark[0]
+        return _Basis(len(self._slot), layer, self._sweeps)
 
     def _outdated(self, basis: _Basis) -> bool:
         now = self._basis()
-        return now.layer != basis.layer or now.frames >= _GROWTH * basis.frames
+        grown = now.frames >= _GROWTH * basis.frames
+        return now.layer != basis.layer or grown or self._swept(basis)
+
+    def _swept(self, basis: _Basis) -> bool:
+        """Whether refinement has changed the image, and the probe, much since."""
+        return self._sweeps >= _SWEPT * (basis.sweeps + 1)
 
     def _diagnosable(self) -> bool:
-        return choose_frames(self._position_yx_m) is not None
+        return self._predictor is not None and choose_frames(self._position_yx_m) is not None
 
     def _diagnose(self, shown: Shown) -> _Work:
         chosen = choose_frames(self._position_yx_m)

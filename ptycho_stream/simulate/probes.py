@@ -9,16 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ptycho_stream.errors import SettingsError
+from ptycho_stream.physics.optics import Real, Waves, ZonePlate, frequencies, to_sample
+from ptycho_stream.physics.optics_probe import probe_behind
 from ptycho_stream.physics.probe import Probe
-from ptycho_stream.simulate.optics import (
-    OPTICS,
-    Real,
-    Waves,
-    ZonePlate,
-    frequencies,
-    smooth,
-    to_sample,
-)
+from ptycho_stream.simulate.optics import OPTICS, smooth
 
 PROBE_KINDS: tuple[str, ...] = (*OPTICS, "random")
 """Names that ``probe_of_kind`` takes; ``random`` is one of WIDE_PROBES."""
@@ -113,9 +107,7 @@ def zone_plate_probe(size_px: int, photons: float = 1e6, plate: ZonePlate | None
     Raises:
         ProbeError: the beam does not fit into the window.
     """
-    optic = (plate or ZonePlate.standard(size_px)).wave(size_px)
-    wave = to_sample(optic, np.full(2, (size_px - 1) / 2))
-    return Probe(wave[None].astype(np.complex64)).normalised(photons)
+    return probe_behind(plate or ZonePlate.standard(size_px), size_px, photons)
 
 
 def _with_modes(rng: np.random.Generator, optic: Waves, modes: int, photons: float) -> Probe:

@@ -25,8 +25,7 @@ from ptycho_stream.errors import TrainingError
 from ptycho_stream.models.manifest import Manifest
 from ptycho_stream.models.registry import ModelRegistry, build
 from ptycho_stream.networks.network import Network
-from ptycho_stream.physics.probe import load_probe
-from ptycho_stream.reconstruct.recipe import usable_device
+from ptycho_stream.reconstruct.recipe import told_probe, usable_device
 from ptycho_stream.scans import Catalogue
 from ptycho_stream.settings import Settings
 from ptycho_stream.training.checkpoints import steps_of
@@ -95,19 +94,17 @@ def opened_scans(
     """The plan's scans, kept from being deleted while the block runs.
 
     Raises:
-        ProbeError: the probe cannot be read.
+        ProbeError: the probe cannot be read, or cannot be made for a scan.
         StoreError: a scan is gone, or cannot be read.
         TrainingError: a scan cannot be trained on, or has too few frames.
     """
-    probe = load_probe(settings.probe.path)
-    if settings.probe.modes is not None:
-        probe = probe.leading(settings.probe.modes)
     catalogue = Catalogue(settings.data.directory)
     with ExitStack() as stack:
         scans: list[SplitScan] = []
         for planned in plan.scans:
             stack.enter_context(catalogue.lease(planned.scan_id, _LEASE_HOLDER))
             reader = stack.enter_context(catalogue.open(planned.scan_id))
+            probe = told_probe(settings.probe, reader.header)
             frames = open_frames(reader, probe, planned.photons, planned.pairs)
             scans.append(SplitScan(frames, batches))
         yield scans

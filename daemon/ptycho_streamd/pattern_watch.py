@@ -1,0 +1,78 @@
+"""What the first frames of an open scan advise to set, found out once for each of its views.
+
+Kept beside the scan's trust, which tells the suggestions with each image and has the centre of the
+pattern corrected where ``trust.diagnosis`` is ``auto``.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from ptycho_stream.physics.probe import Probe
+from ptycho_stream.reconstruct.generation import Generation
+from ptycho_stream.reconstruct.pattern_advice import (
+    PatternAdvice,
+    center_of,
+    chosen_frames,
+    pattern_advice,
+)
+from ptycho_stream.reconstruct.scan_image import ScanImage
+from ptycho_stream.scans.header import ScanHeader
+
+log = logging.getLogger(__name__)
+
+
+class PatternWatch:
+    """The advice for one scan.
+
+    Args:
+        image: of the scan.
+    """
+
+    def __init__(self, image: ScanImage) -> None:
+        self._image = image
+        self._view_version = 0
+        self._advice = PatternAdvice()
+        self._said: set[str] = set()
+
+    @property
+    def suggestions(self) -> tuple[str, ...]:
+        """In words, with the settings to change."""
+        return self._advice.suggestions
+
+    def look(self, generation: Generation) -> None:
+        """Look at the frames, if there are enough of them and this view was not looked at yet.
+
+        Args:
+            generation: the present one, of the present view.
+
+        Raises:
+            StoreError: frames cannot be read.
+        """
+        image, version = self._image, generation.identity.view_version
+        if version == self._view_version:
+            return
+        frames, size = image.frames, image.reader.header.size_px
+        chosen = chosen_frames(frames.position_yx_m, generation.identity.pixel_yx_m, size)
+        if chosen is None:
+            return
+        view, probe = image.reader.header.view, Probe(generation.probe)
+        self._advice = pattern_advice(image.reader, frames.slot[chosen], view, probe)
+        self._view_version = version
+        for suggestion in self._advice.suggestions:
+            if suggestion not in self._said:
+                self._said.add(suggestion)
+                log.warning("scan %s: a suggestion: %s", image.reader.scan_id, suggestion)
+
+    def center_wanted(self, header: ScanHeader) -> list[float] | None:
+        """Where zero frequency should be in the present view; None: where it is."""
+        center, view = self._advice.center_yx_px, header.view
+        if center is None or view.version != self._view_version:
+            return None
+        shape = header.frame_shape_yx
+        wanted = (round(center[0]), round(center[1]))
+        for tried in header.views:
+            same = (tried.orientation, tried.dc) == (view.orientation, view.dc)
+            if same and center_of(tried, shape) == wanted:
+                return None
+        return list(center)
