@@ -114,6 +114,9 @@ class DetectorSettings(Section):
 
     dialect: Literal["dectris-v1", "native"] = "dectris-v1"
     endpoint: Endpoint = "tcp://127.0.0.1:9999"
+    more_endpoints: tuple[Endpoint, ...] = Field(
+        default=(), description="of the same detector, where several senders share its frames"
+    )
     attach: Literal["connect", "bind"] = "connect"
     socket: Literal["pull", "sub"] = "pull"
     crop_yx_px: tuple[SizePx, SizePx] | None = Field(
@@ -132,9 +135,17 @@ class DetectorSettings(Section):
         default=60.0, gt=0, description="a scan without a frame for so long is taken for cut short"
     )
 
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """All of the detector's."""
+        return (self.endpoint, *self.more_endpoints)
+
     @model_validator(mode="after")
-    def _endpoint_can_be_attached(self) -> DetectorSettings:
-        _check_attached(self.attach, self.endpoint)
+    def _endpoints_can_be_attached(self) -> DetectorSettings:
+        for endpoint in self.endpoints:
+            _check_attached(self.attach, endpoint)
+        if len(set(self.endpoints)) < len(self.endpoints):
+            raise ValueError("more_endpoints names an endpoint twice")
         return self
 
 

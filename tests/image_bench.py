@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scan_samples import running_header
 
-from ptycho_stream.geometry import View
 from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.reconstruct.recipe import Recipe
 from ptycho_stream.reconstruct.scan_image import ScanImage
 from ptycho_stream.results import Image
-from ptycho_stream.scans import PAIR_RECORD, ScanHeader, ScanReader, ScanWriter, new_scan_id
+from ptycho_stream.scans import PAIR_RECORD, ScanReader, ScanWriter
 from ptycho_stream.settings import RefinementSettings
 from ptycho_stream.simulate.experiment import SimulatedExperiment
 from ptycho_stream.simulate.score import nrmse_to_truth
@@ -75,17 +75,8 @@ class Bench:
 @contextmanager
 def running_scan(root: Path, experiment: SimulatedExperiment, recipe: Recipe) -> Iterator[Bench]:
     """A scan without frames yet, in the store at ``root``."""
-    header = ScanHeader(
-        scan_id=new_scan_id(),
-        source="native",
-        series="1",
-        state="running",
-        created_ns=0,
-        frame_shape_yx=(SIZE, SIZE),
-        dtype=experiment.counts.dtype.str,
-        size_px=SIZE,
-        pixel_yx_m=experiment.pixel_yx_m,
-        views=(View(SIZE),),
+    header = running_header(
+        (SIZE, SIZE), experiment.counts.dtype.str, SIZE, pixel_yx_m=experiment.pixel_yx_m
     )
     with ScanWriter.create(root, header, frames_per_file=32) as writer:
         yield Bench(writer, root, recipe, experiment)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ptycho_stream.errors import DiskFull
+from ptycho_stream.geometry import View
 from ptycho_stream.scans import Catalogue, ScanHeader, ScanReader, ScanWriter, new_scan_id
 
 SHAPE_YX = (24, 40)
@@ -39,6 +40,20 @@ def make_header(**changes: Any) -> ScanHeader:
         "size_px": 32,
     }
     return ScanHeader(**fields | changes)
+
+
+def running_header(shape_yx: tuple[int, int], dtype: str, size_px: int, **more: Any) -> ScanHeader:
+    """The header of a scan that runs, of frames that are looked at about their middle."""
+    fields = {"views": (View(size_px),), **more}
+    return make_header(
+        source="native",
+        state="running",
+        created_ns=0,
+        frame_shape_yx=shape_yx,
+        dtype=dtype,
+        size_px=size_px,
+        **fields,
+    )
 
 
 def make_frame(number: int) -> np.ndarray:

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scan_samples import running_header
 
-from ptycho_stream.geometry import View
 from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.networks.network import Network, Prediction
 from ptycho_stream.physics.forward import intensity
@@ -15,7 +15,7 @@ from ptycho_stream.reconstruct.predict import Predictor
 from ptycho_stream.reconstruct.recipe import Recipe
 from ptycho_stream.reconstruct.scan_image import ScanImage
 from ptycho_stream.results import Image
-from ptycho_stream.scans import PAIR_RECORD, ScanHeader, ScanReader, ScanWriter, new_scan_id
+from ptycho_stream.scans import PAIR_RECORD, ScanReader, ScanWriter
 from ptycho_stream.simulate.experiment import simulate_experiment
 
 SIZE = 64
@@ -154,18 +154,7 @@ def test_the_watch_needs_a_majority_and_keeps_its_memory(scan, shipped):
 
 @pytest.fixture
 def image(scan, tmp_path, shipped):
-    header = ScanHeader(
-        scan_id=new_scan_id(),
-        source="native",
-        series="1",
-        state="running",
-        created_ns=0,
-        frame_shape_yx=(SIZE, SIZE),
-        dtype=scan.counts.dtype.str,
-        size_px=SIZE,
-        pixel_yx_m=scan.pixel_yx_m,
-        views=(View(SIZE),),
-    )
+    header = running_header((SIZE, SIZE), scan.counts.dtype.str, SIZE, pixel_yx_m=scan.pixel_yx_m)
     with ScanWriter.create(tmp_path, header, frames_per_file=32) as writer:
         pairs = np.zeros(len(scan.counts), PAIR_RECORD)
         for number, counts in enumerate(scan.counts):

@@ -97,6 +97,21 @@ def line(daemon: DaemonHarness, rate_hz: float | None = None) -> Iterator[Line]:
         yield made
 
 
+def record(daemon: DaemonHarness, scan: ScanFile) -> Image:
+    """Play a scan; its final image."""
+    after = Catalogue(daemon.data).latest() if daemon.data.exists() else None
+    with line(daemon) as beamline:
+        beamline.play(scan)
+        known = "" if after is None else after.scan_id
+        return beamline.results.wait_complete(after=known, timeout_s=60)
+
+
+def error(image: Image, scan: ScanFile) -> float:
+    """Against the sample that the scan was simulated with."""
+    assert scan.object is not None and scan.object_origin_yx_m is not None
+    return nrmse_to_truth(image, scan.object, scan.object_origin_yx_m)
+
+
 @contextmanager
 def playing(beamline: Line, scan: ScanFile, **options: object) -> Iterator[threading.Thread]:
     """A scan that is being played while the body runs; waits for its end."""

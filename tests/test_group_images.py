@@ -10,9 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scan_samples import running_header
 
 from ptycho_stream.errors import StoreError
-from ptycho_stream.geometry import View, patch_corners
+from ptycho_stream.geometry import patch_corners
 from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.networks.network import Network, Prediction
 from ptycho_stream.physics.probe import Probe
@@ -21,7 +22,7 @@ from ptycho_stream.reconstruct.recipe import Recipe
 from ptycho_stream.reconstruct.saved_image import STATE_FILE
 from ptycho_stream.reconstruct.scan_image import ScanImage
 from ptycho_stream.results import Image
-from ptycho_stream.scans import PAIR_RECORD, ScanHeader, ScanReader, ScanWriter, new_scan_id
+from ptycho_stream.scans import PAIR_RECORD, ScanReader, ScanWriter
 
 SIZE, TILE, PIXEL_M = 32, 32, 1e-8
 COLUMNS, ROWS = 7, 6
@@ -90,18 +91,7 @@ def recipe():
 
 @pytest.fixture
 def store(tmp_path):
-    header = ScanHeader(
-        scan_id=new_scan_id(),
-        source="native",
-        series="1",
-        state="running",
-        created_ns=0,
-        frame_shape_yx=(SIZE, SIZE),
-        dtype="<u2",
-        size_px=SIZE,
-        pixel_yx_m=(PIXEL_M, PIXEL_M),
-        views=(View(SIZE),),
-    )
+    header = running_header((SIZE, SIZE), "<u2", SIZE, pixel_yx_m=(PIXEL_M, PIXEL_M))
     with ScanWriter.create(tmp_path, header, frames_per_file=32) as writer:
         yield writer, tmp_path
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from make_siemens_star import SOURCE, siemens_star
 from numpy.typing import NDArray
+from scan_samples import running_header
 
 from ptycho_stream.geometry import ORIENTATIONS, View
 from ptycho_stream.physics.optics import ZonePlate
@@ -26,7 +27,7 @@ from ptycho_stream.reconstruct.pattern_advice import (
     chosen_frames,
     pattern_advice,
 )
-from ptycho_stream.scans import ScanHeader, ScanReader, ScanWriter, new_scan_id
+from ptycho_stream.scans import ScanReader, ScanWriter
 from ptycho_stream.simulate.experiment import SimulatedExperiment, simulate_experiment
 from ptycho_stream.simulate.probes import PROBE_KINDS, probe_of_kind, zone_plate_probe
 from ptycho_stream.simulate.samples import SAMPLE_KINDS, sample_of_kind
@@ -47,17 +48,8 @@ def advise(tmp_path: Path) -> Advise:
         **header: Any,
     ) -> PatternAdvice:
         view = view or View(probe.size_px)
-        made = ScanHeader(
-            scan_id=new_scan_id(),
-            source="native",
-            series="1",
-            state="running",
-            created_ns=0,
-            frame_shape_yx=counts.shape[1:],
-            dtype=counts.dtype.str,
-            size_px=probe.size_px,
-            views=(view,),
-            **header,
+        made = running_header(
+            counts.shape[1:], counts.dtype.str, probe.size_px, views=(view,), **header
         )
         with ScanWriter.create(tmp_path, made, 32, bad) as writer:
             for number, frame in enumerate(counts):

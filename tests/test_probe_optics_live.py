@@ -7,20 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from daemon_harness import DaemonHarness, wait_for
-from test_end_to_end import line
+from test_end_to_end import error, line, record
 
 from ptycho_stream.files.npz import ScanFile
 from ptycho_stream.geometry import object_pixel_yx_m
 from ptycho_stream.physics.optics_probe import probe_of_optics
 from ptycho_stream.physics.probe import load_probe
 from ptycho_stream.reconstruct.probe_life import PROBE_FILE
-from ptycho_stream.results import Image
 from ptycho_stream.scans import Catalogue
 from ptycho_stream.scans.folders import scan_directory
 from ptycho_stream.settings import ZonePlateSettings
 from ptycho_stream.simulate.experiment import simulate_experiment
 from ptycho_stream.simulate.scan_file import scan_file_of
-from ptycho_stream.simulate.score import nrmse_to_truth
 
 SIZE_PX, FRAMES = 64, 64
 PLATE = ZonePlateSettings(
@@ -37,19 +35,6 @@ def scan_at(energy_eV: float, seed: int) -> ScanFile:
         seed=seed, frames=FRAMES, size_px=SIZE_PX, probe=probe, photon_energy_eV=energy_eV
     )
     return scan_file_of(made)
-
-
-def record(daemon: DaemonHarness, scan: ScanFile) -> Image:
-    after = Catalogue(daemon.data).latest() if daemon.data.exists() else None
-    with line(daemon) as beamline:
-        beamline.play(scan)
-        known = "" if after is None else after.scan_id
-        return beamline.results.wait_complete(after=known, timeout_s=60)
-
-
-def error(image: Image, scan: ScanFile) -> float:
-    assert scan.object is not None and scan.object_origin_yx_m is not None
-    return nrmse_to_truth(image, scan.object, scan.object_origin_yx_m)
 
 
 def test_a_zone_plate_of_the_settings_makes_good_images_at_every_energy(tmp_path: Path) -> None:

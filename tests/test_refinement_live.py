@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from daemon_harness import DaemonHarness, wait_for
-from test_end_to_end import line, newest_scan, playing, undisturbed
+from test_end_to_end import error, line, newest_scan, playing, record, undisturbed
 
 from ptycho_stream.files.npz import ScanFile
 from ptycho_stream.geometry import View
@@ -28,7 +28,6 @@ from ptycho_stream.scans.folders import scan_directory
 from ptycho_stream.simulate.experiment import simulate_experiment
 from ptycho_stream.simulate.probes import probe_of_kind
 from ptycho_stream.simulate.scan_file import scan_file_of
-from ptycho_stream.simulate.score import nrmse_to_truth
 
 FRAMES, SIZE_PX = 80, 64
 ENDLESS = {"seconds": 300.0, "sweeps": 1e6}
@@ -69,20 +68,6 @@ def daemon(tmp_path: Path, scan: ScanFile) -> Iterator[DaemonHarness]:
     harness = DaemonHarness(tmp_path, settings)
     yield harness
     harness.stop()
-
-
-def record(daemon: DaemonHarness, scan: ScanFile) -> Image:
-    """Play a scan; its final image."""
-    after = Catalogue(daemon.data).latest() if daemon.data.exists() else None
-    with line(daemon) as beamline:
-        beamline.play(scan)
-        known = "" if after is None else after.scan_id
-        return beamline.results.wait_complete(after=known, timeout_s=60)
-
-
-def error(image: Image, scan: ScanFile) -> float:
-    assert scan.object is not None and scan.object_origin_yx_m is not None
-    return nrmse_to_truth(image, scan.object, scan.object_origin_yx_m)
 
 
 def assert_whole(image: Image, layer: str = "refined") -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from daemon_harness import DaemonHarness, wait_for
-from test_end_to_end import line, playing
+from test_end_to_end import error, line, playing
 
 from ptycho_stream.client import ResultStream
 from ptycho_stream.errors import ControlError
@@ -25,7 +25,6 @@ from ptycho_stream.results import Image
 from ptycho_stream.scans import Catalogue
 from ptycho_stream.simulate.experiment import simulate_experiment
 from ptycho_stream.simulate.scan_file import scan_file_of
-from ptycho_stream.simulate.score import nrmse_to_truth
 
 FRAMES = 120
 SIZE_PX = 64
@@ -50,11 +49,6 @@ def daemon(tmp_path: Path, scan: ScanFile) -> Iterator[DaemonHarness]:
     settings = {"detector": {"dialect": "dectris-v1"}, "refine": {"seconds": 1.0}}
     with DaemonHarness(tmp_path, settings) as harness:
         yield harness
-
-
-def error(image: Image, scan: ScanFile) -> float:
-    assert scan.object is not None and scan.object_origin_yx_m is not None
-    return nrmse_to_truth(image, scan.object, scan.object_origin_yx_m)
 
 
 @contextmanager

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scan_samples import running_header
 
 from ptycho_stream.errors import GeometryError
-from ptycho_stream.geometry import View
 from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.physics.probe import Probe
 from ptycho_stream.reconstruct.recipe import Recipe
@@ -51,17 +51,8 @@ def recipe(experiment):
 @pytest.fixture
 def store(experiment, tmp_path):
     """A running scan with its writer, still without frames."""
-    header = ScanHeader(
-        scan_id=new_scan_id(),
-        source="native",
-        series="1",
-        state="running",
-        created_ns=0,
-        frame_shape_yx=(SIZE, SIZE),
-        dtype=experiment.counts.dtype.str,
-        size_px=SIZE,
-        pixel_yx_m=experiment.pixel_yx_m,
-        views=(View(SIZE),),
+    header = running_header(
+        (SIZE, SIZE), experiment.counts.dtype.str, SIZE, pixel_yx_m=experiment.pixel_yx_m
     )
     with ScanWriter.create(tmp_path, header, frames_per_file=32) as writer:
         yield writer, tmp_path

@@ -22,7 +22,7 @@ from ptycho_stream.reconstruct.trust_watch import TrustReport, TrustWatch
 from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_stream.settings import TrustSettings
 from ptycho_stream.simulate.experiment import SimulatedExperiment, simulate_experiment
-from ptycho_streamd import scan_trust
+from ptycho_streamd.allowance import Allowance
 from ptycho_streamd.open_scan import OpenScan
 from ptycho_streamd.reconstruct_metrics import ReconstructMetrics
 from ptycho_streamd.scan_trust import ScanTrust
@@ -204,7 +204,7 @@ def test_a_scan_that_is_over_waits_for_its_view_but_not_for_ever(judged, monkeyp
     assert not trust.awaits_view
     trust.report = report("flip_x")
     assert trust.awaits_view
-    monkeypatch.setattr(scan_trust, "VIEW_WAIT_S", 0.0)
+    monkeypatch.setattr(trust, "_view_time", Allowance(0.0))
     assert not trust.awaits_view
     monkeypatch.undo()
     turn(bench, image, "flip_x")

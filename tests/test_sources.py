@@ -36,9 +36,8 @@ def test_frames_that_wait_are_bounded_in_bytes_and_positions_in_number(
         }
     )
     with zmq.Context() as context:
-        frames, positions = open_sources(context, settings, WireLimits(max_shape_yx_px=shape_yx))
-        assert positions is not None
-        held = [source.socket.getsockopt(zmq.RCVHWM) for source in (frames, positions)]
-        frames.close()
-        positions.close()
-    assert held == [messages, 20_000]
+        sources = open_sources(context, settings, WireLimits(max_shape_yx_px=shape_yx))
+        held = {source.name: source.socket.getsockopt(zmq.RCVHWM) for source in sources}
+        for source in sources:
+            source.close()
+    assert held == {"detector": messages, "positions": 20_000}

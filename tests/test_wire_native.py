@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ptycho_stream.errors import SettingsError
 from ptycho_stream.messages import (
     DetectorGeometry,
     Frame,
@@ -21,12 +20,14 @@ from ptycho_stream.messages import (
     ScanStart,
     Undecodable,
 )
+from ptycho_stream.settings import DetectorSettings, PositionSettings
 from ptycho_stream.wire import (
     DectrisV1Decoder,
     NativeDecoder,
     NativeEncoder,
     WireLimits,
-    decoder_for,
+    frame_decoders,
+    position_decoder,
 )
 from ptycho_stream.wire.compression import decode
 
@@ -271,8 +272,18 @@ def test_mutated_messages_never_raise() -> None:
     assert problems > 1000
 
 
-def test_decoders_are_made_by_name() -> None:
-    assert isinstance(decoder_for("native", WireLimits()), NativeDecoder)
-    assert isinstance(decoder_for("dectris-v1", WireLimits()), DectrisV1Decoder)
-    with pytest.raises(SettingsError, match="neither"):
-        decoder_for("morse", WireLimits())
+def test_each_endpoint_has_a_decoder_of_its_dialect() -> None:
+    several = ("tcp://127.0.0.1:9001", "tcp://127.0.0.1:9002")
+    native = frame_decoders(
+        DetectorSettings(dialect="native", more_endpoints=several), WireLimits()
+    )
+    assert [type(decoder) for decoder in native] == [NativeDecoder] * 3
+    assert len(set(map(id, native))) == 3
+    (dectris,) = frame_decoders(DetectorSettings(dialect="dectris-v1"), WireLimits())
+    assert isinstance(dectris, DectrisV1Decoder)
+
+
+def test_only_a_stream_of_positions_has_a_decoder() -> None:
+    stream = PositionSettings(source="native", endpoint="tcp://127.0.0.1:9001")
+    assert isinstance(position_decoder(stream, WireLimits()), NativeDecoder)
+    assert position_decoder(PositionSettings(source="inline"), WireLimits()) is None

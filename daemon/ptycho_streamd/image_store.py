@@ -112,9 +112,8 @@ class ImageStore:
         probe = load_probe(told.probe) if told.probe else self._carried(header, recipe)
         if probe is None:
             return recipe.made_for(header)
-        modes = self.settings.probe.modes
-        few = modes is not None and modes < len(probe.modes)
-        return replace(recipe, probe=probe.leading(modes) if few and modes else probe)
+        modes = min(self.settings.probe.modes or len(probe.modes), len(probe.modes))
+        return replace(recipe, probe=probe.leading(modes))
 
     def _settings_recipe(self) -> Recipe:
         if self.recipe is None:

@@ -99,8 +99,7 @@ class Ingest:
         self._next_tick_ns = 0
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         limits = WireLimits(max_shape_yx_px=settings.detector.max_shape_yx_px)
-        self._detector, self._positions = open_sources(self._context, settings, limits)
-        self._sources = [s for s in (self._positions, self._detector) if s is not None]
+        self._sources = open_sources(self._context, settings, limits)
         self._housekeeper = Housekeeper(settings.data)
         self._unsealed = Unsealed(self._root)
 

@@ -17,6 +17,7 @@ from ptycho_stream.reconstruct.scan_image import ScanImage
 from ptycho_stream.results import ImageState
 from ptycho_stream.scans.leases import Lease
 from ptycho_stream.scans.reader import ScanReader
+from ptycho_streamd.allowance import Allowance
 from ptycho_streamd.scan_trust import ScanTrust
 
 HEADER_POLL_S = 0.02
@@ -54,9 +55,7 @@ class OpenScan:
     ) -> None:
         self.image = image
         self.trust = trust
-        self._refine_s, self._trust_s = refine_s, trust_s
-        self._refine_until_s: float | None = None
-        self._trust_until_s: float | None = None
+        self._refine_time, self._trust_time = Allowance(refine_s), Allowance(trust_s)
         self.changed = True
         self.unsaved = False
         self.unpublished: list[NDArray[np.int64]] = []
@@ -90,24 +89,16 @@ class OpenScan:
     @property
     def refining(self) -> bool:
         """Whether the image is to be refined, and there is time left for it."""
-        if not self.predicted:
-            self._refine_until_s = None
-        elif self._refine_until_s is None:
-            self._refine_until_s = time.monotonic() + self._refine_s
-        late = self._refine_until_s is not None and time.monotonic() >= self._refine_until_s
-        return self.image.wants_refinement and not late
+        in_time = self._refine_time.left(running=self.predicted)
+        return in_time and self.image.wants_refinement
 
     @property
     def judging(self) -> bool:
         """Whether trust in the image is to be looked at, and there is time left for it."""
         if self.trust is None:
             return False
-        if not self.predicted or self.refining:
-            self._trust_until_s = None
-        elif self._trust_until_s is None:
-            self._trust_until_s = time.monotonic() + self._trust_s
-        late = self._trust_until_s is not None and time.monotonic() >= self._trust_until_s
-        return not late and self.trust.due(hurried=self._trust_until_s is not None)
+        hurried = self.predicted and not self.refining
+        return self._trust_time.left(running=hurried) and self.trust.due(hurried=hurried)
 
     def state(self, *, final: bool) -> ImageState:
         """What subscribers are to see now."""

@@ -19,6 +19,7 @@ from ptycho_stream.geometry import View
 from ptycho_stream.messages import Frame, Positions
 from ptycho_stream.scans.header import ScanHeader, ScanState
 from ptycho_stream.scans.join import Join, PositionLimits
+from ptycho_stream.scans.records import positions_of
 from ptycho_stream.scans.scan_events import OpenScan
 from ptycho_stream.scans.writer import ScanWriter
 from ptycho_stream.settings import Settings
@@ -164,7 +165,7 @@ class Recorder:
         other.commit()
         held = other.writer.positions()
         if len(held):
-            position_yx_m = np.stack([held["y_m"], held["x_m"]], axis=1)
+            position_yx_m = positions_of(held)
             numbers: NDArray[np.int64] = held["number"].astype(np.int64)
             self.add_positions(Positions("", None, numbers, position_yx_m))
 

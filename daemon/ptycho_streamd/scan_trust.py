@@ -28,6 +28,7 @@ from ptycho_stream.results import ImageState
 from ptycho_stream.scans.header import ScanHeader
 from ptycho_stream.settings import TrustSettings
 from ptycho_stream.verdicts import HARMLESS
+from ptycho_streamd.allowance import Allowance
 from ptycho_streamd.pattern_watch import PatternWatch
 
 LOOK_S = 0.05
@@ -68,7 +69,7 @@ class ScanTrust:
         self._told = self._shown = 0
         self._look_at_s = 0.0
         self._report_at_s = 0.0
-        self._wanted_at_s: float | None = None
+        self._view_time = Allowance(VIEW_WAIT_S)
         self.report: TrustReport | None = None
 
     def _has_work(self, *, hurried: bool) -> bool:
@@ -118,18 +119,14 @@ class ScanTrust:
             return False
         self._report_at_s = ended_s + self._settings.interval_s
         self._note(report)
-        append_history(self._image.reader.directory, _entry(state, report, self.suggestions))
+        append_history(self._image.reader.directory, _entry(self.told(state)))
         return True
 
     @property
     def awaits_view(self) -> bool:
         """Whether another view of the scan should come any moment."""
-        if self.view_wanted is None:
-            self._wanted_at_s = None
-        elif self._wanted_at_s is None:
-            self._wanted_at_s = time.monotonic()
-        since_s = self._wanted_at_s
-        return since_s is not None and time.monotonic() - since_s < VIEW_WAIT_S
+        wanted = self.view_wanted is not None
+        return self._view_time.left(running=wanted) and wanted
 
     @property
     def suggestions(self) -> tuple[str, ...]:
@@ -225,7 +222,7 @@ class ScanTrust:
             log.log(level, "scan %s: %s: %s", scan_id, report.verdict, "; ".join(report.reasons))
 
 
-def _entry(state: ImageState, report: TrustReport, suggestions: tuple[str, ...]) -> HistoryEntry:
+def _entry(state: ImageState) -> HistoryEntry:
     return HistoryEntry(
         time_ns=time.time_ns(),
         generation=state.generation,
@@ -233,7 +230,7 @@ def _entry(state: ImageState, report: TrustReport, suggestions: tuple[str, ...])
         layer=state.layer,
         sweeps=state.sweeps,
         model=state.model,
-        figures=report.figures,
-        verdict=report.verdict,
-        reasons=(*report.reasons, *suggestions),
+        figures=state.trust,
+        verdict=state.verdict,
+        reasons=state.reasons,
     )

@@ -16,7 +16,7 @@ from zmq.utils.monitor import recv_monitor_message
 from ptycho_stream.errors import EndpointError
 from ptycho_stream.messages import Message
 from ptycho_stream.settings import Settings
-from ptycho_stream.wire import decoder_for
+from ptycho_stream.wire import FrameDecoder, frame_decoders, position_decoder
 from ptycho_stream.wire.limits import WireLimits
 
 PULL_QUEUE_MESSAGES = 64
@@ -72,8 +72,8 @@ class Source:
         name: ``detector`` or ``positions``, the settings' table.
         endpoint: where it is.
         options: how to attach to it.
-        dialect: which codec understands it.
-        limits: what the codec and the socket accept.
+        decoder: of its dialect; several streams may share one.
+        limits: what the socket accepts.
         sub_queue_messages: so many may wait in a SUB socket.
 
     Raises:
@@ -86,7 +86,7 @@ class Source:
         name: str,
         endpoint: str,
         options: SocketSettings,
-        dialect: str,
+        decoder: FrameDecoder,
         limits: WireLimits,
         sub_queue_messages: int,
     ) -> None:
@@ -94,7 +94,7 @@ class Source:
         self.endpoint = endpoint
         self.health = Health()
         self._options = options
-        self._decoder = decoder_for(dialect, limits)
+        self._decoder = decoder
         self.socket = context.socket(zmq.PULL if options.socket == "pull" else zmq.SUB)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.MAXMSGSIZE, limits.max_message_bytes)
@@ -187,25 +187,31 @@ def sub_queue_messages(queue_bytes: int, limits: WireLimits) -> int:
 
 def open_sources(
     context: zmq.Context[zmq.Socket[bytes]], settings: Settings, limits: WireLimits
-) -> tuple[Source, Source | None]:
-    """The detector's stream, and that of positions if they come on their own.
+) -> list[Source]:
+    """The stream of positions, if they come on their own, and those of the detector.
 
     Raises:
         EndpointError: one of them cannot be attached to; none is left open.
     """
-    detector = settings.detector
-    queue_messages = sub_queue_messages(detector.queue_bytes, limits)
-    frames = Source(
-        context, "detector", detector.endpoint, detector, detector.dialect, limits, queue_messages
-    )
-    positions = settings.positions
-    if positions.source != "native" or positions.endpoint is None:
-        return frames, None
+    opened: list[Source] = []
     try:
-        endpoint = positions.endpoint
-        # Positions are small: they may wait in any number that a scan has.
-        most = SUB_QUEUE_MESSAGES[1]
-        return frames, Source(context, "positions", endpoint, positions, "native", limits, most)
+        positions = settings.positions
+        decoder = position_decoder(positions, limits)
+        if decoder is not None and positions.endpoint is not None:
+            # Positions are small: they may wait in any number that a scan has.
+            most = SUB_QUEUE_MESSAGES[1]
+            opened.append(
+                Source(context, "positions", positions.endpoint, positions, decoder, limits, most)
+            )
+        detector = settings.detector
+        queue_messages = sub_queue_messages(detector.queue_bytes, limits)
+        decoders = frame_decoders(detector, limits)
+        for endpoint, decoder in zip(detector.endpoints, decoders, strict=True):
+            opened.append(
+                Source(context, "detector", endpoint, detector, decoder, limits, queue_messages)
+            )
     except EndpointError:
-        frames.close()
+        for source in opened:
+            source.close()
         raise
+    return opened

@@ -13,6 +13,7 @@ from ptycho_stream.cli.options import (
     AsJson,
     Config,
     ControlEndpoint,
+    Timeout,
     call_daemon,
     print_result,
     print_table,
@@ -29,9 +30,6 @@ app.add_typer(ctl_images.app)
 
 ScanId = Annotated[
     str | None, typer.Argument(metavar="[ID]", help="The scan; without it the newest or running.")
-]
-Timeout = Annotated[
-    float | None, typer.Option(metavar="S", min=0, help="How long the answer may take.")
 ]
 
 

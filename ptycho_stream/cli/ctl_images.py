@@ -13,6 +13,7 @@ from ptycho_stream.cli.options import (
     AsJson,
     Config,
     ControlEndpoint,
+    Timeout,
     call_daemon,
     print_result,
     print_table,
@@ -23,9 +24,6 @@ app = typer.Typer(rich_markup_mode=None)
 
 ScanId = Annotated[
     str | None, typer.Argument(metavar="[ID]", help="The scan; without it the newest.")
-]
-Timeout = Annotated[
-    float | None, typer.Option(metavar="S", min=0, help="How long the answer may take.")
 ]
 
 

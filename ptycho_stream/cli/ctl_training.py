@@ -18,6 +18,7 @@ from ptycho_stream.cli.options import (
     AsJson,
     Config,
     ControlEndpoint,
+    Timeout,
     call_daemon,
     control_endpoint,
     print_result,
@@ -29,9 +30,6 @@ app = typer.Typer(rich_markup_mode=None)
 
 JobId = Annotated[str | None, typer.Argument(metavar="[JOB]", help="As `ctl jobs` lists it.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Until the job is over; status 1 if it fails.")]
-Timeout = Annotated[
-    float | None, typer.Option(metavar="S", min=0, help="How long the answer may take.")
-]
 POLL_S = 0.5
 
 

@@ -31,6 +31,9 @@ ResyncEndpoint = Annotated[
 ControlEndpoint = Annotated[
     str | None, typer.Option("--endpoint", metavar="ENDPOINT", help="control.endpoint")
 ]
+Timeout = Annotated[
+    float | None, typer.Option(metavar="S", min=0, help="How long the answer may take.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_stream.reconstruct.frame_hash import frame_hash
+
 TileIndex = tuple[int, int]
 
 MIN_WEIGHT = 1e-3
@@ -36,12 +38,9 @@ def half_of(frame_numbers: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
     """Which half-canvas (0 or 1) frames belong to: a hash of the number, so that it never changes.
 
     Even and odd numbers would put neighbouring scan rows into different halves; the hash
-    (splitmix64 finaliser, Steele et al., OOPSLA 2014) spreads both over the whole sample.
+    spreads both over the whole sample.
     """
-    x = frame_numbers.astype(np.uint64)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((x ^ (x >> np.uint64(31))) & np.uint64(1)).astype(np.int64)
+    return (frame_hash(frame_numbers, 0) & np.uint64(1)).astype(np.int64)
 
 
 class Canvas:

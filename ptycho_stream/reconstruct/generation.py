@@ -92,11 +92,6 @@ class Generation:
         """Numbers (n,) of the frames in the image, in the order in which they were added."""
         return self._joined()["number"]
 
-    @property
-    def position_yx_m(self) -> NDArray[np.float64]:
-        """Positions (n, 2) of those frames, metres."""
-        return self._joined()["position_yx_m"]
-
     def _joined(self) -> NDArray[Any]:
         if len(self._frames) != 1:
             self._frames[:] = [np.concatenate([np.empty(0, _FRAME), *self._frames])]

@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 from ptycho_stream.errors import ModelError
 from ptycho_stream.geometry import patch_corners
 from ptycho_stream.physics.probe import Probe
-from ptycho_stream.reconstruct.canvas import Canvas, TileIndex
+from ptycho_stream.reconstruct.canvas import Canvas
 from ptycho_stream.reconstruct.generation import Generation
 from ptycho_stream.reconstruct.misfit import Misfit, stitched_misfit
 from ptycho_stream.reconstruct.patches import valid_pixels
+from ptycho_stream.reconstruct.trust import tile_windows
+from ptycho_stream.results import Tile
 from ptycho_stream.scans.reader import ScanReader
+from ptycho_stream.scans.records import positions_of
 
 if TYPE_CHECKING:
     from ptycho_stream.reconstruct.scan_image import ScanImage
@@ -63,7 +66,7 @@ def newest_misfit(
     newest = generation.ledger.added[-compared_frames(size) :]
     first = int(newest.min())
     pairs = reader.pairs(first, int(newest.max()) + 1)[newest - first]
-    position_yx_m = np.stack([pairs["y_m"], pairs["x_m"]], axis=1)
+    position_yx_m = positions_of(pairs)
     corner, shift = patch_corners(position_yx_m, generation.identity.pixel_yx_m, size)
     # One window below the other: as small as it can be, however far apart the frames lie.
     rows = np.arange(len(pairs)) * size
@@ -93,18 +96,14 @@ def _windows(
 ) -> NDArray[np.complex64]:
     """The object in each window, (B * N, N), NaN where never seen."""
     t = canvas.tile_px
-    windows = np.full((len(corner_yx_px) * size_px, size_px), complex(np.nan, np.nan), np.complex64)
-    known: dict[TileIndex, NDArray[np.complex64]] = {}
-    for number, (top, left) in enumerate(corner_yx_px.tolist()):
-        window = windows[number * size_px : (number + 1) * size_px]
-        for ty in range(top // t, (top + size_px - 1) // t + 1):
-            for tx in range(left // t, (left + size_px - 1) // t + 1):
-                if (ty, tx) not in canvas.tiles:
-                    continue
-                if (ty, tx) not in known:
-                    known[ty, tx] = canvas.object_tile((ty, tx))[0]
-                y0, y1 = max(top, ty * t), min(top + size_px, (ty + 1) * t)
-                x0, x1 = max(left, tx * t), min(left + size_px, (tx + 1) * t)
-                part = known[ty, tx][y0 - ty * t : y1 - ty * t, x0 - tx * t : x1 - tx * t]
-                window[y0 - top : y1 - top, x0 - left : x1 - left] = part
-    return windows
+    last = corner_yx_px + size_px - 1
+    under = {
+        (ty, tx)
+        for low, high in zip((corner_yx_px // t).tolist(), (last // t).tolist(), strict=True)
+        for ty in range(low[0], high[0] + 1)
+        for tx in range(low[1], high[1] + 1)
+    }
+    tiles = {
+        i: Tile(canvas.tiles[i].version, *canvas.object_tile(i)) for i in under & set(canvas.tiles)
+    }
+    return tile_windows(tiles, t, corner_yx_px, size_px).reshape(-1, size_px)

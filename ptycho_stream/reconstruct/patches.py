@@ -17,6 +17,7 @@ from ptycho_stream.reconstruct.collapse import Verdicts
 from ptycho_stream.reconstruct.predict import Predictor
 from ptycho_stream.reconstruct.recipe import Recipe
 from ptycho_stream.scans.reader import ScanReader
+from ptycho_stream.scans.records import positions_of
 
 PHOTON_FRAMES = 8
 """So many frames, the first of the scan, give the photons of the unattenuated beam."""
@@ -81,7 +82,7 @@ class PatchMaker:
 
     def make(self, pairs: NDArray[Any], pixel_yx_m: tuple[float, float]) -> Patches:
         """Patches of ``pairs`` (B,), records of the scan's log of pairs; groups lie in a row."""
-        position_yx_m = np.stack([pairs["y_m"], pairs["x_m"]], axis=1)
+        position_yx_m = positions_of(pairs)
         corner, shift = patch_corners(position_yx_m, pixel_yx_m, self._view.size_px)
         counts = self._view.apply(self._reader.frames(pairs["slot"]))
         found = self.predictor.predict_judged(counts, shift, self._valid)

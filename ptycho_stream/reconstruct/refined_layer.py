@@ -27,6 +27,7 @@ from ptycho_stream.reconstruct.refine_settings import RefineSettings
 from ptycho_stream.reconstruct.trust import held_out
 from ptycho_stream.results import Tile
 from ptycho_stream.scans.reader import ScanReader
+from ptycho_stream.scans.records import positions_of
 from ptycho_stream.settings import RefinementSettings
 
 _log = logging.getLogger(__name__)
@@ -147,7 +148,7 @@ class RefinedLayer:
         used = ~held_out(pairs["number"])
         indices, pairs = indices[used], pairs[used]
         if len(indices):
-            position_yx_m = np.stack([pairs["y_m"], pairs["x_m"]], axis=1)
+            position_yx_m = positions_of(pairs)
             self._refiner.add(pairs["slot"].astype(np.int64), position_yx_m / self._pixel_yx_m)
             self.pairs = np.concatenate([self.pairs, indices])
             self._stuck = False

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ptycho_stream.errors import StoreError
 from ptycho_stream.reconstruct.generation import Generation
 from ptycho_stream.scans.reader import ScanReader
+from ptycho_stream.scans.records import positions_of
 
 STATE_FILE = "reconstruct.npz"
 
@@ -105,7 +106,7 @@ def _generation(
     if len(taken) and taken.max() >= len(pairs):
         raise ValueError("it holds more pairs than the store")
     stored = pairs[added]
-    position_yx_m = np.stack([stored["y_m"], stored["x_m"]], axis=1)
+    position_yx_m = positions_of(stored)
     if not np.array_equal(stored["number"], frames["number"]) or not np.array_equal(
         position_yx_m, frames["position_yx_m"]
     ):

@@ -33,6 +33,7 @@ from ptycho_stream.reconstruct.saved_image import image_state, load_state, write
 from ptycho_stream.reconstruct.shown_frames import ShownFrames
 from ptycho_stream.results import ImageState, Tile
 from ptycho_stream.scans.reader import ScanReader
+from ptycho_stream.scans.records import positions_of
 from ptycho_stream.settings import RefinementSettings
 
 _START_FRAMES = 16
@@ -276,7 +277,7 @@ class ScanImage:
         skipped = skipped[self._usable(generation, skipped, self._pairs_at(skipped))[0]]
         used, waiting = np.concatenate([ledger.added, skipped]), ledger.waiting
         pairs = self._pairs_at(np.concatenate([used, waiting]))
-        former.restore(used, waiting, np.stack([pairs["y_m"], pairs["x_m"]], axis=1))
+        former.restore(used, waiting, positions_of(pairs))
         return former
 
     def _usable(

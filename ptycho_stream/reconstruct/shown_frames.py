@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_stream.scans.records import positions_of
+
 
 class ShownFrames:
     """Frames by the index of their pairs in the scan's log.
@@ -40,7 +42,7 @@ class ShownFrames:
 
     def add(self, indices: NDArray[np.int64], pairs: NDArray[Any]) -> None:
         """List frames that :meth:`missing` named, whose ``pairs`` (n,) these are."""
-        position_yx_m = np.stack([pairs["y_m"], pairs["x_m"]], axis=1)
+        position_yx_m = positions_of(pairs)
         self.number = np.concatenate([self.number, pairs["number"].astype(np.int64)])
         self.position_yx_m = np.concatenate([self.position_yx_m, position_yx_m])
         self.slot = np.concatenate([self.slot, pairs["slot"].astype(np.int64)])

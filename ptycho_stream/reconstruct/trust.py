@@ -22,6 +22,7 @@ from ptycho_stream.errors import GeometryError
 from ptycho_stream.physics.forward import intensity
 from ptycho_stream.physics.probe import Probe, shifted_modes, spectrum_of
 from ptycho_stream.reconstruct.canvas import TileIndex
+from ptycho_stream.reconstruct.frame_hash import in_share
 from ptycho_stream.reconstruct.predict import corner_amplitude
 from ptycho_stream.results import Tile
 
@@ -44,14 +45,10 @@ def held_out(
 ) -> NDArray[np.bool_]:
     """Which frames stay out of stitching and refinement, bool (n,).
 
-    A hash of the number (splitmix64 finaliser, Steele et al., OOPSLA 2014) that knows nothing of
-    the one that deals frames to the two half-canvases; a growing scan changes nothing.
+    By a hash of the number that knows nothing of the one that deals frames to the two
+    half-canvases.
     """
-    x = frame_numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
-    return (x >> np.uint64(11)).astype(np.float64) < share * 2.0**53
+    return in_share(frame_numbers, share, 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

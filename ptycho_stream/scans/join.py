@@ -18,6 +18,7 @@ from ptycho_stream.scans.records import (
     PAIR_FLAG_JUMP,
     PAIR_FLAG_OUT_OF_EXTENT,
     PAIR_RECORD,
+    positions_of,
 )
 
 MAX_WAITING: Final = 2**21
@@ -188,7 +189,7 @@ class Join:
             self.positioned += table.y[row] != table.y[row]
             table.y[row], table.x[row] = float(pair["y_m"]), float(pair["x_m"])
             table.flags[row], table.revision[row] = pair["flags"], pair["revision"]
-        known = np.stack([positions["y_m"], positions["x_m"]], axis=1)
+        known = positions_of(positions)
         return self.positions(positions["number"].astype(np.int64), known, 0)
 
     def _kept(self, numbers: NDArray[np.int64]) -> NDArray[np.int64] | None:

@@ -6,7 +6,7 @@ recovery; ``docs/store.md`` describes the fields.  All little endian, all multip
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,3 +96,8 @@ def stamp(records: NDArray[np.void]) -> None:
 def intact(records: NDArray[np.void]) -> NDArray[np.bool_]:
     """Which of contiguous ``records`` (n,) carry the check word that their content asks for."""
     return records["record_check"] == record_checks(records)
+
+
+def positions_of(records: NDArray[Any]) -> NDArray[np.float64]:
+    """Positions (n, 2), metres, of ``records`` (n,) of the logs of positions or pairs."""
+    return np.stack([records["y_m"], records["x_m"]], axis=1)

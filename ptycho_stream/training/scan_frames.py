@@ -17,8 +17,10 @@ from ptycho_stream.errors import TrainingError
 from ptycho_stream.geometry import patch_corners
 from ptycho_stream.physics.probe import Probe
 from ptycho_stream.reconstruct.corrections import Corrections
+from ptycho_stream.reconstruct.frame_hash import frame_hash, in_share
 from ptycho_stream.reconstruct.patches import valid_pixels
 from ptycho_stream.scans.reader import ScanReader
+from ptycho_stream.scans.records import positions_of
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def open_frames(
             f"has {probe.size_px}: name a probe of that size under [probe]"
         )
     taken = _usable(reader, *pairs)
-    position_yx_m = np.stack([taken["y_m"], taken["x_m"]], axis=1)
+    position_yx_m = positions_of(taken)
     corner, shift = patch_corners(position_yx_m, header.pixel_yx_m, header.size_px)
     return ScanFrames(
         reader=reader,
@@ -126,9 +128,9 @@ def held_out(frame_numbers: NDArray[np.integer[Any]], share: float, seed: int) -
         seed: another one holds out others.
 
     Returns:
-        Bool (M,), by the splitmix64 finaliser (Steele et al., OOPSLA 2014).
+        Bool (M,).
     """
-    return (_hash(frame_numbers, seed) >> np.uint64(11)).astype(np.float64) < share * 2.0**53
+    return in_share(frame_numbers, share, seed + 1)
 
 
 def judging(frame_numbers: NDArray[np.integer[Any]], seed: int) -> NDArray[np.bool_]:
@@ -136,11 +138,4 @@ def judging(frame_numbers: NDArray[np.integer[Any]], seed: int) -> NDArray[np.bo
 
     By a bit of the hash that :func:`held_out` does not look at.
     """
-    return (_hash(frame_numbers, seed) & np.uint64(1)).astype(bool)
-
-
-def _hash(frame_numbers: NDArray[np.integer[Any]], seed: int) -> NDArray[np.uint64]:
-    x = frame_numbers.astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    return (frame_hash(frame_numbers, seed + 1) & np.uint64(1)).astype(bool)

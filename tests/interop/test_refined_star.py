@@ -24,20 +24,7 @@ pytestmark = [pytest.mark.interop, pytest.mark.timeout(240)]
 PROGRAM = Path(sys.executable).with_name("ptycho-stream")
 
 
-def figures(data_folder: Path, tool: str, *arguments: object) -> dict[str, float]:
-    """What one of the programs that come with the data says of its arguments."""
-    answer = subprocess.run(
-        [sys.executable, data_folder.parent / "tools" / tool, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=90,
-    )
-    assert answer.returncode == 0, answer.stderr
-    print(tool, answer.stdout)
-    return {name: float(v) for name, v in (row.split() for row in answer.stdout.splitlines())}
-
-
-def test_a_guess_of_the_probe_becomes_a_refined_image(data_folder, tmp_path):
+def test_a_guess_of_the_probe_becomes_a_refined_image(figures, data_folder, tmp_path):
     packed = bz2.decompress((data_folder / SOURCE).read_bytes())
     with np.load(io.BytesIO(packed)) as held:
         guess = np.squeeze(held["probe"]).astype(np.complex64)[None]
@@ -68,10 +55,10 @@ def test_a_guess_of_the_probe_becomes_a_refined_image(data_folder, tmp_path):
             watching.wait()
     with np.load(out) as held:
         assert sorted(held["frame_numbers"].tolist()) == list(range(516))
-    score = figures(data_folder, "score_object.py", out, data_folder / REFERENCE)
+    score = figures("score_object.py", out, data_folder / REFERENCE)
     assert score["nrmse"] <= 0.075
     assert score["phase_ssim"] >= 0.80
     assert score["frc_half"] >= 0.53
-    explained = figures(data_folder, "r_factor.py", out, data_folder / SOURCE)
+    explained = figures("r_factor.py", out, data_folder / SOURCE)
     assert explained["excess"] <= 0.022
     assert explained["frames"] > 400
