@@ -15,7 +15,8 @@ from make_siemens_star import siemens_star
 
 from ptycho_stream.files.npz import load_scan, save_scan
 from ptycho_stream.messages import Frame, Positions, ScanEnd, ScanStart
-from ptycho_stream.wire import WireLimits, decoder_for
+from ptycho_stream.settings import DetectorSettings
+from ptycho_stream.wire import NativeDecoder, WireLimits, frame_decoders
 from ptycho_stream.wire.compression import decode
 
 PROGRAM = [
@@ -65,7 +66,8 @@ def test_a_simulated_scan_is_streamed_as_two_series(scan_path: Path, dialect: st
         *("--positions-bind", positions_at, "--repeat", 2, "--rate", 500, "--json"),
     )
     got, where = [], []
-    decoder, position_decoder = (decoder_for(name, WireLimits()) for name in (dialect, "native"))
+    (decoder,) = frame_decoders(DetectorSettings(dialect=dialect), WireLimits())
+    position_decoder = NativeDecoder(WireLimits())
     with zmq.Context() as context, context.socket(zmq.PULL) as frames:
         positions = context.socket(zmq.PULL)
         frames.linger = positions.linger = 0

@@ -22,10 +22,11 @@ from ptycho_stream.messages import (
     ScanEnd,
     ScanStart,
 )
+from ptycho_stream.settings import DetectorSettings
 from ptycho_stream.simulate.detector import DetectorSimulator, PositionSimulator, play
 from ptycho_stream.simulate.outlet import Outlet
 from ptycho_stream.simulate.series import DetectorOptions
-from ptycho_stream.wire import WireLimits, decoder_for
+from ptycho_stream.wire import WireLimits, frame_decoders
 from ptycho_stream.wire.compression import decode
 
 
@@ -55,7 +56,7 @@ class Receiver:
 
     def _run(self) -> None:
         endpoint, dialect, kind = self._args
-        decoder = decoder_for(dialect, WireLimits())
+        (decoder,) = frame_decoders(DetectorSettings(dialect=dialect), WireLimits())
         with zmq.Context() as context, context.socket(kind) as socket:
             socket.linger = 0
             if kind == zmq.SUB:
