@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 BytesLike = bytes | bytearray | memoryview
+
+Gate = Literal["open", "dark", "skip"]
+"""Whether a frame is to be reconstructed: ``open`` is; ``dark`` was taken without beam, for the
+background; ``skip`` is kept and left out (shutter closed, top-up)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,10 @@ class EncodedImage:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One frame of a series.  ``number`` is absolute, from 0; times are UTC nanoseconds."""
+    """One frame of a series.  ``number`` is absolute, from 0; times are UTC nanoseconds.
+
+    ``i0`` is the reading of a beam monitor, in any unit that stays the same within a scan.
+    """
 
     series: str
     number: int
@@ -76,6 +83,8 @@ class Frame:
     position_yx_m: tuple[float, float] | None = None
     start_ns: int | None = None
     stop_ns: int | None = None
+    i0: float | None = None
+    gate: Gate = "open"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +99,14 @@ class PositionsStart:
     """A positioner begins an epoch, which belongs to exactly one scan.
 
     ``epoch`` is unique to the sender; ``series`` names the detector's series where it is known.
+    ``joined``: its real start was not heard, so that ``epoch`` is a name of the decoder's making.
+    ``metadata`` (sample, operator, motors ...) go into the header of its scan.
     """
 
     epoch: str
     series: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    joined: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +115,16 @@ class Positions:
 
     ``numbers`` is int64 (n,), ``position_yx_m`` float64 (n, 2): stage coordinates of the probe's
     centre in metres.  An ``epoch`` that was never started starts with its first positions.
+    ``i0`` float64 (n,) are readings of a beam monitor, NaN where there is none; ``skip`` bool (n,)
+    is True where a frame is to be left out of the image (``Gate``).  None: nothing is said.
     """
 
     epoch: str
     series: str | None
     numbers: NDArray[np.int64]
     position_yx_m: NDArray[np.float64]
+    i0: NDArray[np.float64] | None = None
+    skip: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, slots=True)

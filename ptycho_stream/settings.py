@@ -27,6 +27,7 @@ from ptycho_stream.errors import SettingsError
 from ptycho_stream.geometry import Orientation
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]", "::1")
+PVA_SCHEME = "pva://"
 
 
 def _endpoint(value: str) -> str:
@@ -39,6 +40,14 @@ def _endpoint(value: str) -> str:
         port = None
     if parts.scheme != "tcp" or not parts.hostname or not port:
         raise ValueError("is not a ZeroMQ endpoint: write tcp://HOST:PORT or ipc:///PATH")
+    return value
+
+
+def _frame_endpoint(value: str) -> str:
+    if not value.startswith(PVA_SCHEME):
+        return _endpoint(value)
+    if not value.removeprefix(PVA_SCHEME).isprintable() or value == PVA_SCHEME:
+        raise ValueError("names no channel: write pva://CHANNEL, such as pva://13SIM1:Pva1:Image")
     return value
 
 
@@ -76,6 +85,7 @@ def _storable(value: str | int | float | bool) -> str | int | float | bool:
 
 
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
+FrameEndpoint = Annotated[str, AfterValidator(_frame_endpoint)]
 LocalEndpoint = Annotated[str, AfterValidator(_local_endpoint)]
 MetadataValue = Annotated[str | int | float | bool, AfterValidator(_storable)]
 SizePx = Annotated[int, Field(gt=0)]
@@ -109,12 +119,98 @@ class DataSettings(Section):
     )
 
 
+FirstNumber = Annotated[int, Field(ge=0)] | Literal["any"]
+
+
+class PsiSettings(Section):
+    """A sender of PSI's ``array-1.0`` messages, which has neither start nor end of a series."""
+
+    first_number: FirstNumber = Field(
+        default=0, description="of a series' first frame; 'any': the first that comes is frame 0"
+    )
+
+
+class OdinSettings(Section):
+    """A live view plugin of odin-data."""
+
+    first_number: FirstNumber = Field(
+        default=0, description="of a series' first frame; 'any': the first that comes is frame 0"
+    )
+    shape_order: Literal["xy", "yx"] = Field(
+        default="xy", description="of the header's `shape`: as specified, or rows first"
+    )
+    dataset: str | None = Field(
+        default=None, description="only frames of this dataset are taken; unset: all"
+    )
+
+
+class SlsdetSettings(Section):
+    """The receivers of slsDetectorPackage, one a module, and how modules make a frame."""
+
+    modules_yx: tuple[SizePx, SizePx] | None = Field(
+        default=None, description="rows and columns of modules; unset: the header's `detshape`"
+    )
+    gap_yx_px: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = Field(
+        default=(0, 0),
+        description="pixels between modules, stored as the largest value, which is a bad pixel",
+    )
+    incomplete: Literal["skip", "use", "drop"] = Field(
+        default="skip",
+        description="a frame that lacks a module: stored and left out of the image, stored and "
+        "used as it is, or not stored; counted in any case",
+    )
+    wait_ms: float = Field(
+        default=1000.0, gt=0, description="for the modules of a frame, from its first one on"
+    )
+    wait_bytes: int = Field(
+        default=256_000_000, ge=1_000_000, description="that frames may take while they wait"
+    )
+
+
+class PvaSettings(Section):
+    """An areaDetector channel over PV Access (extra `[pva]`)."""
+
+    servers: tuple[str, ...] = Field(
+        default=(),
+        description="that are asked for the channel over TCP, HOST or HOST:PORT; unset: what the "
+        "environment's EPICS_PVA_* say, else all on the local networks",
+    )
+    first_number: FirstNumber = Field(
+        default=1, description="of a series' first frame; 'any': the first that comes is frame 0"
+    )
+    acquire_channel: str | None = Field(
+        default=None,
+        description="a channel that is not 0 while the detector acquires: begins and ends a series",
+    )
+    quiet_s: float = Field(
+        default=1.0, gt=0, description="without a frame, after which an acquisition is over"
+    )
+    series_attribute: str | None = Field(
+        default=None, description="of an array: a series is over when its value changes"
+    )
+    position_attributes_yx: tuple[str, str] | None = Field(
+        default=None, description="of an array: where its frame was taken"
+    )
+    position_scale_yx_m: tuple[float, float] = Field(
+        default=(1.0, 1.0), description="metres a unit of those attributes; negative: mirrored"
+    )
+    i0_attribute: str | None = Field(
+        default=None, description="of an array: the reading of a beam monitor"
+    )
+
+    @model_validator(mode="after")
+    def _scale_is_a_scale(self) -> PvaSettings:
+        if 0 in self.position_scale_yx_m:
+            raise ValueError("position_scale_yx_m has a 0, which puts all frames into one place")
+        return self
+
+
 class DetectorSettings(Section):
     """The frame stream."""
 
-    dialect: Literal["dectris-v1", "native"] = "dectris-v1"
-    endpoint: Endpoint = "tcp://127.0.0.1:9999"
-    more_endpoints: tuple[Endpoint, ...] = Field(
+    dialect: Literal["dectris-v1", "stins", "psi", "slsdet", "odin", "native", "pva"] = "dectris-v1"
+    endpoint: FrameEndpoint = "tcp://127.0.0.1:9999"
+    more_endpoints: tuple[FrameEndpoint, ...] = Field(
         default=(), description="of the same detector, where several senders share its frames"
     )
     attach: Literal["connect", "bind"] = "connect"
@@ -122,6 +218,17 @@ class DetectorSettings(Section):
     crop_yx_px: tuple[SizePx, SizePx] | None = Field(
         default=None,
         description="height and width stored, about the beam centre; the whole frame if unset",
+    )
+    crop_margin_px: int = Field(
+        default=0,
+        ge=0,
+        description="stored beyond crop_yx_px on each side, so that the centre can be corrected",
+    )
+    bin_px: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="so many detector pixels a side are summed into one that is stored",
     )
     max_shape_yx_px: tuple[SizePx, SizePx] = Field(
         default=(8192, 8192), description="larger frames are refused"
@@ -132,13 +239,41 @@ class DetectorSettings(Section):
         description="of the largest frames, kept for a busy ingest by a SUB socket",
     )
     silence_s: float = Field(
-        default=60.0, gt=0, description="a scan without a frame for so long is taken for cut short"
+        default=60.0,
+        gt=0,
+        description="a scan without a frame for so long is taken for cut short, or for complete "
+        "where the dialect has no end of a series (psi, odin, pva)",
     )
+    psi: PsiSettings = PsiSettings()
+    odin: OdinSettings = OdinSettings()
+    slsdet: SlsdetSettings = SlsdetSettings()
+    pva: PvaSettings = PvaSettings()
+
+    @property
+    def ends_by_silence(self) -> bool:
+        """Whether the stream itself never says that a series is over."""
+        if self.dialect == "pva":
+            return self.pva.acquire_channel is None
+        return self.dialect in ("psi", "odin")
 
     @property
     def endpoints(self) -> tuple[str, ...]:
         """All of the detector's."""
         return (self.endpoint, *self.more_endpoints)
+
+    @model_validator(mode="after")
+    def _crop_is_made_of_bins(self) -> DetectorSettings:
+        if self.crop_yx_px is None:
+            if self.crop_margin_px:
+                raise ValueError("crop_margin_px has no effect without crop_yx_px: set that too")
+            return self
+        stored = tuple(size + 2 * self.crop_margin_px for size in self.crop_yx_px)
+        if any(size % self.bin_px for size in stored):
+            raise ValueError(
+                f"crop_yx_px with its margins is {stored[0]} x {stored[1]} pixels, no whole number "
+                f"of bins of {self.bin_px}: make both a multiple of bin_px = {self.bin_px}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _endpoints_can_be_attached(self) -> DetectorSettings:
@@ -148,15 +283,173 @@ class DetectorSettings(Section):
             raise ValueError("more_endpoints names an endpoint twice")
         return self
 
+    @model_validator(mode="after")
+    def _options_are_of_the_dialect(self) -> DetectorSettings:
+        for name in ("psi", "odin", "slsdet", "pva"):
+            table = getattr(self, name)
+            # The stages get all settings written out: a table of defaults says nothing.
+            if name != self.dialect and table != type(table)():
+                raise ValueError(f"has a table [detector.{name}] and dialect = {self.dialect!r}")
+        channels = [endpoint for endpoint in self.endpoints if endpoint.startswith(PVA_SCHEME)]
+        if self.dialect != "pva" and channels:
+            raise ValueError(f"{channels[0]} is a PV Access channel: set dialect = 'pva' for it")
+        if self.dialect == "pva":
+            if len(self.endpoints) > 1 or not channels:
+                raise ValueError("dialect = 'pva' takes one channel: endpoint = 'pva://CHANNEL'")
+            if {"attach", "socket"} & self.model_fields_set:
+                raise ValueError("attach and socket are of ZeroMQ: leave them out for 'pva'")
+        return self
+
+
+def _scale(value: tuple[float, float]) -> tuple[float, float]:
+    if 0 in value:
+        raise ValueError("has a 0, which puts all frames into one place")
+    return value
+
+
+ScaleYx = Annotated[tuple[float, float], AfterValidator(_scale)]
+FieldName = Annotated[str, Field(min_length=1)]
+
+
+class PandaSettings(Section):
+    """A PandA that publishes what it captures as JSON, in datasets by name."""
+
+    y: FieldName = Field(description="dataset of the stage's y, such as /INENC2.VAL.Value")
+    x: FieldName = Field(description="dataset of the stage's x")
+    scale_yx_m: ScaleYx = Field(description="metres a count; negative: mirrored")
+    offset_yx_m: tuple[float, float] = Field(
+        default=(0.0, 0.0), description="added after scaling: where the stage is at 0 counts"
+    )
+    samples_per_frame: int = Field(
+        default=1, ge=1, le=100_000, description="of a detector frame, whose mean is its position"
+    )
+    first_sample: int = Field(
+        default=0, ge=0, description="of frame 0; samples before it belong to no frame"
+    )
+    min_fraction: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="of a frame's samples that must have come for it to get a position; the rest "
+        "is taken for lost when the scan is over, or thousands of samples later",
+    )
+    i0: FieldName | None = Field(default=None, description="dataset of a beam monitor")
+    i0_from: Literal["mean", "sum"] = Field(
+        default="mean", description="a frame's reading: of its samples"
+    )
+    gate: FieldName | None = Field(
+        default=None, description="dataset that tells whether the beam was on, such as a shutter's"
+    )
+    gate_open: Literal["above", "below"] = Field(
+        default="above", description="gate_threshold is the beam on; a frame needs it throughout"
+    )
+    gate_threshold: float = 0.5
+
+    @model_validator(mode="after")
+    def _datasets_differ(self) -> PandaSettings:
+        names = [name for name in (self.y, self.x, self.i0, self.gate) if name is not None]
+        if len(set(names)) < len(names):
+            raise ValueError("names one dataset twice: y, x, i0 and gate are different ones")
+        return self
+
+
+class BlueskySettings(Section):
+    """Bluesky documents over 0MQ, serialised as msgpack or JSON."""
+
+    y: FieldName = Field(description="field of the events with the stage's y, such as samy")
+    x: FieldName = Field(description="field with the stage's x")
+    scale_yx_m: ScaleYx | None = Field(
+        default=None,
+        description="metres a unit of these fields, negative: mirrored; unset: by the units that "
+        "the run's descriptor gives (m, mm, um, nm ...)",
+    )
+    offset_yx_m: tuple[float, float] = Field(default=(0.0, 0.0), description="added after scaling")
+    stream: FieldName = Field(default="primary", description="of the events with positions")
+    frames_per_event: int = Field(
+        default=1, ge=1, le=1_000_000, description="that the detector takes at each step"
+    )
+    i0: FieldName | None = Field(default=None, description="field of a beam monitor")
+    series_key: FieldName | None = Field(
+        default=None,
+        description="key of the run's start document that holds the detector's series; unset: run "
+        "and series are matched by time",
+    )
+    only: dict[str, tuple[MetadataValue, ...]] = Field(
+        default_factory=dict,
+        description="runs are taken whose start document has one of these values under each key, "
+        "such as plan_name = ['grid_scan']; empty: all that have y and x",
+    )
+    prefix: str | None = Field(
+        default=None,
+        pattern=r"^\S*$",
+        description="documents are taken that are published with it; unset: all",
+    )
+
+    @model_validator(mode="after")
+    def _fields_differ(self) -> BlueskySettings:
+        names = [name for name in (self.y, self.x, self.i0) if name is not None]
+        if len(set(names)) < len(names):
+            raise ValueError("names one field twice: y, x and i0 are different ones")
+        return self
+
+
+class GeneratedSettings(Section):
+    """A path that is known beforehand, of a stage that is trusted to follow it."""
+
+    kind: Literal["raster", "snake", "spiral"] = Field(
+        description="rows in one direction; there and back; Fermat's spiral from the centre out"
+    )
+    step_yx_m: ScaleYx = Field(
+        description="between neighbours; negative: the other way; of a spiral: the sides of the "
+        "area of a point"
+    )
+    shape_yx: tuple[SizePx, SizePx] | None = Field(
+        default=None, description="rows and columns of a raster or snake"
+    )
+    radius_m: LengthM | None = Field(
+        default=None, description="frames of a spiral further out have no position; unset: all have"
+    )
+    origin_yx_m: tuple[float, float] = Field(
+        default=(0.0, 0.0), description="of the first point; of a spiral: its centre"
+    )
+    fast_axis: Literal["x", "y"] = Field(
+        default="x", description="along which a raster or snake moves first"
+    )
+    angle_deg: float = Field(
+        default=0.0, description="by which the path is turned about origin, from x towards y"
+    )
+    frames_per_point: int = Field(
+        default=1, ge=1, le=1_000_000, description="that the detector takes at each point"
+    )
+
+    @model_validator(mode="after")
+    def _extent_is_of_the_kind(self) -> GeneratedSettings:
+        if self.kind == "spiral" and self.shape_yx is not None:
+            raise ValueError("shape_yx is of a raster or snake: a spiral has radius_m")
+        if self.kind == "spiral" and self.fast_axis != "x":
+            raise ValueError("fast_axis is of a raster or snake: leave it out for a spiral")
+        if self.kind != "spiral" and self.radius_m is not None:
+            raise ValueError(f"radius_m is of a spiral: a {self.kind} has shape_yx")
+        if self.kind != "spiral" and self.shape_yx is None:
+            raise ValueError(f"a {self.kind} needs shape_yx, its rows and columns")
+        return self
+
 
 class PositionSettings(Section):
     """Where scan positions come from and how long frames wait for them."""
 
-    source: Literal["native", "inline", "file"] = "native"
-    endpoint: Endpoint | None = Field(default=None, description="of a native position stream")
+    source: Literal["native", "panda", "bluesky", "inline", "file", "generated"] = "native"
+    endpoint: Endpoint | None = Field(
+        default=None, description="of the position stream (native, panda, bluesky)"
+    )
     attach: Literal["connect", "bind"] = "connect"
-    socket: Literal["pull", "sub"] = "pull"
+    socket: Literal["pull", "sub"] = Field(
+        default="pull", description="'sub' unless set otherwise for panda and bluesky"
+    )
     path: Path | None = Field(default=None, description="NPZ or CSV, for source = 'file'")
+    panda: PandaSettings | None = None
+    bluesky: BlueskySettings | None = None
+    generated: GeneratedSettings | None = None
     wait_s: float = Field(
         default=10.0, gt=0, description="after a series' end, for positions to come"
     )
@@ -166,10 +459,33 @@ class PositionSettings(Section):
         description="how far apart a scan and an epoch that waits for one may be armed",
     )
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether positions come on their own, from a socket."""
+        return self.source in ("native", "panda", "bluesky")
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether positions are read while frames are taken, so that neither is long before."""
+        return self.source in ("panda", "bluesky")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _publishers_are_subscribed_to(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and raw.get("source") in ("panda", "bluesky"):
+            return {"socket": "sub", **raw}
+        return raw
+
     @model_validator(mode="after")
     def _source_is_complete(self) -> PositionSettings:
-        if self.source == "native" and self.endpoint is None:
-            raise ValueError("source = 'native' needs an endpoint (tcp://HOST:PORT)")
+        if self.is_stream and self.endpoint is None:
+            raise ValueError(f"source = {self.source!r} needs an endpoint (tcp://HOST:PORT)")
+        for name in ("panda", "bluesky", "generated"):
+            given = getattr(self, name) is not None
+            if given and name != self.source:
+                raise ValueError(f"has a table [positions.{name}] and source = {self.source!r}")
+            if name == self.source and not given:
+                raise ValueError(f"source = {name!r} needs a table [positions.{name}]")
         if self.source == "file" and self.path is None:
             raise ValueError("source = 'file' needs a path (NPZ or CSV)")
         if self.endpoint is not None:
@@ -199,6 +515,44 @@ class ViewSettings(Section):
         default=None,
         description="counts from this value on mean a bad pixel; unset: the dtype's top two",
     )
+    bad_pixels_path: Path | None = Field(
+        default=None,
+        description="NPY, NPZ or TIFF of the detector's shape or the stored one; not 0 is bad",
+    )
+    hot_pixels: Literal["suggest", "auto"] = Field(
+        default="suggest",
+        description="pixels that are found to count far too much or nothing: said, or masked by "
+        "itself (trust.diagnosis = 'off' looks for none)",
+    )
+    flat_field_path: Path | None = Field(
+        default=None,
+        description="response of each pixel, by which counts are divided; NPY, NPZ or TIFF; any "
+        "scale; not above 0 is bad",
+    )
+    background: Literal["none", "dark-frames"] = Field(
+        default="none",
+        description="counts that are there without a sample: none, or the mean of the dark frames "
+        "of the scan or of the last dark series before it",
+    )
+    background_path: Path | None = Field(
+        default=None, description="the same from a file, counts a frame; NPY, NPZ or TIFF"
+    )
+    bad_frames_path: Path | None = Field(
+        default=None,
+        description="text with numbers of frames to leave out, and ranges such as 20-25",
+    )
+    use_i0: bool = Field(
+        default=True,
+        description="scale each frame by its reading of the beam monitor, where there is one",
+    )
+
+    @model_validator(mode="after")
+    def _one_background(self) -> ViewSettings:
+        if self.background != "none" and self.background_path is not None:
+            raise ValueError(
+                "background and background_path are both set: keep one of them, dark frames or file"
+            )
+        return self
 
 
 class ZonePlateSettings(Section):

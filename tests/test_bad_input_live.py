@@ -348,8 +348,8 @@ def test_a_cut_table_costs_the_table_only(tmp_path: Path) -> None:
     [
         ("x_pixels_in_detector", 2**40, "detector.max_shape_yx_px"),
         ("y_pixels_in_detector", 10**5, "detector.max_shape_yx_px"),
-        ("nimages", 2**63, "series 1 announces more than"),
-        ("ntrigger", 2**62, "series 1 announces more than"),
+        ("nimages", 2**63, "series 1.*announces more than"),
+        ("ntrigger", 2**62, "series 1.*announces more than"),
         ("bit_depth_image", [16], None),
         ("photon_energy", {"eV": 8800}, None),
     ],

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ptycho_stream.errors import DecodeError, LimitExceeded, WireError
 from ptycho_stream.messages import EncodedImage
-from ptycho_stream.wire.compression import ENCODINGS, decode, encode
+from ptycho_stream.wire.compression import ENCODINGS, decode, decode_window, encode
 
 
 def diffraction(shape: tuple[int, int] = (128, 128), dtype: str = "<u2") -> np.ndarray:
@@ -118,4 +118,84 @@ def test_damaged_blobs_raise_or_decode_but_never_crash(encoding: str) -> None:
             refused += 1
         else:
             assert decoded.shape == pixels.shape
+    assert refused > 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), height=st.integers(1, 150), width=st.integers(1, 150))
+def test_a_window_is_what_the_whole_frame_has_there(
+    data: st.DataObject, height: int, width: int
+) -> None:
+    dtype = data.draw(st.sampled_from(["|u1", "<u2", "<u4", ">u2"]))
+    encoding = data.draw(st.sampled_from(ENCODINGS))
+    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    bottom = data.draw(st.integers(top + 1, height))
+    right = data.draw(st.integers(left + 1, width))
+    seed = data.draw(st.integers(0, 99))
+    pixels = np.random.default_rng(seed).integers(0, 200, (height, width)).astype(dtype)
+    window = slice(top, bottom), slice(left, right)
+    found = decode_window(image(pixels, encoding), window)
+    assert found.dtype == pixels.dtype
+    np.testing.assert_array_equal(found, pixels[window])
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32])
+@pytest.mark.parametrize("rows", [(0, 9), (40, 80), (250, 263)])
+def test_a_window_of_many_blocks_is_written_into_the_given_buffer(rows, bits) -> None:
+    pixels = diffraction((263, 257), "<u4")
+    window = slice(*rows), slice(100, 200)
+    buffer = np.empty((3, rows[1] - rows[0], 100), "<u4")
+    decode_window(image(pixels, "bslz4", bits), window, buffer[1])
+    np.testing.assert_array_equal(buffer[1], pixels[window])
+
+
+def test_blocks_outside_the_window_are_walked_and_not_decoded() -> None:
+    pixels = diffraction((256, 256), "<u4")
+    good = encode(pixels, "bslz4")
+    window = slice(100, 120), slice(0, 256)
+    first_block = struct.unpack_from(">I", good, 12)[0]
+    spoilt = good[:16] + b"\xff" * first_block + good[16 + first_block :]
+    found = decode_window(EncodedImage(spoilt, "bslz4", "<u4", (256, 256)), window)
+    np.testing.assert_array_equal(found, pixels[window])
+    with pytest.raises(DecodeError):
+        decode(EncodedImage(spoilt, "bslz4", "<u4", (256, 256)))
+    longer = good[:12] + struct.pack(">I", first_block + 1) + good[16:]
+    for blob in (longer, good[:-1], good + b"x", good[: len(good) // 2]):
+        with pytest.raises(DecodeError):
+            decode_window(EncodedImage(blob, "bslz4", "<u4", (256, 256)), window)
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        (slice(0, 129), slice(0, 5)),
+        (slice(0, 5), slice(3, 129)),
+        (slice(5, 5), slice(0, 5)),
+        (slice(-1, 5), slice(0, 5)),
+    ],
+)
+def test_a_frame_that_does_not_hold_the_window_is_refused(window) -> None:
+    with pytest.raises(DecodeError, match="does not hold rows"):
+        decode_window(image(diffraction(), "bslz4"), window)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_windows_of_damaged_blobs_raise_or_decode_but_never_crash(encoding: str) -> None:
+    rng = np.random.default_rng(12)
+    pixels = diffraction((40, 233), "<u4")
+    good = encode(pixels, encoding)
+    window = slice(15, 30), slice(5, 60)
+    refused = 0
+    for _ in range(2000):
+        blob = bytearray(good)
+        for _ in range(rng.integers(1, 4)):
+            blob[rng.integers(len(blob))] = rng.integers(256)
+        if rng.random() < 0.3:
+            del blob[rng.integers(len(blob)) :]
+        try:
+            decoded = decode_window(EncodedImage(bytes(blob), encoding, "<u4", (40, 233)), window)
+        except WireError:
+            refused += 1
+        else:
+            assert decoded.shape == (15, 55)
     assert refused > 0

@@ -192,7 +192,7 @@ def test_positions_may_be_longer_than_headers_by_what_their_number_asks_for() ->
     lists = {"frames": [2**40] * 100, "position_yx_m": [[0.1, 0.2]] * 100}
     (batch,) = decoder.receive(pack(type="positions", epoch="e", **lists))
     assert isinstance(batch, Positions)
-    padded = pack(type="positions", epoch="e", frames=[], position_yx_m=[], more="x" * 4000)
+    padded = pack(type="positions", epoch="e", frames=[], position_yx_m=[], more="x" * 6000)
     (problem,) = decoder.receive(padded)
     assert problem.reason == "limit"
 
@@ -287,3 +287,52 @@ def test_only_a_stream_of_positions_has_a_decoder() -> None:
     stream = PositionSettings(source="native", endpoint="tcp://127.0.0.1:9001")
     assert isinstance(position_decoder(stream, WireLimits()), NativeDecoder)
     assert position_decoder(PositionSettings(source="inline"), WireLimits()) is None
+
+
+@pytest.mark.parametrize("gate", ["open", "dark", "skip"])
+def test_frames_carry_their_monitor_reading_and_gate(gate) -> None:
+    frame = received(ENCODER.frame(3, PIXELS, i0=2.5e8, gate=gate))
+    assert (frame.i0, frame.gate) == (2.5e8, gate)
+    plain = received(ENCODER.frame(3, PIXELS))
+    assert (plain.i0, plain.gate) == (None, "open")
+
+
+@pytest.mark.parametrize("i0", [0.0, -3.0, float("nan"), float("inf")])
+def test_a_reading_of_nothing_is_none(i0) -> None:
+    assert received(ENCODER.frame(3, PIXELS, i0=i0)).i0 is None
+
+
+def test_positions_carry_readings_and_what_is_to_be_left_out() -> None:
+    numbers, at = [4, 5, 6], np.zeros((3, 2))
+    batch = received(ENCODER.positions(numbers, at, i0=[1.0, np.nan, 3.0], skip=[0, 1, 0]))
+    assert np.array_equal(batch.i0, [1.0, np.nan, 3.0], equal_nan=True)
+    assert batch.skip.tolist() == [False, True, False]
+    lists = {"frames": numbers, "position_yx_m": at.tolist(), "skip": [True, False, True]}
+    batch = received(pack(type="positions", epoch="e", i0=[1, 2.5, 3], **lists))
+    assert batch.i0.tolist() == [1.0, 2.5, 3.0] and batch.skip.tolist() == [True, False, True]
+    plain = received(ENCODER.positions(numbers, at))
+    assert plain.i0 is None and plain.skip is None
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"i0": [1.0, 2.0]},
+        {"skip": [True] * 4},
+        {"i0": b"seven b"},
+        {"i0": bytes(16)},
+        {"skip": b""},
+        {"i0": ["x"] * 3},
+        {"skip": [2] * 3},
+    ],
+)
+def test_readings_and_gates_that_do_not_fit_the_positions_are_refused(told) -> None:
+    whole = {"frames": [1, 2, 3], "position_yx_m": [[0.0, 0.0]] * 3, **told}
+    (problem,) = NativeDecoder().receive(pack(type="positions", epoch="e", **whole))
+    assert isinstance(problem, Undecodable) and problem.reason == "malformed"
+
+
+def test_a_gate_of_another_name_is_refused() -> None:
+    head = {"type": "frame", "series": "1", "frame": 0, "shape_yx": [1, 1], "dtype": "|u1"}
+    (problem,) = NativeDecoder().receive([*pack(**head, gate="shut"), b"\x00"])
+    assert isinstance(problem, Undecodable) and problem.reason == "malformed"

@@ -6,18 +6,18 @@ nobody else may find out by connecting: a second PULL would take frames away.
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from ptycho_stream.errors import EndpointError
+from ptycho_stream.errors import EndpointError, SettingsError
 from ptycho_stream.messages import Message
 from ptycho_stream.settings import Settings
-from ptycho_stream.wire import FrameDecoder, frame_decoders, position_decoder
+from ptycho_stream.wire import FrameDecoder, PatientDecoder, frame_decoders, position_decoder
 from ptycho_stream.wire.limits import WireLimits
+from ptycho_streamd.pva_source import PvaSource
+from ptycho_streamd.stream_health import Health
 
 PULL_QUEUE_MESSAGES = 64
 """Small: what we have not taken waits, counted, in the detector."""
@@ -51,17 +51,44 @@ class SocketSettings(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Health:
-    """What happened to a socket since the start of ingest."""
+class Stream(Protocol):
+    """What ingest reads: a socket with its codec, or something that looks like one."""
 
-    peers: int = 0
-    connected: int = 0
-    disconnected: int = 0
-    handshakes_failed: int = 0
-    last_failure: str = ""
-    messages: int = 0
-    last_message_ns: int = 0
+    @property
+    def name(self) -> str:
+        """The settings' table."""
+        ...
+
+    @property
+    def endpoint(self) -> str:
+        """Where it is."""
+        ...
+
+    @property
+    def health(self) -> Health:
+        """What happened to it."""
+        ...
+
+    @property
+    def socket(self) -> zmq.Socket[bytes] | int:
+        """For a poller: readable when :meth:`receive` has something."""
+        ...
+
+    def receive(self) -> list[Message] | None:
+        """What the next message holds (it may be nothing yet); None if there is none."""
+        ...
+
+    def watch(self) -> None:
+        """Take in what is known of connections; call now and then."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values for ``ptycho-stream doctor`` and ``ctl endpoints``."""
+        ...
+
+    def close(self) -> None:
+        """Give up all that it holds."""
+        ...
 
 
 class Source:
@@ -95,6 +122,7 @@ class Source:
         self.health = Health()
         self._options = options
         self._decoder = decoder
+        self._patient = decoder if isinstance(decoder, PatientDecoder) else None
         self.socket = context.socket(zmq.PULL if options.socket == "pull" else zmq.SUB)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.MAXMSGSIZE, limits.max_message_bytes)
@@ -121,7 +149,7 @@ class Source:
         try:
             parts = self.socket.recv_multipart(zmq.NOBLOCK)
         except zmq.Again:
-            return None
+            return (self._patient.overdue() or None) if self._patient is not None else None
         self.health.messages += 1
         return self._decoder.receive(parts)
 
@@ -150,20 +178,12 @@ class Source:
     def describe(self) -> dict[str, Any]:
         """Plain values for ``ptycho-stream doctor`` and ``ctl endpoints``."""
         self.watch()
-        health = self.health
-        age_s = (time.monotonic_ns() - health.last_message_ns) / 1e9
         return {
             "name": self.name,
             "endpoint": self.endpoint,
             "attach": self._options.attach,
             "socket": self._options.socket,
-            "peers": health.peers,
-            "connected": health.connected,
-            "disconnected": health.disconnected,
-            "handshakes_failed": health.handshakes_failed,
-            "last_failure": health.last_failure,
-            "messages": health.messages,
-            "last_message_age_s": age_s if health.last_message_ns else None,
+            **self.health.plain(),
         }
 
     def close(self) -> None:
@@ -187,13 +207,14 @@ def sub_queue_messages(queue_bytes: int, limits: WireLimits) -> int:
 
 def open_sources(
     context: zmq.Context[zmq.Socket[bytes]], settings: Settings, limits: WireLimits
-) -> list[Source]:
+) -> list[Stream]:
     """The stream of positions, if they come on their own, and those of the detector.
 
     Raises:
         EndpointError: one of them cannot be attached to; none is left open.
+        SettingsError: one asks for a library that is not installed.
     """
-    opened: list[Source] = []
+    opened: list[Stream] = []
     try:
         positions = settings.positions
         decoder = position_decoder(positions, limits)
@@ -204,13 +225,16 @@ def open_sources(
                 Source(context, "positions", positions.endpoint, positions, decoder, limits, most)
             )
         detector = settings.detector
+        if detector.dialect == "pva":
+            opened.append(PvaSource("detector", detector, limits))
+            return opened
         queue_messages = sub_queue_messages(detector.queue_bytes, limits)
         decoders = frame_decoders(detector, limits)
         for endpoint, decoder in zip(detector.endpoints, decoders, strict=True):
             opened.append(
                 Source(context, "detector", endpoint, detector, decoder, limits, queue_messages)
             )
-    except EndpointError:
+    except (EndpointError, SettingsError):
         for source in opened:
             source.close()
         raise

@@ -7,14 +7,19 @@ Nothing here opens a socket.  Ingest picks a decoder by the name in the settings
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from ptycho_stream.errors import SettingsError
 from ptycho_stream.messages import BytesLike, Message
 from ptycho_stream.settings import DetectorSettings, PositionSettings
+from ptycho_stream.wire.bluesky import BlueskyDecoder
 from ptycho_stream.wire.dectris_v1 import DectrisV1Decoder
 from ptycho_stream.wire.dectris_v1_encoder import DectrisV1Encoder
+from ptycho_stream.wire.json_blob import StinsDecoder, odin_decoder, psi_decoder
 from ptycho_stream.wire.limits import WireLimits
 from ptycho_stream.wire.native import NativeDecoder, NativeEncoder
+from ptycho_stream.wire.panda import PandaDecoder
+from ptycho_stream.wire.slsdet import SlsdetDecoder
 
 __all__ = [
     "DectrisV1Decoder",
@@ -22,6 +27,7 @@ __all__ = [
     "FrameDecoder",
     "NativeDecoder",
     "NativeEncoder",
+    "PatientDecoder",
     "WireLimits",
     "frame_decoders",
     "position_decoder",
@@ -36,8 +42,26 @@ class FrameDecoder(Protocol):
         ...
 
 
+@runtime_checkable
+class PatientDecoder(FrameDecoder, Protocol):
+    """A decoder that waits for something, and not for ever."""
+
+    def overdue(self) -> list[Message]:
+        """What has waited long enough; called whenever nothing has come."""
+        ...
+
+
 def frame_decoders(detector: DetectorSettings, limits: WireLimits) -> list[FrameDecoder]:
-    """A new decoder for each of the detector's endpoints, in their order."""
+    """A decoder for each of the detector's endpoints, in their order.
+
+    Where the endpoints carry pieces of the same series or frames it is one for all.
+
+    Raises:
+        SettingsError: the dialect is none of ZeroMQ.
+    """
+    shared = _shared_decoder(detector, limits)
+    if shared is not None:
+        return [shared for _ in detector.endpoints]
     return [_frame_decoder(detector, limits) for _ in detector.endpoints]
 
 
@@ -46,7 +70,28 @@ def position_decoder(positions: PositionSettings, limits: WireLimits) -> FrameDe
     match positions.source:
         case "native":
             return NativeDecoder(limits)
-        case "inline" | "file":
+        case "panda":
+            assert positions.panda is not None
+            return PandaDecoder(positions.panda, limits)
+        case "bluesky":
+            assert positions.bluesky is not None
+            return BlueskyDecoder(positions.bluesky, limits)
+        case "inline" | "file" | "generated":
+            return None
+
+
+def _shared_decoder(detector: DetectorSettings, limits: WireLimits) -> FrameDecoder | None:
+    silence_ns = round(detector.silence_s * 1e9)
+    match detector.dialect:
+        case "stins":
+            return StinsDecoder(limits)
+        case "psi":
+            return psi_decoder(detector.psi, limits, silence_ns)
+        case "slsdet":
+            return SlsdetDecoder(detector.slsdet, limits, silence_ns)
+        case "odin":
+            return odin_decoder(detector.odin, limits, silence_ns)
+        case _:
             return None
 
 
@@ -56,3 +101,7 @@ def _frame_decoder(detector: DetectorSettings, limits: WireLimits) -> FrameDecod
             return DectrisV1Decoder(limits)
         case "native":
             return NativeDecoder(limits)
+        case other:
+            raise SettingsError(
+                f"dialect {other!r} cannot be had over ZeroMQ: only [detector] can use it"
+            )

@@ -16,9 +16,11 @@ multiple of 8 elements), and left-over elements raw.  Some senders leave the 12 
 
 from __future__ import annotations
 
+import struct
 from functools import lru_cache
+from itertools import repeat
 from struct import Struct
-from typing import Any, cast
+from typing import Any
 
 import bitshuffle
 import lz4.block
@@ -62,35 +64,86 @@ def decode(
         LimitExceeded: the image promises more than ``max_bytes``.
         DecodeError: the blob is damaged, not what was promised, or does not fit ``out``.
     """
+    pixels = _decode_rows(image, 0, image.shape_yx[0], max_bytes)
+    return pixels if out is None else _fill(out, pixels, image)
+
+
+def decode_window(
+    image: EncodedImage,
+    window: tuple[slice, slice],
+    out: NDArray[np.generic] | None = None,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+) -> NDArray[np.generic]:
+    """Pixels of a part of one image; only the blocks that hold its rows are decoded.
+
+    The length prefixes of the other blocks are walked and checked, their content is not looked at:
+    damage outside the window may go unnoticed. ``lz4`` has a single block, which is decoded whole.
+
+    Args:
+        image: as a codec made it.
+        window: rows and columns, each a slice with a start and a stop and without a step.
+        out: (h, w) of the window and of the image's dtype, byte order aside, to be written into.
+        max_bytes: decoded size of the whole image above which it is refused.
+
+    Returns:
+        ``out`` if given, else an array (h, w) of ``image.dtype``.
+
+    Raises:
+        LimitExceeded: the image promises more than ``max_bytes``.
+        DecodeError: the blob is damaged, not what was promised, does not reach as far as the
+            window, or does not fit ``out``.
+    """
+    rows, columns = window
+    height, width = image.shape_yx
+    if not (0 <= rows.start < rows.stop <= height and 0 <= columns.start < columns.stop <= width):
+        raise DecodeError(
+            f"a frame of {image.shape_yx} does not hold rows {rows.start} to {rows.stop} and "
+            f"columns {columns.start} to {columns.stop}: shape must not change within a series"
+        )
+    pixels = _decode_rows(image, rows.start, rows.stop, max_bytes)[:, columns]
+    return pixels if out is None else _fill(out, pixels, image)
+
+
+def _decode_rows(image: EncodedImage, first: int, last: int, max_bytes: int) -> NDArray[np.generic]:
+    """Rows [first, last) of an image, (last - first, x)."""
     dtype = _dtype(image.dtype)
     height, width = image.shape_yx
     if height < 1 or width < 1:
         raise DecodeError(f"a frame of shape {image.shape_yx} holds no pixels")
-    size = height * width * dtype.itemsize
+    row_bytes = width * dtype.itemsize
+    size = height * row_bytes
     if size > max_bytes:
         raise LimitExceeded(f"a frame of {size} bytes is above the limit of {max_bytes}")
+    start, stop = first * row_bytes, last * row_bytes
     match image.encoding:
         case "bslz4":
-            flat = _decode_bslz4(image.blob, size, dtype, image.shuffle_bits)
+            flat, at = _decode_bslz4(image.blob, size, dtype, image.shuffle_bits, start, stop)
         case "raw":
-            flat = _decode_raw(image.blob, size)
+            flat, at = _decode_raw(image.blob, size), 0
         case "lz4":
-            flat = _decode_block(memoryview(image.blob), size, "the frame")
+            flat, at = _decode_block(memoryview(image.blob), size, "the frame"), 0
         case "lz4-hdf5":
-            flat = b"".join(_blocks(image.blob, size, 1, raw_if_full=True))
+            parts, at, _ = _blocks(image.blob, size, 1, start, stop, raw_if_full=True)
+            flat = b"".join(parts)
         case _:
             raise DecodeError(
                 f"encoding {image.encoding!r} is not known; it is one of {', '.join(ENCODINGS)}"
             )
     if not isinstance(flat, np.ndarray):
-        flat = np.frombuffer(flat, dtype)
-    pixels = cast("NDArray[np.generic]", flat).view(dtype).reshape(height, width)
-    if out is None:
-        return pixels
-    if out.shape != pixels.shape or out.dtype.newbyteorder("=") != dtype.newbyteorder("="):
+        flat = np.frombuffer(flat, np.uint8)
+    if flat.nbytes != stop - start:
+        flat = flat.view(np.uint8)[start - at : stop - at]
+    return flat.view(dtype).reshape(last - first, width)
+
+
+def _fill(
+    out: NDArray[np.generic], pixels: NDArray[np.generic], image: EncodedImage
+) -> NDArray[np.generic]:
+    if out.shape != pixels.shape or out.dtype.newbyteorder("=") != pixels.dtype.newbyteorder("="):
         raise DecodeError(
-            f"a frame of {image.shape_yx} {dtype.name} came where {out.shape} {out.dtype.name} "
-            "was expected: shape and type must not change within a series"
+            f"{pixels.shape} {pixels.dtype.name} of a frame of {image.shape_yx} came where "
+            f"{out.shape} {out.dtype.name} was expected: shape and type must not change within a "
+            "series"
         )
     out[...] = pixels
     return out
@@ -158,22 +211,36 @@ def _decode_block(block: memoryview, size: int, what: str) -> bytes:
 
 
 def _decode_bslz4(
-    blob: Any, size: int, dtype: np.dtype[np.generic], shuffle_bits: int | None
-) -> NDArray[np.generic]:
+    blob: Any,
+    size: int,
+    dtype: np.dtype[np.generic],
+    shuffle_bits: int | None,
+    start: int,
+    stop: int,
+) -> tuple[NDArray[np.generic], int]:
+    """Elements of the blocks that hold bytes [start, stop), and the byte that they begin at."""
     elements = _SHUFFLE_DTYPES.get(shuffle_bits or dtype.itemsize * 8)
     if elements is None or size % elements.itemsize:
         raise DecodeError(f"{size} bytes cannot have been shuffled as {shuffle_bits} bit elements")
     itemsize = elements.itemsize
-    parts = _blocks(blob, size, itemsize)
-    block_bytes = len(parts[0]) if len(parts) > 1 else max(size, 8 * itemsize)
+    parts, at, block_bytes = _blocks(blob, size, itemsize, start, stop)
+    if block_bytes > size:
+        # A single block may be short of 8 elements at its end: as one block of all whole eights,
+        # bitshuffle treats it as the sender did.
+        block_bytes = max(size, 8 * itemsize)
     shuffled = np.frombuffer(b"".join(parts), elements)
-    # A single block may be short of 8 elements at its end: as one block of all whole eights,
-    # bitshuffle treats it as the sender did.
-    return _bitunshuffle(shuffled, block_bytes // (8 * itemsize) * 8)
+    return _bitunshuffle(shuffled, block_bytes // (8 * itemsize) * 8), at
 
 
-def _blocks(blob: Any, size: int, itemsize: int, raw_if_full: bool = False) -> list[Any]:
-    """Decoded blocks of a framed blob, left-over bytes last; together they hold ``size`` bytes."""
+def _blocks(
+    blob: Any, size: int, itemsize: int, start: int, stop: int, raw_if_full: bool = False
+) -> tuple[list[Any], int, int]:
+    """Decoded blocks of a framed blob of ``size`` bytes that hold bytes [start, stop).
+
+    Returns:
+        The blocks, left-over bytes last if they are among them; the byte that the first block
+        begins at; the bytes of a block.
+    """
     view = memoryview(blob).cast("B")
     end = len(view)
     if end < 12:
@@ -186,26 +253,45 @@ def _blocks(blob: Any, size: int, itemsize: int, raw_if_full: bool = False) -> l
     eight = 8 * itemsize if not raw_if_full else 1
     if block_bytes < eight or block_bytes % eight:
         raise DecodeError(f"blocks of {block_bytes} bytes are not whole eights of elements")
+    left = size % eight
+    in_blocks = size - left
+    first = start // block_bytes
+    to_come, until = in_blocks - first * block_bytes, 0
+    if stop < in_blocks:
+        until = max(in_blocks - -(-stop // block_bytes) * block_bytes, 0)
     parts: list[Any] = []
-    at, left, unpack = 12, size, _LENGTH.unpack_from
-    while left >= eight:
-        plain = block_bytes if left >= block_bytes else left - left % eight
-        if at + 4 > end:
-            raise DecodeError(f"the blob ends with {left} bytes still to decode")
-        (length,) = unpack(view, at)
-        at += 4
-        if length > end - at:
-            raise DecodeError(f"a block of {length} bytes begins {end - at} bytes before the end")
-        block = view[at : at + length]
-        at += length
-        left -= plain
-        stored = raw_if_full and length == plain
-        parts.append(block if stored else _decode_block(block, plain, "a block"))
+    at, plain, unpack = 12, block_bytes, _LENGTH.unpack_from
+    try:
+        if first:
+            at = _skipped(view, at, first)
+        while to_come > until:
+            if to_come < plain:
+                plain = to_come
+            to_come -= plain
+            begin = at + 4
+            at = begin + unpack(view, at)[0]
+            if at > end:
+                break
+            block = view[begin:at]
+            stored = raw_if_full and at - begin == plain
+            parts.append(block if stored else _decode_block(block, plain, "a block"))
+        if until:
+            at = _skipped(view, at, -(-until // block_bytes))
+    except struct.error as error:
+        raise DecodeError("the blob ends before its last block") from error
     if end - at != left:
         raise DecodeError(f"the blob ends with {end - at} bytes where {left} were left to come")
-    if left:
+    if left and stop > in_blocks:
         parts.append(view[at:])
-    return parts
+    return parts, first * block_bytes, block_bytes
+
+
+def _skipped(view: memoryview, at: int, count: int) -> int:
+    """Where ``count`` blocks from ``at`` on end; may lie beyond the end of ``view``."""
+    unpack = _LENGTH.unpack_from
+    for _ in repeat(None, count):
+        at += 4 + unpack(view, at)[0]
+    return at
 
 
 def _encode_hdf5(plain: bytes) -> bytes:

@@ -96,6 +96,10 @@ class HistoryArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 _CenterPx = Annotated[float, msgspec.Meta(ge=0, le=MAX_CENTER_PX)]
+_ViewFile = Annotated[str, msgspec.Meta(pattern=f"(?:{ABSOLUTE_PATH})|^none\\Z")] | None
+_Background = (
+    Annotated[str, msgspec.Meta(pattern=f"(?:{ABSOLUTE_PATH})|^(none|dark-frames)\\Z")] | None
+)
 
 
 class ReprocessArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -105,6 +109,10 @@ class ReprocessArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True
     orientation: Orientation | None = None
     center_yx_px: tuple[_CenterPx, _CenterPx] | None = None
     dc: Literal["center", "corner"] | None = None
+    bad_pixels: _ViewFile = None
+    flat_field: _ViewFile = None
+    background: _Background = None
+    bad_frames: _ViewFile = None
     probe: Annotated[str, msgspec.Meta(pattern=ABSOLUTE_PATH)] | None = None
     model: Annotated[str, msgspec.Meta(pattern=MODEL_NAME)] | None = None
 

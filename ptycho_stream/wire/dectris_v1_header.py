@@ -8,7 +8,6 @@ blob each.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -18,13 +17,11 @@ from numpy.typing import NDArray
 
 from ptycho_stream.errors import (
     DecodeError,
-    LimitExceeded,
     MalformedMessage,
     TornMessage,
     WireError,
 )
-from ptycho_stream.geometry import PLANCK_TIMES_LIGHT_EV_M
-from ptycho_stream.messages import BytesLike, DetectorGeometry, Message, ScanStart, Undecodable
+from ptycho_stream.messages import BytesLike, Message, ScanStart, Undecodable
 from ptycho_stream.wire.dectris_v1_parts import (
     BAD_JSON,
     TABLES,
@@ -33,6 +30,7 @@ from ptycho_stream.wire.dectris_v1_parts import (
     kind_of,
     parse_array_head,
 )
+from ptycho_stream.wire.detector_config import expected_frames, geometry_of, is_count
 from ptycho_stream.wire.limits import WireLimits
 
 _TABLE_DTYPES = {"float32": "<f4", "uint32": "<u4", "uint16": "<u2", "uint8": "u1"}
@@ -106,10 +104,12 @@ class PendingHeader:
         start = ScanStart(
             source=source,
             series=self.series,
-            expected_frames=_unless_refused(self._expected_frames, problems),
+            expected_frames=_unless_refused(
+                lambda: expected_frames(config, self._limits), problems
+            ),
             frame_shape_yx=_unless_refused(lambda: self._frame_shape_yx(dtype), problems),
             dtype=dtype,
-            geometry=_geometry(config),
+            geometry=geometry_of(config),
             metadata=_unless_refused(self._metadata, problems) or {},
             pixel_mask=self._pixel_mask,
         )
@@ -125,29 +125,11 @@ class PendingHeader:
     def _frame_shape_yx(self, dtype: str | None) -> tuple[int, int] | None:
         config = self._config
         height, width = config.get("y_pixels_in_detector"), config.get("x_pixels_in_detector")
-        if not _is_count(height) or not _is_count(width):
+        if not is_count(height) or not is_count(width):
             return None
         shape_yx = cast("tuple[int, int]", (height, width))
         self._limits.check_shape(shape_yx, np.dtype(dtype).itemsize if dtype else 1)
         return shape_yx
-
-    def _expected_frames(self) -> int | None:
-        """``nimages`` a trigger where the detector times them (ints, exts), one with a gate."""
-        config = self._config
-        images, triggers = config.get("nimages"), config.get("ntrigger")
-        if config.get("trigger_mode") in ("inte", "exte"):
-            images, triggers = 1, triggers if _is_count(triggers) else None
-        elif not _is_count(triggers):
-            triggers = 1
-        if not _is_count(images) or triggers is None:
-            return None
-        expected = cast("int", images) * cast("int", triggers)
-        if expected > self._limits.max_frame_number:
-            raise LimitExceeded(
-                f"the header of series {self.series} announces more than "
-                f"{self._limits.max_frame_number} frames (nimages x ntrigger)"
-            )
-        return expected
 
     def _read_config(self, part: BytesLike) -> dict[str, Any]:
         if len(part) > self._limits.max_header_bytes:
@@ -192,31 +174,3 @@ def _unless_refused(make: Callable[[], _T], problems: list[WireError]) -> _T | N
     except WireError as error:
         problems.append(error)
         return None
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _geometry(config: dict[str, Any]) -> DetectorGeometry:
-    def positive(key: str) -> float | None:
-        value = config.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return None
-        return float(value) if 0 < value <= sys.float_info.max else None
-
-    def pair(y_key: str, x_key: str) -> tuple[float, float] | None:
-        y, x = positive(y_key), positive(x_key)
-        return None if y is None or x is None else (y, x)
-
-    energy, wavelength_angstrom = positive("photon_energy"), positive("wavelength")
-    if energy is None and wavelength_angstrom is not None and wavelength_angstrom > 1e-200:
-        energy = PLANCK_TIMES_LIGHT_EV_M / (wavelength_angstrom * 1e-10)  # below it overflows
-    return DetectorGeometry(
-        detector_distance_m=positive("detector_distance"),
-        photon_energy_eV=energy,
-        detector_pixel_yx_m=pair("y_pixel_size", "x_pixel_size"),
-        beam_center_yx_px=pair("beam_center_y", "beam_center_x"),
-        count_time_s=positive("count_time"),
-        frame_time_s=positive("frame_time"),
-    )

@@ -15,6 +15,8 @@ from ptycho_stream.errors import LimitExceeded, MalformedMessage
 
 Scalar = str | int | float | bool | None
 MAX_NAME_LENGTH = 256
+MAX_DOCUMENT_CHARACTERS = 65_536
+MAX_TEXT_CHARACTERS = 4096
 
 
 def checked_name(text: str) -> str:
@@ -129,3 +131,39 @@ class WireLimits:
                 else:
                     target.append(kept)
         return top
+
+
+def bounded_document(document: Mapping[str, Any]) -> dict[str, Any]:
+    """As much of a foreign document as a scan's header may hold: whole keys, the first ones first.
+
+    Documents of other programs say more than anybody asks for; what does not fit is left out and
+    named under ``left_out``, and costs nothing else.
+    """
+    limits = WireLimits(max_metadata_items=1000)
+    left, held, left_out = MAX_DOCUMENT_CHARACTERS, dict[str, Any](), list[str]()
+    for key, value in document.items():
+        try:
+            (kept,) = limits.bounded_metadata({key: value}).items()
+        except LimitExceeded:
+            left_out.append(key)
+            continue
+        size, longest = len(repr(kept)), _longest_text(kept[1])
+        if size > left or longest > MAX_TEXT_CHARACTERS or len(key) > MAX_NAME_LENGTH:
+            left_out.append(key)
+            continue
+        left -= size
+        held[kept[0]] = kept[1]
+    if left_out:
+        told = [key[:MAX_NAME_LENGTH] for key in left_out[:20]]
+        held["left_out"] = told if len(left_out) <= 20 else [*told, f"{len(left_out) - 20} more"]
+    return held
+
+
+def _longest_text(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return max((_longest_text(held) for held in cast("Any", value).values()), default=0)
+    if isinstance(value, list):
+        return max((_longest_text(held) for held in cast("list[Any]", value)), default=0)
+    return 0

@@ -28,6 +28,7 @@ from ptycho_stream.messages import (
     DetectorGeometry,
     EncodedImage,
     Frame,
+    Gate,
     Message,
     Positions,
     PositionsEnd,
@@ -44,8 +45,9 @@ VERSION = 1
 DTYPES = ("|u1", "<u2", "<u4")
 
 Pair = tuple[float, float]
-# As lists: a number in 9 bytes, a pair of floats in 19, and some for the lists' own heads.
-_MAX_BYTES_A_POSITION = 32
+# As lists: a number in 9 bytes, a pair of floats in 19, a reading in 9, a bool in 1, and some for
+# the lists' own heads.
+_MAX_BYTES_A_POSITION = 48
 _BAD_MSGPACK = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 
 
@@ -74,6 +76,8 @@ class _Frame(msgspec.Struct, tag_field="type", tag="frame", omit_defaults=True, 
     position_yx_m: Pair | None = None
     start_ns: int | None = None
     stop_ns: int | None = None
+    i0: float | None = None
+    gate: Gate = "open"
 
 
 class _ScanEnd(msgspec.Struct, tag_field="type", tag="scan_end"):
@@ -88,12 +92,14 @@ class _PositionsStart(msgspec.Struct, tag_field="type", tag="positions_start", o
 
 
 class _Positions(msgspec.Struct, tag_field="type", tag="positions", omit_defaults=True):
-    """``frames`` and ``position_yx_m`` are lists, or bytes of little-endian int64 and float64."""
+    """Lists, or bytes: little-endian int64 (``frames``), uint8 (``skip``), float64 (others)."""
 
     epoch: str
     frames: bytes | list[int]
     position_yx_m: bytes | list[Pair]
     series: str | None = None
+    i0: bytes | list[float] | None = None
+    skip: bytes | list[bool] | None = None
 
 
 class _PositionsEnd(msgspec.Struct, tag_field="type", tag="positions_end"):
@@ -188,7 +194,16 @@ class NativeDecoder:
         image = EncodedImage(blob, raw.encoding, raw.dtype, raw.shape_yx, raw.shuffle_bits)
         start_ns, stop_ns = _time_ns(raw.start_ns), _time_ns(raw.stop_ns)
         series = checked_name(raw.series)
-        return Frame(series, raw.frame, image, raw.position_yx_m, start_ns, stop_ns)
+        return Frame(
+            series,
+            raw.frame,
+            image,
+            raw.position_yx_m,
+            start_ns,
+            stop_ns,
+            _positive(raw.i0),
+            raw.gate,
+        )
 
     def _positions(self, raw: _Positions) -> Positions:
         size = len(raw.frames) // (8 if isinstance(raw.frames, bytes) else 1)
@@ -199,17 +214,25 @@ class NativeDecoder:
         try:
             numbers = _array(raw.frames, "<i8").astype(np.int64)
             position = _array(raw.position_yx_m, "<f8").astype(np.float64)
+            i0 = None if raw.i0 is None else _array(raw.i0, "<f8").astype(np.float64)
+            skip = None if raw.skip is None else _array(raw.skip, "|u1") != 0
         except (ValueError, OverflowError) as error:
             raise MalformedMessage(f"positions that are no numbers: {error}") from error
         if position.size != 2 * numbers.size:
             raise MalformedMessage(
                 f"{numbers.size} frame numbers came with {position.size} coordinates, not 2 each"
             )
+        for name, told in (("i0", i0), ("skip", skip)):
+            if told is not None and told.size != numbers.size:
+                raise MalformedMessage(
+                    f"{numbers.size} frame numbers came with {told.size} of {name}, not 1 each"
+                )
         if numbers.size:
             self._limits.check_number(int(numbers.min()))
             self._limits.check_number(int(numbers.max()))
         series = _optional_name(raw.series)
-        return Positions(checked_name(raw.epoch), series, numbers, position.reshape(-1, 2))
+        position = position.reshape(-1, 2)
+        return Positions(checked_name(raw.epoch), series, numbers, position, i0, skip)
 
     def _scan_start(self, raw: _ScanStart, mask: BytesLike | None) -> ScanStart:
         _check_version(raw.version)
@@ -294,8 +317,13 @@ class NativeEncoder:
         position_yx_m: tuple[float, float] | None = None,
         start_ns: int | None = None,
         stop_ns: int | None = None,
+        i0: float | None = None,
+        gate: Gate = "open",
     ) -> list[bytes]:
-        """One frame (y, x) of uint8, uint16 or uint32, with its position where it is known."""
+        """One frame (y, x) of uint8, uint16 or uint32, with its position where it is known.
+
+        With it may go a reading of the beam monitor, and whether it is dark or to be left out.
+        """
         little = pixels.astype(pixels.dtype.newbyteorder("<"), copy=False)
         head = _Frame(
             series=self.series,
@@ -306,6 +334,8 @@ class NativeEncoder:
             position_yx_m=position_yx_m,
             start_ns=start_ns,
             stop_ns=stop_ns,
+            i0=i0,
+            gate=gate,
         )
         return [_encode(head), encode(little, self._encoding)]
 
@@ -321,14 +351,25 @@ class NativeEncoder:
         return [_encode(_PositionsStart(self.epoch, series=series, metadata=dict(metadata or {})))]
 
     def positions(
-        self, numbers: ArrayLike, position_yx_m: ArrayLike, name_series: bool = True
+        self,
+        numbers: ArrayLike,
+        position_yx_m: ArrayLike,
+        name_series: bool = True,
+        i0: ArrayLike | None = None,
+        skip: ArrayLike | None = None,
     ) -> list[bytes]:
-        """A batch: frame numbers (n,), stage coordinates of the probe's centre (n, 2) in metres."""
+        """A batch: frame numbers (n,), stage coordinates of the probe's centre (n, 2) in metres.
+
+        With it may go readings of the beam monitor (n,), NaN where there is none, and which frames
+        are to be left out of the image (n,).
+        """
         batch = _Positions(
             epoch=self.epoch,
             frames=np.asarray(numbers, "<i8").tobytes(),
             position_yx_m=np.asarray(position_yx_m, "<f8").tobytes(),
             series=self.series if name_series else None,
+            i0=None if i0 is None else np.asarray(i0, "<f8").tobytes(),
+            skip=None if skip is None else np.asarray(skip, bool).astype("|u1").tobytes(),
         )
         return [_encode(batch)]
 
@@ -359,7 +400,7 @@ def _time_ns(value: int | None) -> int | None:
     return value if value is not None and 0 <= value < 2**63 else None
 
 
-def _array(values: bytes | list[int] | list[Pair], dtype: str) -> NDArray[np.generic]:
+def _array(values: bytes | Sequence[Any], dtype: str) -> NDArray[np.generic]:
     return np.frombuffer(values, dtype) if isinstance(values, bytes) else np.array(values, dtype)
 
 
