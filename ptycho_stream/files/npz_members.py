@@ -1,0 +1,124 @@
+"""Read and write the arrays of NPZ files so that no damaged or hostile one does harm.
+
+Sizes are compared with what the archive holds before memory is allocated, and nothing pickled is
+ever opened. Used by all readers and writers of NPZ files in this package.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy_format
+from numpy.typing import NDArray
+
+from ptycho_stream.atomic_file import atomic_file
+from ptycho_stream.errors import FileFormatError
+
+
+@contextmanager
+def _faults(path: Path, what: str) -> Generator[None]:
+    try:
+        yield
+    except FileFormatError as error:
+        raise FileFormatError(f"{path}: {error}") from error
+    except (
+        *(OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, RuntimeError),
+        *(NotImplementedError, SyntaxError, zipfile.BadZipFile, zlib.error),
+    ) as error:
+        raise FileFormatError(f"{path} is not a readable {what}: {error}") from error
+
+
+def read_npz(path: Path, what: str = "NPZ file") -> dict[str, NDArray[Any]]:
+    """All arrays of an NPZ file.
+
+    Args:
+        path: of the file.
+        what: it should be, for errors.
+
+    Raises:
+        FileFormatError: it is missing, damaged, or holds pickled objects.
+    """
+    if not path.is_file():
+        raise FileFormatError(f"there is no {what} {path}")
+    with _faults(path, what):
+        if not zipfile.is_zipfile(path):
+            raise FileFormatError("it is not an NPZ archive")
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if member.filename.endswith(".npy"):
+                    with archive.open(member) as file:
+                        _check(file, member)
+        # numpy leaves a file open that it opened itself and could not read
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
+            return {key: held[key] for key in held.files}
+
+
+def _check(file: IO[bytes], member: zipfile.ZipInfo) -> None:
+    """Compare what an array's header promises with the size of its member."""
+    version = npy_format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise FileFormatError(f"{member.filename} has NPY version {version}: save it with numpy")
+    read = (
+        npy_format.read_array_header_1_0
+        if version == (1, 0)
+        else (npy_format.read_array_header_2_0)
+    )
+    shape, _, dtype = read(file)
+    if dtype.hasobject:
+        raise FileFormatError(
+            f"{member.filename} holds Python objects, which are never opened: save numbers and "
+            "text (a dict as JSON text), not dtype=object"
+        )
+    promised = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    there = member.file_size - file.tell()
+    if promised != there:
+        raise FileFormatError(
+            f"{member.filename} promises {promised} bytes and {there} are there: it is damaged, "
+            "save it again"
+        )
+
+
+def save_streamed(
+    path: Path,
+    arrays: Mapping[str, Any],
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    blocks: Iterable[NDArray[Any]],
+) -> None:
+    """Write an NPZ with one more array, ``name``, that is never in memory as a whole.
+
+    Args:
+        path: of the file.
+        arrays: the others.
+        name: of the streamed one.
+        shape: of it.
+        dtype: of it.
+        blocks: its parts along the first axis, in order.
+
+    Raises:
+        FileFormatError: the file cannot be written.
+        ValueError: the blocks do not make up the shape.
+    """
+    with (
+        atomic_file(path) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+    ):
+        with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+            header = {"descr": npy_format.dtype_to_descr(dtype), "fortran_order": False}
+            npy_format.write_array_header_2_0(member, {**header, "shape": shape})
+            rows = 0
+            for block in blocks:
+                rows += len(block)
+                member.write(np.ascontiguousarray(block, dtype).data)
+            if rows != shape[0]:
+                raise ValueError(f"{rows} rows of {name} came, {shape[0]} were promised")
+        for key, value in arrays.items():
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
+                npy_format.write_array(member, np.asarray(value), allow_pickle=False)
