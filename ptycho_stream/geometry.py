@@ -100,6 +100,12 @@ class View:
         bad_value_from: stored values from this one on mark a bad pixel.  None: the two largest of
             an unsigned integer dtype, as DECTRIS marks gaps and dead pixels; none for others.
         version: counts the views of a scan from 1.
+        bad_pixels: digest of a mask (h, w) of stored pixels, in a file of the scan's folder
+            (``ptycho_stream.scans.view_data``); so are the next three. None: there is none.
+        flat_field: of the response (h, w) of stored pixels.
+        background: of counts (h, w) a frame that are there without a sample.
+        bad_frames: of ranges (n, 2) of frame numbers, first and last, that are left out.
+        i0_reference: reading of the beam monitor that frames are scaled to; None: they are not.
     """
 
     size_px: int
@@ -108,6 +114,11 @@ class View:
     orientation: Orientation = "identity"
     bad_value_from: int | None = None
     version: int = 1
+    bad_pixels: str | None = None
+    flat_field: str | None = None
+    background: str | None = None
+    bad_frames: str | None = None
+    i0_reference: float | None = None
 
     def apply(self, frames: NDArray[np.generic], outside: int = 0) -> NDArray[np.generic]:
         """View of ``frames`` (..., h, w) as (..., N, N) with zero frequency at index N // 2.
@@ -134,7 +145,7 @@ class View:
         limit = self.bad_value_from
         if limit is None and frame.dtype.kind == "u":
             limit = int(np.iinfo(frame.dtype).max) - 1
-        good = np.ones(frame.shape, bool) if limit is None else frame < limit
+        good = np.isfinite(frame) if limit is None else frame < limit
         if bad is not None:
             good = good & ~bad
         return np.ascontiguousarray(self.apply(good, outside=0).astype(bool))

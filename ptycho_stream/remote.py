@@ -156,6 +156,10 @@ class Daemon:
         orientation: str | None = None,
         center_yx_px: tuple[float, float] | None = None,
         dc: str | None = None,
+        bad_pixels: str | None = None,
+        flat_field: str | None = None,
+        background: str | None = None,
+        bad_frames: str | None = None,
         probe: str | None = None,
         model: str | None = None,
     ) -> Result:
@@ -166,6 +170,11 @@ class Daemon:
             orientation: of the detector, from now on; None: as it is.
             center_yx_px: zero frequency in pixels of the stored frames; None: as it is.
             dc: ``center`` or ``corner``; None: as it is.
+            bad_pixels: absolute path of a file that the daemon can read, or ``none``; None: as it
+                is. So are the next three.
+            flat_field: the response of each pixel.
+            background: counts a frame; also ``dark-frames``.
+            bad_frames: numbers of frames to leave out.
             probe: absolute path of a file that the daemon can read; None: that of its settings.
             model: of its registry; None: the one in use.
         """
@@ -174,6 +183,10 @@ class Daemon:
             "orientation": orientation,
             "center_yx_px": center_yx_px,
             "dc": dc,
+            "bad_pixels": bad_pixels,
+            "flat_field": flat_field,
+            "background": background,
+            "bad_frames": bad_frames,
             "probe": probe,
             "model": model,
         }
@@ -343,6 +356,10 @@ class AsyncDaemon:
         orientation: str | None = None,
         center_yx_px: tuple[float, float] | None = None,
         dc: str | None = None,
+        bad_pixels: str | None = None,
+        flat_field: str | None = None,
+        background: str | None = None,
+        bad_frames: str | None = None,
         probe: str | None = None,
         model: str | None = None,
     ) -> Result:
@@ -353,6 +370,11 @@ class AsyncDaemon:
             orientation: of the detector, from now on; None: as it is.
             center_yx_px: zero frequency in pixels of the stored frames; None: as it is.
             dc: ``center`` or ``corner``; None: as it is.
+            bad_pixels: absolute path of a file that the daemon can read, or ``none``; None: as it
+                is. So are the next three.
+            flat_field: the response of each pixel.
+            background: counts a frame; also ``dark-frames``.
+            bad_frames: numbers of frames to leave out.
             probe: absolute path of a file that the daemon can read; None: that of its settings.
             model: of its registry; None: the one in use.
         """
@@ -361,6 +383,10 @@ class AsyncDaemon:
             "orientation": orientation,
             "center_yx_px": center_yx_px,
             "dc": dc,
+            "bad_pixels": bad_pixels,
+            "flat_field": flat_field,
+            "background": background,
+            "bad_frames": bad_frames,
             "probe": probe,
             "model": model,
         }

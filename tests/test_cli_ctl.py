@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import zmq
@@ -110,6 +111,7 @@ def test_snapshots_are_a_table_or_json(daemon):
 
 def test_reprocessing_asks_for_what_is_to_be_otherwise(daemon, tmp_path):
     words = ["--orientation", "flip_x", "--center", 30, 31.5, "--model", "mine", "--dc", "corner"]
+    words += ["--background", "dark-frames", "--flat-field", "none", "--bad-pixels", "bad.npy"]
     done = ctl(daemon, "reprocess", "X", *words, "--probe", tmp_path / "p.npz", "--json")
     assert json.loads(done.stdout) == {
         "did": "reprocess",
@@ -117,6 +119,10 @@ def test_reprocessing_asks_for_what_is_to_be_otherwise(daemon, tmp_path):
         "orientation": "flip_x",
         "center_yx_px": [30.0, 31.5],
         "dc": "corner",
+        "bad_pixels": str(Path("bad.npy").absolute()),
+        "flat_field": "none",
+        "background": "dark-frames",
+        "bad_frames": None,
         "probe": str(tmp_path / "p.npz"),
         "model": "mine",
     }

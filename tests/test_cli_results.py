@@ -184,12 +184,15 @@ def test_a_terminal_shows_a_table_and_a_picture(source):
 
 def test_the_interrupt_key_ends_watching_without_an_error(source):
     source.publish(grown(3))
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command("watch", *at(source)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline()
-    process.send_signal(2)
-    _, complaints = process.communicate(timeout=10)
+    ) as process:
+        try:
+            assert process.stdout.readline()
+            process.send_signal(2)
+            _, complaints = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert (process.returncode, complaints) == (0, "")
 
 

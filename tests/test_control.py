@@ -174,6 +174,9 @@ def test_a_result_that_cannot_be_sent_is_answered_as_a_failure(endpoint):
                 ("reprocess", {"probe": "relative.npz"}),
                 ("reprocess", {"probe": "/" + "x" * 4096}),
                 ("reprocess", {"probe": "/a\0b"}),
+                ("reprocess", {"bad_pixels": "relative.npy"}),
+                ("reprocess", {"flat_field": "dark-frames"}),
+                ("reprocess", {"background": "none\n"}),
                 ("reprocess", {"model": "a\nSTATUS=fine"}),
             )
         ),

@@ -137,7 +137,7 @@ def undisturbed(settings: Settings, scan_id: str, folder: Path) -> Image:
     shutil.copytree(
         source,
         folder / "scans" / scan_id,
-        ignore=shutil.ignore_patterns(f"{STATE_FILE}*", "*.done", "lease*"),
+        ignore=shutil.ignore_patterns(f"{STATE_FILE}*", "*.partial", "*.done", "lease*"),
     )
     recipe = load_recipe(settings)
     with ScanReader.open(folder, scan_id) as reader:

@@ -23,6 +23,7 @@ from ptycho_stream.scans.folders import scan_directory
 from ptycho_stream.simulate.experiment import SimulatedExperiment, simulate_experiment
 from ptycho_stream.simulate.scan_file import scan_file_of
 from ptycho_stream.simulate.score import nrmse_to_truth
+from ptycho_streamd.view_change import changed_view
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -106,6 +107,30 @@ def test_a_centre_that_was_corrected_is_looked_at_again_and_not_moved_back(bench
     trust.look(image.image(final=False))
     assert "set view.center_yx_px" in trust.suggestions[0]
     assert trust.view_wanted is None  # where it was before: this would go on for ever
+
+
+def test_hot_pixels_are_masked_by_itself_where_the_settings_say_so(bench):
+    """Also where nothing else is corrected by itself; once, and without moving the centre."""
+    image = bench.open(settings=None)
+    trust = judge(image, "suggest", mask_pixels=True)
+    bench.write(range(40))
+    predict(image)
+    trust.look(image.image(final=False))
+    wanted = trust.view_wanted
+    assert wanted is not None
+    assert (wanted["orientation"], wanted["center_yx_px"]) == (None, None)
+    assert wanted["bad_pixels_yx"] == [[10, 60]]
+
+    header, directory = image.reader.header, image.reader.directory
+    view = changed_view(header, directory, wanted)
+    bench.writer.update_header(views=(*header.views, view))
+    image.reader.refresh()
+    assert not image.viewed.valid[10, 60] and image.viewed.valid.sum() == SIZE**2 - 1
+    assert trust.view_wanted is None
+    predict(image)
+    trust.look(image.image(final=False))
+    assert trust.view_wanted is None
+    assert all("(10, 60)" not in said for said in trust.suggestions)
 
 
 @pytest.mark.parametrize("diagnosis", ["auto", "suggest"])

@@ -45,7 +45,7 @@ def test_inline_positions_survive_a_crash_between_frames_and_pairs(
     with writer:
         assert report.frames == 10
         assert len(writer.pairs()) == 0
-        again = Recorder.resume(writer, settings)
+        again = Recorder.resume(copy, writer, settings)
         assert (again.join.positioned, again.position_count) == (10, 10)
         pairs = writer.pairs()
         assert [(p["y_m"], p["x_m"]) for p in pairs] == [position(n) for n in pairs["number"]]

@@ -21,6 +21,10 @@ ARGUMENTS: dict[str, Any] = {
     "orientation": None,
     "center_yx_px": None,
     "dc": None,
+    "bad_pixels": None,
+    "flat_field": None,
+    "background": None,
+    "bad_frames": None,
     "probe": None,
     "model": None,
 }
@@ -81,6 +85,10 @@ def test_reprocessing_changes_the_view_first_and_then_makes_the_image(desk, scan
         "orientation": "flip_x",
         "center_yx_px": None,
         "dc": None,
+        "bad_pixels": None,
+        "flat_field": None,
+        "background": None,
+        "bad_frames": None,
     }
     desk.answer({"scan_id": scan_id, "view": {"version": 2}})
     stage, request = desk.asked[1]

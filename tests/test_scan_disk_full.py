@@ -21,6 +21,7 @@ from scan_samples import (
 
 from ptycho_stream.errors import DiskFull
 from ptycho_stream.scans import Catalogue, ScanReader, ScanWriter, new_scan_id
+from ptycho_stream.scans.records import FRAME_RECORD
 
 
 @pytest.fixture
@@ -133,7 +134,8 @@ def test_a_limit_on_the_size_of_files_counts_as_full(tmp_path: Path) -> None:
     output, _ = process.communicate(timeout=40)
     said = json.loads(output)
     with ScanReader.open(tmp_path, scan_id) as reader:
-        assert limit // 64 - 64 < reader.committed <= limit // 64
+        record = FRAME_RECORD.itemsize
+        assert limit // record - 64 < reader.committed <= limit // record
         assert said["dropped_disk_full"] == said["taken"] - reader.committed
         assert "make room" in said["reason"]
         assert reader.verify(slice(0, None, 50)) == []

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from ptycho_stream.messages import DetectorGeometry, ScanStart
 from ptycho_stream.scans.scan_events import OpenScan
+from ptycho_stream.scans.stored_part import StoredPart
 from ptycho_stream.scans.ulid import new_scan_id
 from ptycho_stream.settings import Settings
-from ptycho_streamd.scan_layout import ScanLayout, crop_of_header, lay_out, start_of_header
+from ptycho_streamd.scan_layout import ScanLayout, lay_out, start_of_header
 
 KNOWN = DetectorGeometry(2.0, 8800.0, (75e-6, 75e-6))
 
@@ -62,7 +64,8 @@ def test_a_crop_lies_about_the_beam_and_inside_the_frame(beam, corner):
     found = layout((256, 256), geometry, detector={"crop_yx_px": (96, 96)})
     assert found.header.frame_shape_yx == (96, 96)
     assert found.header.crop_corner_yx_px == corner
-    assert crop_of_header(found.header) == found.crop
+    y, x = corner
+    assert StoredPart.of(found.header).window == (slice(y, y + 96), slice(x, x + 96))
     assert start_of_header(found.header).frame_shape_yx == (256, 256)
 
 
@@ -81,3 +84,65 @@ def test_a_mask_is_cropped_with_the_frames_and_refused_if_it_does_not_fit():
     other = layout((64, 64), mask=mask)
     assert other.bad_pixels is None
     assert "mask" in other.warning
+
+
+def test_a_margin_is_stored_about_the_crop_as_far_as_the_detector_reaches():
+    geometry = DetectorGeometry(2.0, 8800.0, (75e-6, 75e-6), (100.0, 30.0))
+    found = layout((256, 256), geometry, detector={"crop_yx_px": (96, 96), "crop_margin_px": 16})
+    assert found.header.frame_shape_yx == (128, 128)
+    assert found.header.crop_corner_yx_px == (36, 0)
+    assert found.header.view.center_yx_px == (64.0, 30.0) or found.header.view.center_yx_px is None
+
+
+def test_bins_make_larger_pixels_and_keep_the_beam_where_it_is():
+    geometry = DetectorGeometry(2.0, 8800.0, (75e-6, 75e-6), (130.0, 141.0))
+    detector = {"crop_yx_px": (192, 192), "bin_px": 3}
+    found = layout((300, 300), geometry, detector=detector)
+    header, whole = found.header, layout((300, 300), geometry).header
+    assert (header.frame_shape_yx, header.dtype, header.bin_px) == ((64, 64), "<u4", 3)
+    assert header.stored_pixel_yx_m == pytest.approx((225e-6, 225e-6))
+    assert header.pixel_yx_m == pytest.approx(np.asarray(whole.pixel_yx_m) / 3)
+    # The pixel of the beam is the middle one of the bin at the view's centre.
+    assert header.view.center_yx_px == (32.0, 32.0)
+    assert np.add(header.crop_corner_yx_px, 3 * 32 + 1).tolist() == [130, 141]
+    start = start_of_header(header)
+    assert (start.frame_shape_yx, start.dtype, start.geometry) == ((300, 300), "<u2", geometry)
+    assert found.warning == ""
+
+
+def test_rows_that_fill_no_bin_are_left_out_and_the_warning_says_what_to_set():
+    found = layout((130, 131), detector={"bin_px": 4})
+    assert found.header.frame_shape_yx == (32, 32)
+    assert found.header.detector_shape_yx == (130, 131)
+    assert "128 x 128 pixels are stored" in found.warning and "bin_px" in found.warning
+    tiny = layout((3, 100), detector={"bin_px": 4})
+    assert tiny.header.frame_shape_yx == (3, 100) and "not binned" in tiny.warning
+
+
+def test_a_binned_mask_marks_a_bin_with_a_single_bad_pixel():
+    mask = np.zeros((128, 128), bool)
+    mask[65, 60] = True
+    found = layout((128, 128), mask=mask, detector={"bin_px": 2})
+    assert found.bad_pixels is not None
+    assert np.argwhere(found.bad_pixels).tolist() == [[32, 30]]
+
+
+def test_the_count_that_marks_bad_pixels_is_one_of_the_detector():
+    """Binned frames have marks of their own."""
+    assert layout((128, 128), view={"bad_value_from": 9}).header.view.bad_value_from == 9
+    binned = layout((128, 128), view={"bad_value_from": 9}, detector={"bin_px": 2})
+    assert binned.header.view.bad_value_from is None
+
+
+@pytest.mark.parametrize(
+    ("detector", "says"),
+    [
+        ({"crop_margin_px": 4}, "no effect without crop_yx_px"),
+        ({"crop_yx_px": (66, 64), "bin_px": 4}, "multiple of bin_px = 4"),
+        ({"crop_yx_px": (64, 64), "crop_margin_px": 3, "bin_px": 4}, "70 x 70 pixels"),
+        ({"bin_px": 17}, "less than or equal to 16"),
+    ],
+)
+def test_crops_and_bins_that_do_not_go_together_are_refused(detector, says):
+    with pytest.raises(ValidationError, match=says):
+        layout((256, 256), detector=detector)

@@ -272,7 +272,8 @@ def test_bit_flips_are_found(tmp_path: Path) -> None:
         directory / "frames-000001.bin", 7 * frame_bytes + 5, bytes([data[7 * frame_bytes + 5] ^ 1])
     )
     records = (directory / "frames.rec").read_bytes()
-    alter(directory / "frames.rec", 33 * 64 + 2, bytes([records[33 * 64 + 2] ^ 1]))
+    at = 33 * FRAME_RECORD.itemsize + 2
+    alter(directory / "frames.rec", at, bytes([records[at] ^ 1]))
     with ScanReader.open(tmp_path, writer.scan_id) as reader:
         assert reader.verify() == [33, 107]
         assert reader.verify([1, 2, 107]) == [107]
@@ -286,8 +287,8 @@ def test_bit_flips_are_found(tmp_path: Path) -> None:
 
 @given(
     log=st.sampled_from(sorted(LOGS)),
-    content=st.binary(min_size=64, max_size=64),
-    bit=st.integers(min_value=0, max_value=40 * 8 - 1),
+    content=st.binary(min_size=72, max_size=72),
+    bit=st.integers(min_value=0, max_value=56 * 8 - 1),
 )
 def test_every_single_bit_of_a_record_matters(log: str, content: bytes, bit: int) -> None:
     dtype = LOGS[log]

@@ -43,9 +43,12 @@ def bench(experiment: SimulatedExperiment, tmp_path: Path) -> Iterator[Bench]:
         yield made
 
 
-def judge(image: ScanImage, diagnosis: str = "off", **changes: object) -> ScanTrust:
+def judge(
+    image: ScanImage, diagnosis: str = "off", *, mask_pixels: bool = False, **changes: object
+) -> ScanTrust:
     settings = TrustSettings(diagnosis=diagnosis, **changes)  # type: ignore[arg-type]
-    return ScanTrust(image, settings, torch.device("cpu"), positions_move=False)
+    device = torch.device("cpu")
+    return ScanTrust(image, settings, device, positions_move=False, mask_pixels=mask_pixels)
 
 
 def look_at(image: ScanImage, trust: ScanTrust) -> None:

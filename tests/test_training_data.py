@@ -14,6 +14,7 @@ from ptycho_stream.reconstruct.patches import measured_photons
 from ptycho_stream.reconstruct.predict import Predictor
 from ptycho_stream.scans import Catalogue, ScanReader
 from ptycho_stream.scans.header import write_header
+from ptycho_stream.scans.viewed_scan import ViewedScan
 from ptycho_stream.training.overlap import ScanBatch
 from ptycho_stream.training.scan_data import (
     BatchPlan,
@@ -78,7 +79,7 @@ def test_frames_are_views_of_the_mapped_store(reader, experiment):
 def test_training_and_reconstruction_see_the_same(reader, experiment, monkeypatch):
     """Counts, mask, shift, photons: what the predictor is given for the same pairs."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # one worker, one call
-    photons = measured_photons(reader, 8)
+    photons = measured_photons(ViewedScan(reader), 8)
     frames = open_frames(reader, experiment.probe, photons, (0, reader.pair_count))
     seen = {}
 

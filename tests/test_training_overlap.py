@@ -20,24 +20,13 @@ from ptycho_stream.training.scan_frames import ScanFrames
 
 
 @dataclass
-class _Reader:
+class _Scan:
     """Just enough of a scan for ``ScanFrames.counts``."""
 
-    counts: np.ndarray
+    frames: np.ndarray
 
-    @property
-    def header(self):
-        return self
-
-    @property
-    def view(self):
-        return self
-
-    def frames(self, slots):
-        return self.counts[slots]
-
-    def apply(self, counts):
-        return counts
+    def counts(self, slots):
+        return self.frames[slots]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +40,7 @@ def batch_and_truth(experiment, valid=None):
     top = experiment.positions_yx_m / experiment.pixel_yx_m - origin - (SIZE - 1) / 2
     corner = np.rint(top).astype(np.int64)
     frames = ScanFrames(
-        reader=_Reader(experiment.counts),
+        scan=_Scan(experiment.counts),
         probe=experiment.probe,
         valid=np.ones((SIZE, SIZE), bool) if valid is None else valid,
         slot=np.arange(30),

@@ -25,19 +25,20 @@ from ptycho_streamd.process import StageProcess
 from ptycho_streamd.view_change import asks_for_a_view, change_sealed, changed_view
 
 
-def test_a_view_is_the_present_one_with_what_is_asked_for():
+def test_a_view_is_the_present_one_with_what_is_asked_for(tmp_path):
     header = make_header()
-    view = changed_view(header, {"orientation": "flip_y", "center_yx_px": [3, 5.5], "dc": None})
+    told = {"orientation": "flip_y", "center_yx_px": [3, 5.5], "dc": None}
+    view = changed_view(header, tmp_path, told)
     assert (view.orientation, view.center_yx_px, view.dc) == ("flip_y", (3.0, 5.5), "center")
     assert (view.version, view.size_px) == (2, header.size_px)
-    assert changed_view(header, {"orientation": "identity"}) == header.view
+    assert changed_view(header, tmp_path, {"orientation": "identity"}) == header.view
     assert asks_for_a_view({"dc": "corner"}) and not asks_for_a_view({"probe": "/a", "dc": None})
 
 
 @pytest.mark.parametrize("center", [(24, 0), (0, 40.5), (-1, 3)])
-def test_a_centre_outside_the_frame_is_refused(center):
+def test_a_centre_outside_the_frame_is_refused(center, tmp_path):
     with pytest.raises(GeometryError, match="24 x 40 pixels"):
-        changed_view(make_header(), {"center_yx_px": center})
+        changed_view(make_header(), tmp_path, {"center_yx_px": center})
 
 
 def test_a_scan_that_is_over_gets_it_once(tmp_path):

@@ -27,12 +27,14 @@ def wanted(
     version: int = 1,
     orientation: str | None = "flip_x",
     center_yx_px: list[float] | None = None,
+    bad_pixels_yx: list[list[int]] | None = None,
 ) -> dict[str, Any]:
     view = {
         "scan_id": scan_id,
         "view_version": version,
         "orientation": orientation,
         "center_yx_px": center_yx_px,
+        "bad_pixels_yx": bad_pixels_yx,
     }
     return {"verdict": "orientation suspect", "view_wanted": view}
 
@@ -43,7 +45,13 @@ def test_what_is_wanted_is_ordered_once_for_each_view():
     for status in ({}, {"view_wanted": None}, wanted(), wanted(), {}, wanted()):
         trigger.look(status)
     assert orders.ordered == [
-        {"scan_id": "a", "orientation": "flip_x", "center_yx_px": None, "dc": None}
+        {
+            "scan_id": "a",
+            "orientation": "flip_x",
+            "center_yx_px": None,
+            "dc": None,
+            "bad_pixels_yx": None,
+        }
     ]
     trigger.look(wanted(version=2, orientation="flip_y"))
     trigger.look(wanted("b"))
@@ -73,3 +81,11 @@ def test_a_pattern_off_its_centre_is_looked_at_where_it_is(caplog):
     first, second = caplog.messages
     assert first == "scan a: its pattern is off centre; center_yx_px becomes [30.0, 33.5]"
     assert "flip_x; its pattern is off centre" in second
+
+
+def test_pixels_that_lie_are_masked(caplog):
+    orders = Orders()
+    trigger = ViewTrigger(orders)  # type: ignore[arg-type]
+    trigger.look(wanted(orientation=None, bad_pixels_yx=[[3, 5], [4, 5]]))
+    assert orders.ordered[0]["bad_pixels_yx"] == [[3, 5], [4, 5]]
+    assert "2 of its stored pixels lie and are masked: (3, 5), (4, 5)" in caplog.text

@@ -85,7 +85,13 @@ class ImageStore:
         refinement, trust = self.settings.refine, self.settings.trust
         tile_px = self.settings.reconstruct.tile_px
         image = ScanImage(reader, recipe, tile_px, refinement if refinement.enabled else None)
-        judge = ScanTrust(image, trust, recipe.device, positions_move=refinement.positions)
+        judge = ScanTrust(
+            image,
+            trust,
+            recipe.device,
+            positions_move=refinement.positions,
+            mask_pixels=self.settings.view.hot_pixels == "auto",
+        )
         return OpenScan(
             image,
             lease,

@@ -50,10 +50,10 @@ from ptycho_streamd.ingest_status import RateMeter, describe
 from ptycho_streamd.log_limit import LimitedLog
 from ptycho_streamd.recorder import EPOCH_KEY, Recorder
 from ptycho_streamd.scan_layout import start_of_header
-from ptycho_streamd.sources import Source, open_sources
+from ptycho_streamd.sources import Stream, open_sources
 from ptycho_streamd.stage import Stage, run_stage
 from ptycho_streamd.unsealed import Unsealed
-from ptycho_streamd.view_change import change_sealed, changed_view
+from ptycho_streamd.view_change import change_sealed
 
 COMMIT_FRAMES = 64
 COMMIT_NS = 5_000_000
@@ -138,7 +138,7 @@ class Ingest:
             self._tick(now_ns)
         return taken > 0
 
-    def _drain(self, source: Source) -> int:
+    def _drain(self, source: Stream) -> int:
         taken = 0
         while taken < ROUND_MESSAGES:
             messages = source.receive()
@@ -222,8 +222,9 @@ class Ingest:
                 self._feed(ev.EpochEnded(now_ns, message.epoch))
             case Undecodable():
                 self._metrics.undecodable.labels(message.reason).inc()
+                where = "" if message.series is None else f" of series {message.series}"
                 trouble.warning(
-                    message.reason, f"not understood ({message.reason}): {message.detail}"
+                    message.reason, f"not understood{where} ({message.reason}): {message.detail}"
                 )
                 self._feed(ev.MessageUndecodable(now_ns, message.series, message.reason))
             case Frame():
@@ -264,7 +265,7 @@ class Ingest:
             self._metrics.commit_seconds.observe((now_ns - begun_ns) / 1e9)
         positioned = recorder.newly_positioned()
         if positioned is not None:
-            self._feed(ev.FramesPositioned(now_ns, scan_id, positioned))
+            self._feed(ev.FramesPositioned(now_ns, scan_id, *positioned))
 
     def _count_positions(self, scan_id: str, recorder: Recorder) -> None:
         """Count and tell of positions that came inline or are not to be trusted."""
@@ -387,6 +388,10 @@ class Ingest:
         pending = recorder.writer.pending
         counts = recorder.final_counts(sealing.counts)
         try:
+            recorder.finish_view()
+        except StoreError as error:
+            log.error("scan %s: its view stays as it is: %s", sealing.scan_id, error)
+        try:
             header = recorder.writer.seal(sealing.state, counts, sealing.reason)
         except StoreError as error:
             log.error("scan %s cannot be sealed, it is recovered: %s", sealing.scan_id, error)
@@ -417,7 +422,7 @@ class Ingest:
 
     def _go_on(self, found: Recovered) -> None:
         header = found.writer.header
-        recorder = Recorder.resume(found.writer, self._settings)
+        recorder = Recorder.resume(self._root, found.writer, self._settings)
         event = ev.ScanRecovered(
             time.monotonic_ns(),
             header.scan_id,
@@ -427,6 +432,7 @@ class Ingest:
             recorder.join.positioned,
             header.metadata.get(EPOCH_KEY),
             header.reason,
+            recorder.join.spared,
         )
         self._recorders[header.scan_id] = recorder
         self._housekeeper.attach(found.writer)
@@ -493,14 +499,14 @@ class Ingest:
     def _set_view(self, request: StageRequest) -> None:
         """Give a scan another view: the one that is being written, or one that is over."""
         scan_id: str = request.arguments["scan_id"]
+        self._commit_all()  # dark frames that are pending are to be seen
         recorder = self._recorders.get(scan_id)
         try:
             if recorder is not None:
-                view = changed_view(recorder.header, request.arguments)
-                recorder.set_view(view)
+                view = recorder.request_view(request.arguments)
             else:
                 view = change_sealed(self._root, scan_id, request.arguments)
-        except GeometryError as error:
+        except (GeometryError, FileFormatError) as error:
             self._stage.fail(request, "bad_arguments", str(error))
         except ScanNotFound as error:
             self._stage.fail(request, "not_found", str(error))
@@ -536,7 +542,8 @@ def rules_of(settings: Settings) -> ScanRules:
         match_window_ns=int(positions.match_window_s * 1e9),
         silence_ns=int(settings.detector.silence_s * 1e9),
         resume_ns=int(settings.data.resume_s * 1e9),
-        positions_stream=positions.source == "native",
+        positions_stream=positions.is_stream,
+        ends_by_silence=settings.detector.ends_by_silence,
     )
 
 

@@ -41,6 +41,16 @@ class IngestMetrics:
             "Frames of sealed scans that never got a position",
             registry=registry,
         )
+        self.gated = Counter(
+            "ptycho_stream_frames_gated",
+            "Frames of sealed scans that are to be left out of the image (stored)",
+            registry=registry,
+        )
+        self.dark = Counter(
+            "ptycho_stream_frames_dark",
+            "Frames of sealed scans that were taken without beam (stored)",
+            registry=registry,
+        )
         self.dropped = Counter(
             "ptycho_stream_frames_dropped",
             "Frames that arrived and were not stored, by reason; duplicates have their own counter",
@@ -116,4 +126,6 @@ class IngestMetrics:
         """Count what is known of a scan at its end."""
         self.missing.inc(max(header.counts.get("missing", 0), 0))
         self.unpositioned.inc(max(header.counts.get("unpositioned", 0), 0))
+        self.gated.inc(header.counts.get("gated", 0))
+        self.dark.inc(header.counts.get("dark", 0))
         self.scans.labels(header.state).inc()

@@ -9,7 +9,7 @@ from typing import Any
 from ptycho_stream.scans.opened_scan import OpenedScan
 from ptycho_stream.scans.state_machine import ScanStateMachine
 from ptycho_streamd.recorder import Recorder
-from ptycho_streamd.sources import Source
+from ptycho_streamd.sources import Stream
 
 MEASURE_NS = 1_000_000_000
 
@@ -40,7 +40,7 @@ class RateMeter:
 def describe(
     machine: ScanStateMachine,
     recorders: Mapping[str, Recorder],
-    sources: Iterable[Source],
+    sources: Iterable[Stream],
     rate: RateMeter,
 ) -> dict[str, Any]:
     """The status of ingest, as plain values."""

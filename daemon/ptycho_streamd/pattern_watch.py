@@ -19,6 +19,9 @@ from ptycho_stream.reconstruct.pattern_advice import (
 from ptycho_stream.reconstruct.scan_image import ScanImage
 from ptycho_stream.scans.header import ScanHeader
 
+MAX_MASKED = 256
+"""So many pixels at most are masked at once without a person."""
+
 log = logging.getLogger(__name__)
 
 
@@ -63,6 +66,16 @@ class PatternWatch:
             if suggestion not in self._said:
                 self._said.add(suggestion)
                 log.warning("scan %s: a suggestion: %s", image.reader.scan_id, suggestion)
+
+    def mask_wanted(self, header: ScanHeader) -> list[list[int]] | None:
+        """Stored pixels (y, x) that should be masked in the present view too; None: there are none.
+
+        Where half the pattern is called bad something else is wrong: then none are.
+        """
+        bad, view = self._advice.stored_bad, header.view
+        if not bad or view.version != self._view_version or len(bad) > MAX_MASKED:
+            return None
+        return [list(pixel) for pixel in bad]
 
     def center_wanted(self, header: ScanHeader) -> list[float] | None:
         """Where zero frequency should be in the present view; None: where it is."""

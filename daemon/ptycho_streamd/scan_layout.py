@@ -1,7 +1,7 @@
-"""How a scan is laid out in the store: crop, geometry, pixel size, view and mask, decided once.
+"""How a scan is laid out in the store: crop, bins, geometry, pixel size, view and mask.
 
-Pure: from a detector's header and the settings to a scan header.  Ingest calls it for every new
-scan; what is None in one source is taken from the other.
+Decided once.  Pure: from a detector's header and the settings to a scan header.  Ingest calls it
+for every new scan; what is None in one source is taken from the other.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from ptycho_stream.geometry import View, object_pixel_yx_m
 from ptycho_stream.messages import DetectorGeometry, ScanStart
 from ptycho_stream.scans.header import ScanHeader
 from ptycho_stream.scans.scan_events import OpenScan
+from ptycho_stream.scans.stored_part import StoredPart, binned_dtype
 from ptycho_stream.settings import GeometrySettings, Settings
 
 MAX_EXPECTED = 2**40
@@ -24,13 +25,9 @@ MAX_EXPECTED = 2**40
 
 @dataclass(frozen=True, slots=True)
 class ScanLayout:
-    """A new scan: its header, the stored part of a detector frame, its bad pixels (h, w).
-
-    ``crop`` is None where whole frames are stored; ``warning`` says what was not believed.
-    """
+    """A new scan: its header and its bad pixels (h, w); ``warning`` says what was not believed."""
 
     header: ScanHeader
-    crop: tuple[slice, slice] | None
     bad_pixels: NDArray[np.bool_] | None
     warning: str = ""
 
@@ -42,10 +39,9 @@ def lay_out(opening: OpenScan, settings: Settings, created_ns: int) -> ScanLayou
     shape_yx = start.frame_shape_yx
     geometry = resolve_geometry(start.geometry, settings.geometry)
     size_px = settings.reconstruct.size_px
-    crop = crop_of(start, geometry, settings)
-    corner_yx = (crop[0].start, crop[1].start) if crop else (0, 0)
-    stored_yx = (crop[0].stop - crop[0].start, crop[1].stop - crop[1].start) if crop else shape_yx
-    pixel_yx_m, warning = _pixel(geometry, size_px)
+    part, warning = stored_part(start, geometry, settings)
+    whole = part.window is None and part.bin_px == 1
+    dtype = np.dtype(start.dtype).str
     header = ScanHeader(
         scan_id=opening.scan_id,
         source=settings.detector.endpoint,
@@ -53,30 +49,25 @@ def lay_out(opening: OpenScan, settings: Settings, created_ns: int) -> ScanLayou
         state=opening.state,
         created_ns=created_ns,
         expected_frames=start.expected_frames,
-        frame_shape_yx=stored_yx,
-        dtype=np.dtype(start.dtype).str,
-        detector_shape_yx=shape_yx if crop else None,
-        crop_corner_yx_px=corner_yx,
+        frame_shape_yx=part.shape_yx,
+        dtype=dtype if part.bin_px == 1 else binned_dtype(dtype),
+        detector_shape_yx=None if whole else shape_yx,
+        crop_corner_yx_px=part.corner_yx_px,
+        bin_px=part.bin_px,
+        detector_dtype=None if part.bin_px == 1 else dtype,
         geometry=geometry,
         size_px=size_px,
-        pixel_yx_m=pixel_yx_m,
-        views=(make_view(settings, geometry, stored_yx, corner_yx),),
+        views=(make_view(settings, geometry, part),),
         metadata={**settings.metadata, **start.metadata},
         joined_late=opening.joined_late,
     )
+    pixel_yx_m, problem = _pixel(header, size_px)
+    header, warning = replace(header, pixel_yx_m=pixel_yx_m), problem or warning
     bad = start.pixel_mask
     if bad is not None and bad.shape != shape_yx:
         warning = f"the pixel mask is {bad.shape} and frames are {shape_yx}: not used"
         bad = None
-    return ScanLayout(header, crop, bad[crop] if bad is not None and crop else bad, warning)
-
-
-def crop_of_header(header: ScanHeader) -> tuple[slice, slice] | None:
-    """The stored part of a detector frame, of a scan that is there already."""
-    if header.detector_shape_yx is None:
-        return None
-    (y, x), (h, w) = header.crop_corner_yx_px, header.frame_shape_yx
-    return slice(y, y + h), slice(x, x + w)
+    return ScanLayout(header, None if bad is None else part.any(bad), warning)
 
 
 def start_of_header(header: ScanHeader) -> ScanStart:
@@ -87,7 +78,7 @@ def start_of_header(header: ScanHeader) -> ScanStart:
         series=header.series,
         expected_frames=expected if expected is not None and expected < MAX_EXPECTED else None,
         frame_shape_yx=header.detector_shape_yx or header.frame_shape_yx,
-        dtype=header.dtype,
+        dtype=header.detector_dtype or header.dtype,
         geometry=header.geometry,
         metadata=header.metadata,
     )
@@ -110,56 +101,82 @@ def resolve_geometry(stream: DetectorGeometry, settings: GeometrySettings) -> De
     )
 
 
-def crop_of(
+def stored_part(
     start: ScanStart, geometry: DetectorGeometry, settings: Settings
-) -> tuple[slice, slice] | None:
-    """The part of a frame to store, about the beam centre and inside the frame; None: all."""
-    wanted, shape_yx = settings.detector.crop_yx_px, start.frame_shape_yx
+) -> tuple[StoredPart, str]:
+    """The part of a frame to store, about the beam centre and inside the frame; and a warning.
+
+    A frame smaller than one bin is stored as it is.
+    """
+    shape_yx, detector = start.frame_shape_yx, settings.detector
     assert shape_yx is not None
-    if wanted is None or all(w >= s for w, s in zip(wanted, shape_yx, strict=True)):
-        return None
+    bin_px = detector.bin_px if detector.bin_px <= min(shape_yx) else 1
+    margin = 2 * detector.crop_margin_px
+    wanted = shape_yx
+    if detector.crop_yx_px is not None:
+        wanted = (detector.crop_yx_px[0] + margin, detector.crop_yx_px[1] + margin)
     center = geometry.beam_center_yx_px
     if center is None or not all(0 <= c < s for c, s in zip(center, shape_yx, strict=True)):
         center = (shape_yx[0] // 2, shape_yx[1] // 2)
-    edges: list[slice] = []
-    for want, size, at in zip(wanted, shape_yx, center, strict=True):
-        length = min(want, size)
-        first = min(max(round(at) - length // 2, 0), size - length)
-        edges.append(slice(first, first + length))
-    return edges[0], edges[1]
+    edges = [
+        _edge(want, size, at, bin_px)
+        for want, size, at in zip(wanted, shape_yx, center, strict=True)
+    ]
+    (top, height), (left, width) = edges
+    warning = ""
+    if bin_px < detector.bin_px:
+        warning = f"frames of {shape_yx} are smaller than a bin of {detector.bin_px}: not binned"
+    elif height * bin_px < min(wanted[0], shape_yx[0]) or width * bin_px < min(
+        wanted[1], shape_yx[1]
+    ):
+        warning = (
+            f"frames of {shape_yx} are no whole number of bins of {bin_px}: only "
+            f"{height * bin_px} x {width * bin_px} pixels are stored; set detector.crop_yx_px to "
+            "multiples of detector.bin_px that lie inside the frame"
+        )
+    return StoredPart(shape_yx, (top, left), (height, width), bin_px), warning
+
+
+def _edge(wanted: int, size: int, center: float, bin_px: int) -> tuple[int, int]:
+    """First detector pixel and number of stored pixels along an axis."""
+    count = min(wanted, size) // bin_px
+    first = round(center) - bin_px * (count // 2) - bin_px // 2
+    return min(max(first, 0), size - count * bin_px), count
 
 
 def make_view(
     settings: Settings,
     geometry: DetectorGeometry,
-    stored_yx: tuple[int, int],
-    corner_yx: tuple[int, int],
+    part: StoredPart,
 ) -> View:
     """The first view of a scan.
 
     The header's beam centre is believed only if a window of ``size_px`` about it fits the frame:
-    many detectors are never told theirs and send 0.
+    many detectors are never told theirs and send 0. Bad counts of binned frames were found before
+    the bins were summed, whose marks are the dtype's own.
     """
     size_px = settings.reconstruct.size_px
     center = settings.view.center_yx_px
     beam = geometry.beam_center_yx_px
     if center is None and beam is not None and settings.view.dc == "center":
-        stored = (beam[0] - corner_yx[0], beam[1] - corner_yx[1])
+        n, corner = part.bin_px, part.corner_yx_px
+        # Of a bin's n pixels the first has its centre (n - 1) / 2 before that of the bin.
+        stored = tuple((b - c - (n - 1) / 2) / n for b, c in zip(beam, corner, strict=True))
         tops = [round(c) - size_px // 2 for c in stored]
-        if all(t >= 0 and t + size_px <= s for t, s in zip(tops, stored_yx, strict=True)):
-            center = stored
+        if all(t >= 0 and t + size_px <= s for t, s in zip(tops, part.shape_yx, strict=True)):
+            center = (stored[0], stored[1])
     return View(
         size_px=size_px,
         center_yx_px=center,
         dc=settings.view.dc,
         orientation=settings.view.orientation,
-        bad_value_from=settings.view.bad_value_from,
+        bad_value_from=settings.view.bad_value_from if part.bin_px == 1 else None,
     )
 
 
-def _pixel(geometry: DetectorGeometry, size_px: int) -> tuple[tuple[float, float] | None, str]:
+def _pixel(header: ScanHeader, size_px: int) -> tuple[tuple[float, float] | None, str]:
+    geometry, pixel = header.geometry, header.stored_pixel_yx_m
     energy, distance = geometry.photon_energy_eV, geometry.detector_distance_m
-    pixel = geometry.detector_pixel_yx_m
     if energy is None or distance is None or pixel is None:
         return None, (
             "neither the stream nor the settings tell energy, distance and detector pixel: frames "

@@ -21,7 +21,6 @@ from ptycho_stream.reconstruct.diagnosis import Finding
 from ptycho_stream.reconstruct.generation import Generation
 from ptycho_stream.reconstruct.history import HistoryEntry, append_history
 from ptycho_stream.reconstruct.layouts import composed
-from ptycho_stream.reconstruct.patches import valid_pixels
 from ptycho_stream.reconstruct.scan_image import ScanImage
 from ptycho_stream.reconstruct.trust_watch import Shown, TrustReport, TrustWatch
 from ptycho_stream.results import ImageState
@@ -47,6 +46,7 @@ class ScanTrust:
         image: of the scan.
         settings: of trust.
         positions_move: refinement corrects positions.
+        mask_pixels: pixels that count far too much or nothing are masked by itself.
         device: where to compute.
 
     Attributes:
@@ -60,9 +60,10 @@ class ScanTrust:
         device: torch.device,
         *,
         positions_move: bool,
+        mask_pixels: bool = False,
     ) -> None:
         self._image, self._settings, self._device = image, settings, device
-        self._positions_move = positions_move
+        self._positions_move, self._mask_pixels = positions_move, mask_pixels
         self._watch: TrustWatch | None = None
         self._pattern = PatternWatch(image)
         self._generation = 0
@@ -135,27 +136,31 @@ class ScanTrust:
 
     @property
     def view_wanted(self) -> dict[str, Any] | None:
-        """Orientation and centre that frames should have, if they are to be corrected by itself.
+        """Orientation, centre and masked pixels of frames, if they are to be corrected by itself.
 
         Each is None where it is as it should be.
         """
         header, generation = self._image.reader.header, self._image.current
-        if self._settings.diagnosis != "auto" or self.report is None or generation is None:
+        if self.report is None or generation is None:
             return None
         # What was found is of the view that the image had then; it is not to be undone again.
         if generation.number != self._generation:
             return None
         if generation.identity.view_version != header.view.version:
             return None
-        orientation = self._orientation_wanted(header, self.report.finding)
-        center_yx_px = self._pattern.center_wanted(header)
-        if orientation is None and center_yx_px is None:
+        orientation = center_yx_px = None
+        if self._settings.diagnosis == "auto":
+            orientation = self._orientation_wanted(header, self.report.finding)
+            center_yx_px = self._pattern.center_wanted(header)
+        bad_pixels_yx = self._pattern.mask_wanted(header) if self._mask_pixels else None
+        if orientation is None and center_yx_px is None and bad_pixels_yx is None:
             return None
         return {
             "scan_id": header.scan_id,
             "view_version": header.view.version,
             "orientation": orientation,
             "center_yx_px": center_yx_px,
+            "bad_pixels_yx": bad_pixels_yx,
         }
 
     def _orientation_wanted(
@@ -191,12 +196,12 @@ class ScanTrust:
         """The watch over the present generation, that knows all frames in the image."""
         image = self._image
         if self._watch is None or self._generation != generation.number:
-            view = image.reader.header.view
+            scan = image.viewed
             self._watch = TrustWatch(
-                lambda slots: view.apply(image.reader.frames(slots)),
+                scan.counts,
                 generation.identity.pixel_yx_m,
                 generation.identity.tile_px,
-                valid=valid_pixels(image.reader, view),
+                valid=scan.valid,
                 device=self._device,
                 predictor=None if self._settings.diagnosis == "off" else image.predictor,
             )

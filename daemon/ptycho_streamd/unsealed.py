@@ -61,12 +61,13 @@ class Unsealed:
         writer, report = ScanWriter.recover(self._root, sealing.scan_id)
         with writer:
             lost = max(sealing.counts.get("frames", 0) - writer.committed, 0)
-            positioned = len(np.unique(writer.pairs()["slot"]))
+            paired = np.unique(writer.pairs()["slot"])
+            spared = np.setdiff1d(np.flatnonzero(writer.records()["flags"]), paired)
             counts = {
                 **sealing.counts,
                 "missing": sealing.counts.get("missing", 0) + lost,
                 "torn": report.dropped_records,
-                "positioned": positioned,
-                "unpositioned": writer.committed - positioned,
+                "positioned": len(paired),
+                "unpositioned": writer.committed - len(paired) - len(spared),
             }
             return writer.seal(sealing.state, counts, sealing.reason)

@@ -6,6 +6,8 @@ is sealed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from ptycho_stream.errors import GeometryError
 from ptycho_stream.geometry import View
 from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_stream.scans.header import ScanHeader
+from ptycho_streamd.view_files import FILES, requested_files, with_bad_pixels
 
-WORDS = ("orientation", "center_yx_px", "dc")
+_WORDS = ("orientation", "center_yx_px", "dc")
+WORDS = (*_WORDS, *FILES)
 """What may be asked for; None: as it is."""
 
 
@@ -23,13 +27,22 @@ def asks_for_a_view(arguments: dict[str, Any]) -> bool:
     return any(arguments.get(word) is not None for word in WORDS)
 
 
-def changed_view(header: ScanHeader, arguments: dict[str, Any]) -> View:
+def changed_view(header: ScanHeader, directory: Path, arguments: Mapping[str, Any]) -> View:
     """The view that a scan gets: the present one if nothing changes, else its next version.
 
+    Args:
+        header: of the scan.
+        directory: of the scan, where files that are named are kept.
+        arguments: what is asked for; ``bad_pixels_yx``, stored pixels (y, x), are added to the
+            view's mask.
+
     Raises:
-        GeometryError: the centre lies outside the stored frame.
+        GeometryError: the centre or a pixel lies outside the stored frame, or there are no dark
+            frames.
+        FileFormatError: a file that is named cannot be used.
+        StoreError: it cannot be kept.
     """
-    asked = {word: arguments[word] for word in WORDS if arguments.get(word) is not None}
+    asked = {word: arguments[word] for word in _WORDS if arguments.get(word) is not None}
     if "center_yx_px" in asked:
         y, x = asked["center_yx_px"] = tuple(map(float, asked["center_yx_px"]))
         height, width = header.frame_shape_yx
@@ -39,6 +52,11 @@ def changed_view(header: ScanHeader, arguments: dict[str, Any]) -> View:
                 f"{header.scan_id}, {height} x {width} pixels: give it in pixels of those"
             )
     view = header.view
+    asked |= requested_files(header, directory, arguments)
+    if arguments.get("bad_pixels_yx"):
+        masked = replace(view, bad_pixels=asked.get("bad_pixels", view.bad_pixels))
+        pixels_yx = arguments["bad_pixels_yx"]
+        asked["bad_pixels"] = with_bad_pixels(masked, header, directory, pixels_yx)
     if all(getattr(view, word) == value for word, value in asked.items()):
         return view
     return view.next(**asked)
@@ -53,7 +71,8 @@ def change_sealed(root: Path, scan_id: str, arguments: dict[str, Any]) -> View:
         arguments: what is asked for.
 
     Raises:
-        GeometryError: the centre lies outside the stored frame.
+        GeometryError: what is asked for does not fit the scan.
+        FileFormatError: a file that is named cannot be used.
         ScanNotFound: there is no such scan.
         ScanLocked: it is being written; its writer has to do it.
         StoreError: the header cannot be read or written.
@@ -61,7 +80,7 @@ def change_sealed(root: Path, scan_id: str, arguments: dict[str, Any]) -> View:
     catalogue = Catalogue(root)
     with catalogue.open(scan_id) as reader:
         header = reader.header
-    view = changed_view(header, arguments)
+    view = changed_view(header, catalogue.directory(scan_id), arguments)
     if view != header.view:
         catalogue.add_view(scan_id, view)
     return view

@@ -1,4 +1,6 @@
-"""Corrects a detector turned the wrong way or off its centre, if ``trust.diagnosis`` is ``auto``.
+"""Corrects a detector turned the wrong way or off its centre, and masks pixels that lie.
+
+If ``trust.diagnosis`` and ``view.hot_pixels`` are ``auto``.
 
 The reconstruct stage finds out and says so in its status; the supervisor looks here, and has ingest
 give the scan another view, which opens a new generation of its image.
@@ -32,6 +34,7 @@ class ViewTrigger:
             "orientation": wanted["orientation"],
             "center_yx_px": wanted["center_yx_px"],
             "dc": None,
+            "bad_pixels_yx": wanted["bad_pixels_yx"],
         }
         if self._requests.order(SET_VIEW, arguments):
             self._ordered = (wanted["scan_id"], wanted["view_version"])
@@ -46,4 +49,9 @@ def _words(wanted: Mapping[str, Any]) -> str:
         )
     if wanted["center_yx_px"] is not None:
         said.append(f"its pattern is off centre; center_yx_px becomes {wanted['center_yx_px']}")
+    if wanted["bad_pixels_yx"] is not None:
+        pixels = ", ".join(str(tuple(pixel)) for pixel in wanted["bad_pixels_yx"][:5])
+        said.append(
+            f"{len(wanted['bad_pixels_yx'])} of its stored pixels lie and are masked: {pixels}"
+        )
     return "; ".join(said)

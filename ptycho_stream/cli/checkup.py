@@ -37,8 +37,9 @@ class Finding:
 
 
 def check_files(settings: Settings) -> list[Finding]:
-    """Probe, model and data directory."""
-    return [_probe(settings), _model(settings), _data_directory(settings)]
+    """Probe, model, data directory, and the files of the view that are named."""
+    found = [_probe(settings), _model(settings), _data_directory(settings)]
+    return found + _view_files(settings)
 
 
 def check_machine(settings: Settings) -> list[Finding]:
@@ -95,7 +96,9 @@ def check_optics(settings: Settings) -> float | None:
     detector_pixel = known.detector_pixel_yx_m
     if optics is None or energy is None or distance is None or detector_pixel is None:
         return None
-    pixel_yx_m = object_pixel_yx_m(energy, distance, detector_pixel, size)
+    n = settings.detector.bin_px
+    stored = (n * detector_pixel[0], n * detector_pixel[1])
+    pixel_yx_m = object_pixel_yx_m(energy, distance, stored, size)
     optic_of(optics, energy, pixel_yx_m).wave(size)
     return pixel_yx_m[0]
 
@@ -122,6 +125,25 @@ def _model(settings: Settings) -> Finding:
     except ModelError as error:
         return Finding("model.name", "unusable", name, str(error), ok=False)
     return Finding("model.name", "OK", name, f"{manifest.architecture} {manifest.name}")
+
+
+def _view_files(settings: Settings) -> list[Finding]:
+    """Whether they are there; that they fit the detector is seen when a scan begins."""
+    view = settings.view
+    named = {
+        "view.bad_pixels_path": view.bad_pixels_path,
+        "view.flat_field_path": view.flat_field_path,
+        "view.background_path": view.background_path,
+        "view.bad_frames_path": view.bad_frames_path,
+    }
+    missing = "there is no such file: scans are looked at without it; correct the path"
+    return [
+        Finding(key, "OK", str(path), f"{path.stat().st_size} bytes")
+        if path.is_file()
+        else Finding(key, "missing", str(path), missing, ok=False)
+        for key, path in named.items()
+        if path is not None
+    ]
 
 
 def _data_directory(settings: Settings) -> Finding:

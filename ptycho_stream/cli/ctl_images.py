@@ -105,6 +105,20 @@ def reprocess(
     dc: Annotated[
         str | None, typer.Option(metavar="WHERE", help="Zero frequency: center or corner.")
     ] = None,
+    bad_pixels: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Mask, on the daemon's machine; 'none': without."),
+    ] = None,
+    flat_field: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Response of each pixel; likewise.")
+    ] = None,
+    background: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Counts a frame; likewise, or 'dark-frames'."),
+    ] = None,
+    bad_frames: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Frames to leave out; likewise.")
+    ] = None,
     config: Config = None,
     endpoint: ControlEndpoint = None,
     timeout: Timeout = None,
@@ -121,5 +135,14 @@ def reprocess(
         "orientation": orientation,
         "center_yx_px": center,
         "dc": dc,
+        "bad_pixels": _absolute(bad_pixels),
+        "flat_field": _absolute(flat_field),
+        "background": _absolute(background),
+        "bad_frames": _absolute(bad_frames),
     }
     print_result(call_daemon("reprocess", arguments, config, endpoint, timeout), as_json)
+
+
+def _absolute(source: str | None) -> str | None:
+    """A file as the daemon finds it; words that stand for none stay as they are."""
+    return source if source in (None, "none", "dark-frames") else str(Path(source).absolute())

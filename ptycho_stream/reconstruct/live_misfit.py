@@ -18,11 +18,10 @@ from ptycho_stream.physics.probe import Probe
 from ptycho_stream.reconstruct.canvas import Canvas
 from ptycho_stream.reconstruct.generation import Generation
 from ptycho_stream.reconstruct.misfit import Misfit, stitched_misfit
-from ptycho_stream.reconstruct.patches import valid_pixels
 from ptycho_stream.reconstruct.trust import tile_windows
 from ptycho_stream.results import Tile
-from ptycho_stream.scans.reader import ScanReader
 from ptycho_stream.scans.records import positions_of
+from ptycho_stream.scans.viewed_scan import ViewedScan
 
 if TYPE_CHECKING:
     from ptycho_stream.reconstruct.scan_image import ScanImage
@@ -49,11 +48,11 @@ def live_misfit(image: ScanImage, device: torch.device | str = "cpu") -> Misfit 
     view_version = reader.header.view.version
     if image.following is not None or generation.identity.view_version != view_version:
         return None
-    return newest_misfit(reader, generation, device)
+    return newest_misfit(image.viewed, generation, device)
 
 
 def newest_misfit(
-    reader: ScanReader, generation: Generation, device: torch.device | str = "cpu"
+    scan: ViewedScan, generation: Generation, device: torch.device | str = "cpu"
 ) -> Misfit:
     """Misfit of the newest frames of a generation of the present view, of which it has some.
 
@@ -61,7 +60,7 @@ def newest_misfit(
         ModelError: the device refuses, for want of memory for example.
         StoreError: the frames cannot be read.
     """
-    view, probe = reader.header.view, Probe(generation.probe)
+    probe, reader = Probe(generation.probe), scan.reader
     size = probe.size_px
     newest = generation.ledger.added[-compared_frames(size) :]
     first = int(newest.min())
@@ -75,9 +74,9 @@ def newest_misfit(
             _windows(generation.canvas, corner, size),
             np.stack([rows, np.zeros_like(rows)], axis=1).astype(np.int64),
             shift,
-            lambda part: view.apply(reader.frames(pairs["slot"][part])),
+            lambda part: scan.counts(pairs["slot"][part]),
             probe,
-            valid_pixels(reader, view),
+            scan.valid,
             device=device,
         )
     except RuntimeError as error:  # torch's own, out of memory among them

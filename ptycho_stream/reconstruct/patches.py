@@ -12,15 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_stream.errors import GeometryError
-from ptycho_stream.geometry import View, patch_corners
+from ptycho_stream.geometry import patch_corners
 from ptycho_stream.reconstruct.collapse import Verdicts
 from ptycho_stream.reconstruct.predict import Predictor
 from ptycho_stream.reconstruct.recipe import Recipe
-from ptycho_stream.scans.reader import ScanReader
 from ptycho_stream.scans.records import positions_of
+from ptycho_stream.scans.viewed_scan import ViewedScan
 
 PHOTON_FRAMES = 8
-"""So many frames, the first of the scan, give the photons of the unattenuated beam."""
+"""So many frames, the first of the scan that may be in an image, give the photons of the
+unattenuated beam."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +52,20 @@ class PatchMaker:
     """Predicts the patches of a scan's pairs.
 
     Args:
-        reader: of the scan.
+        scan: as its frames are looked at.
         recipe: network, probe, device.
         photons: of the unattenuated beam, a frame; the probe is scaled to it.
     """
 
-    def __init__(self, reader: ScanReader, recipe: Recipe, photons: float) -> None:
-        size_px = reader.header.size_px
+    def __init__(self, scan: ViewedScan, recipe: Recipe, photons: float) -> None:
+        size_px = scan.reader.header.size_px
         if recipe.probe.size_px != size_px:
             raise GeometryError(
-                f"scan {reader.header.scan_id} was taken for patches of {size_px} pixels, the "
+                f"scan {scan.reader.scan_id} was taken for patches of {size_px} pixels, the "
                 f"probe has {recipe.probe.size_px}: use a probe of {size_px} pixels"
             )
-        self._reader = reader
-        self._view = reader.header.view
-        self._valid = valid_pixels(reader, self._view)
+        self._scan = scan
+        self._valid = scan.valid
         self.predictor = Predictor(
             recipe.network, recipe.probe.normalised(photons), recipe.device, recipe.batch_frames
         )
@@ -83,22 +83,19 @@ class PatchMaker:
     def make(self, pairs: NDArray[Any], pixel_yx_m: tuple[float, float]) -> Patches:
         """Patches of ``pairs`` (B,), records of the scan's log of pairs; groups lie in a row."""
         position_yx_m = positions_of(pairs)
-        corner, shift = patch_corners(position_yx_m, pixel_yx_m, self._view.size_px)
-        counts = self._view.apply(self._reader.frames(pairs["slot"]))
+        corner, shift = patch_corners(position_yx_m, pixel_yx_m, self._scan.view.size_px)
+        counts = self._scan.counts(pairs["slot"])
         found = self.predictor.predict_judged(counts, shift, self._valid)
         return Patches(found.patches, found.weights, corner, found.verdicts)
 
 
-def valid_pixels(reader: ScanReader, view: View) -> NDArray[np.bool_]:
-    """Pixels (N, N) of the view that measure: not masked by the stream, nor bad in frame 0."""
-    return view.valid(reader.frame(0), reader.bad_pixels)
-
-
-def measured_photons(reader: ScanReader, frames: int) -> float:
-    """Photons of the unattenuated beam, from the first ``frames`` stored frames.
+def measured_photons(scan: ViewedScan, frames: int) -> float:
+    """Photons of the unattenuated beam, from the first ``frames`` frames that may be in an image.
 
     A high percentile of their sums: what passes where the sample is thin.
     """
-    view = reader.header.view
-    counts = np.where(valid_pixels(reader, view), view.apply(reader.frames(slice(0, frames))), 0)
+    slots = scan.first_open(frames)
+    if not len(slots):
+        return 1.0
+    counts = np.where(scan.valid, scan.counts(slots), 0)
     return max(float(np.percentile(counts.sum((-2, -1), dtype=np.float64), 90)), 1.0)

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from ptycho_stream.geometry import ORIENTATIONS, Orientation, View, orient
 from ptycho_stream.physics.probe import Probe
 from ptycho_stream.reconstruct.layouts import composed
-from ptycho_stream.reconstruct.patches import valid_pixels
 from ptycho_stream.reconstruct.pattern import (
     DEAD_COUNTS,
     BadPixels,
@@ -24,6 +23,8 @@ from ptycho_stream.reconstruct.pattern import (
     find_centre,
 )
 from ptycho_stream.scans.reader import ScanReader
+from ptycho_stream.scans.stored_part import StoredPart
+from ptycho_stream.scans.viewed_scan import ViewedScan
 
 FRAMES = 32
 """So many are looked at."""
@@ -65,12 +66,14 @@ class PatternAdvice:
         center_yx_px: for ``View.center_yx_px``; None: it is where it is set.
         hot: pixels (y, x) of the detector that count too much.
         dead: pixels (y, x) of the detector that count nothing.
+        stored_bad: hot and dead ones as pixels (y, x) of stored frames.
         suggestions: the same for people, with the setting to change.
     """
 
     center_yx_px: tuple[float, float] | None = None
     hot: tuple[tuple[int, int], ...] = ()
     dead: tuple[tuple[int, int], ...] = ()
+    stored_bad: tuple[tuple[int, int], ...] = ()
     suggestions: tuple[str, ...] = ()
 
 
@@ -120,7 +123,8 @@ def pattern_advice(
     # As stored, and further out where there is more: what is off may be far off.
     wider = max(stored_yx) > size and 2 * size <= _WIDE_PX
     window = replace(view, orientation="identity", size_px=2 * size if wider else size)
-    frames = _Frames.read(reader, slots, window)
+    scan = ViewedScan(reader, window)
+    frames = _Frames.read(scan, slots)
     back: Orientation = next(o for o in ORIENTATIONS if composed(view.orientation, o) == "identity")
     turned = Probe(np.ascontiguousarray(orient(probe.modes, back)).astype(np.complex64))
     off, match, bad = _off_yx_px(frames, turned)
@@ -133,15 +137,20 @@ def pattern_advice(
         set_yx = center_of(view, stored_yx)
         center = (round(set_yx[0] + float(off[0]), 1), round(set_yx[1] + float(off[1]), 1))
     corner = tuple(c - window.size_px // 2 for c in center_of(view, stored_yx))
-    hot, dead = (
-        _detector_pixels(reader, view, np.argwhere(which) + corner) for which in (bad.hot, bad.dead)
-    )
+    part = StoredPart.of(reader.header)
+    stored = [
+        _stored_pixels(view, stored_yx, np.argwhere(pixels) + corner)
+        for pixels in (bad.hot, bad.dead)
+    ]
+    hot, dead = (_tuples(part.detector_pixels(pixels)) for pixels in stored)
     said = [] if center is None else [_center_words(view, stored_yx, center, match)]
     if hot:
-        said.append(_hot_words(hot, frames.limit(bad.hot)))
+        # A limit is one of counts as they are stored.
+        limit = None if scan.corrects or part.bin_px > 1 else frames.limit(bad.hot)
+        said.append(_hot_words(hot, limit))
     if dead:
         said.append(f"{_pixels(dead)} nothing: {_MASK}")
-    return PatternAdvice(center, hot, dead, tuple(said))
+    return PatternAdvice(center, hot, dead, _tuples(np.concatenate(stored)), tuple(said))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,18 +163,17 @@ class _Frames:
     valid: NDArray[np.bool_]
 
     @classmethod
-    def read(cls, reader: ScanReader, slots: NDArray[np.integer[Any]], window: View) -> _Frames:
-        shape = (window.size_px, window.size_px)
+    def read(cls, scan: ViewedScan, slots: NDArray[np.integer[Any]]) -> _Frames:
+        shape = (scan.view.size_px, scan.view.size_px)
         halves = np.zeros(shape), np.zeros(shape)
         least, most = np.full(shape, np.inf), np.zeros(shape)
         for half, part in zip(halves, np.array_split(slots, 2), strict=True):
             for first in range(0, len(part), _AT_ONCE):
-                counts = window.apply(reader.frames(part[first : first + _AT_ONCE]))
-                counts = counts.astype(np.float64)
+                counts = scan.counts(part[first : first + _AT_ONCE]).astype(np.float64)
                 half += counts.sum(0)
                 np.minimum(least, counts.min(0), out=least)
                 np.maximum(most, counts.max(0), out=most)
-        valid = valid_pixels(reader, window)
+        valid = scan.valid
         for half in halves:
             half[~valid] = 0
         return cls(halves, least, most, valid)
@@ -241,18 +249,22 @@ def _match_at_middle(
     return float(template @ amplitude) / norm if norm else 0.0
 
 
-def _detector_pixels(
-    reader: ScanReader, view: View, pixels_yx: NDArray[np.int64]
-) -> tuple[tuple[int, int], ...]:
-    """Pixels (n, 2) of stored frames as they are looked at, in those of the detector."""
-    shape = np.asarray(reader.header.frame_shape_yx)
-    if view.dc == "corner":
-        pixels_yx = (pixels_yx - shape // 2) % shape
-    pixels_yx = pixels_yx + np.asarray(reader.header.crop_corner_yx_px)
+def _stored_pixels(
+    view: View, stored_yx: tuple[int, int], pixels_yx: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Pixels (n, 2) of frames as they are looked at, in those of stored frames."""
+    shape = np.asarray(stored_yx)
+    return (pixels_yx - shape // 2) % shape if view.dc == "corner" else pixels_yx
+
+
+def _tuples(pixels_yx: NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
     return tuple((int(y), int(x)) for y, x in pixels_yx)
 
 
-_MASK = "mask such pixels in the detector, whose mask the stream brings"
+_MASK = (
+    "mask such pixels in the detector, whose mask the stream brings, or in the file that "
+    "view.bad_pixels_path names; view.hot_pixels = 'auto' masks them by itself"
+)
 
 
 def _center_words(

@@ -21,13 +21,13 @@ from ptycho_stream.errors import ModelError, ProbeError, PtychoStreamError
 from ptycho_stream.physics.probe import Probe
 from ptycho_stream.reconstruct.canvas import Canvas, TileIndex
 from ptycho_stream.reconstruct.generation import Generation, GenerationIdentity
-from ptycho_stream.reconstruct.patches import valid_pixels
 from ptycho_stream.reconstruct.refine import RefinedImage, Refiner
 from ptycho_stream.reconstruct.refine_settings import RefineSettings
 from ptycho_stream.reconstruct.trust import held_out
 from ptycho_stream.results import Tile
 from ptycho_stream.scans.reader import ScanReader
 from ptycho_stream.scans.records import positions_of
+from ptycho_stream.scans.viewed_scan import ViewedScan
 from ptycho_stream.settings import RefinementSettings
 
 _log = logging.getLogger(__name__)
@@ -78,22 +78,20 @@ class RefinedLayer:
         version = generation.identity.view_version
         header = reader.header
         view = next((v for v in header.views if v.version == version), header.view)
-
-        def read(slots: NDArray[np.int64]) -> NDArray[Any]:
-            return view.apply(reader.frames(slots))
-
+        scan = ViewedScan(reader, view)
         library = _library_settings(settings)
-        measured = valid_pixels(reader, view)
-        valid = None if measured.all() else measured
+        valid = None if scan.valid.all() else scan.valid
         try:
             if state is None:
                 probe = Probe(generation.probe)
-                self._refiner = Refiner(read, probe, library, valid=valid, device=device)
+                self._refiner = Refiner(scan.counts, probe, library, valid=valid, device=device)
             else:
                 # What was made before the limit was lowered is still shown.
                 most_px = max(library.max_object_px, state["object"].size)
                 library = replace(library, max_object_px=most_px)
-                self._refiner = Refiner.from_state(state, read, library, valid=valid, device=device)
+                self._refiner = Refiner.from_state(
+                    state, scan.counts, library, valid=valid, device=device
+                )
         except RuntimeError as error:
             raise _refused(device, error) from error
         self.looked_at = 0 if state is None else int(state["looked_at"])

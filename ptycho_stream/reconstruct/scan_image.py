@@ -34,6 +34,7 @@ from ptycho_stream.reconstruct.shown_frames import ShownFrames
 from ptycho_stream.results import ImageState, Tile
 from ptycho_stream.scans.reader import ScanReader
 from ptycho_stream.scans.records import positions_of
+from ptycho_stream.scans.viewed_scan import ViewedScan
 from ptycho_stream.settings import RefinementSettings
 
 _START_FRAMES = 16
@@ -73,6 +74,7 @@ class ScanImage:
         refinement: RefinementSettings | None = None,
     ) -> None:
         self.reader = reader
+        self._viewed = ViewedScan(reader)
         self._tile_px = tile_px
         self._tiles: dict[TileIndex, Tile] = {}
         self._shown_tiles: dict[TileIndex, Tile] = {}
@@ -93,6 +95,13 @@ class ScanImage:
     def use(self, recipe: Recipe) -> None:
         """Go on with ``recipe``; the next step opens a generation for it."""
         self._recipe = recipe
+
+    @property
+    def viewed(self) -> ViewedScan:
+        """The scan as its frames are looked at now."""
+        if not self._viewed.is_current:
+            self._viewed = ViewedScan(self.reader)
+        return self._viewed
 
     @property
     def problem(self) -> str:
@@ -215,7 +224,7 @@ class ScanImage:
                 device = self._recipe.device
                 self.refined = RefinedLayer(self.reader, self.current, settings, device)
             if self.refined.follows is None:
-                misfit = newest_misfit(self.reader, self.current, self._recipe.device)
+                misfit = newest_misfit(self.viewed, self.current, self._recipe.device)
                 self.refined.follows = not misfit.frames or misfit.excess <= _MAX_START_EXCESS
             self._feed(self.refined, self.current)
             if not self.refined.has_work:
@@ -248,12 +257,16 @@ class ScanImage:
         frames = self._photon_frames(newest)
         if self._recipe.photons is not None:
             photons = self._recipe.photons
-        elif newest is not None and newest.identity.photon_frames == frames:
+        elif (
+            newest is not None
+            and newest.identity.photon_frames == frames
+            and newest.identity.view_version == self.viewed.view.version
+        ):
             photons = newest.identity.photons
         else:
-            photons = measured_photons(self.reader, frames)
+            photons = measured_photons(self.viewed, frames)
         identity = self._wanted(newest, photons)
-        maker = PatchMaker(self.reader, self._recipe, photons)
+        maker = PatchMaker(self.viewed, self._recipe, photons)
         if newest is None or newest.identity != identity:
             number = 1 if newest is None else newest.number + 1
             newest = Generation(number, identity, maker.probe)
@@ -284,7 +297,7 @@ class ScanImage:
         self, target: Generation, indices: NDArray[np.int64], pairs: NDArray[Any]
     ) -> tuple[NDArray[np.bool_], list[int]]:
         """Which pairs (n,), ascending, can be in an image; and the slots of damaged frames."""
-        usable = pairs["flags"] == 0
+        usable = self.viewed.usable(pairs)
         damaged = self.reader.verify(pairs["slot"]) if len(pairs) else []
         usable &= ~np.isin(pairs["slot"], damaged)
         usable &= self._corrections.usable(indices, pairs, target.identity.corrected_below)
@@ -321,7 +334,7 @@ class ScanImage:
         """
         if self._recipe.photons is not None:
             return 0
-        frames = min(self.reader.committed, PHOTON_FRAMES)
+        frames = len(self.viewed.first_open(PHOTON_FRAMES))
         settled = frames == PHOTON_FRAMES or self.reader.header.sealed
         if held is not None and held.identity.photon_frames and not settled:
             return held.identity.photon_frames

@@ -10,7 +10,10 @@ from ptycho_stream.scans.leases import Lease
 from ptycho_stream.scans.progress import Progress
 from ptycho_stream.scans.reader import ScanReader
 from ptycho_stream.scans.records import (
+    FRAME_FLAG_DARK,
+    FRAME_FLAG_SKIP,
     FRAME_RECORD,
+    PAIR_FLAG_GATED,
     PAIR_FLAG_JUMP,
     PAIR_FLAG_OUT_OF_EXTENT,
     PAIR_RECORD,
@@ -21,7 +24,10 @@ from ptycho_stream.scans.ulid import is_scan_id, new_scan_id
 from ptycho_stream.scans.writer import ScanWriter
 
 __all__ = [
+    "FRAME_FLAG_DARK",
+    "FRAME_FLAG_SKIP",
     "FRAME_RECORD",
+    "PAIR_FLAG_GATED",
     "PAIR_FLAG_JUMP",
     "PAIR_FLAG_OUT_OF_EXTENT",
     "PAIR_RECORD",

@@ -46,6 +46,7 @@ class FrameBuffer:
         start_ns: int,
         stop_ns: int,
         flags: int,
+        i0: float,
     ) -> None:
         """Take what :meth:`next` now holds, with its checksum, as the frame of ``slot``."""
         index = self.pending
@@ -60,6 +61,7 @@ class FrameBuffer:
             xxhash.xxh3_64_intdigest(self._frames[index]),
             flags,
             slot,
+            i0,
         )
         self.pending = index + 1
 

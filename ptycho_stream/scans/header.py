@@ -20,7 +20,7 @@ from ptycho_stream.messages import DetectorGeometry
 from ptycho_stream.scans.disk import replace_file
 from ptycho_stream.scans.ulid import is_scan_id
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 HEADER_NAME: Final = "scan.json"
 
 ScanState = Literal[
@@ -37,11 +37,14 @@ class ScanHeader:
         scan_id: ours, a ULID; also the name of the scan's folder.
         source: which detector stream it came from.
         series: the detector's own name of it, not unique over time.
-        frame_shape_yx: of a stored frame, after the crop.
-        dtype: numpy name of the stored counts with byte order, the detector's (``<u2``).
-        detector_shape_yx: before the crop; None: not cropped.
+        frame_shape_yx: of a stored frame, after crop and binning.
+        dtype: numpy name of the stored counts with byte order (``<u2``); the detector's, unless
+            they are binned.
+        detector_shape_yx: of a whole frame; None: neither cropped nor binned.
         crop_corner_yx_px: detector pixel of a stored frame's [0, 0].
-        geometry: as resolved from the stream and the settings.
+        bin_px: so many detector pixels a side are summed into one stored pixel.
+        detector_dtype: of the detector's counts where they are binned; None: as stored.
+        geometry: as resolved from the stream and the settings, in detector pixels.
         size_px: N, the size of a reconstructed patch.
         pixel_yx_m: object pixel; None where the geometry is unknown.
         views: how frames are looked at, oldest first; the last is in use.
@@ -64,6 +67,8 @@ class ScanHeader:
     expected_frames: int | None = None
     detector_shape_yx: tuple[int, int] | None = None
     crop_corner_yx_px: tuple[int, int] = (0, 0)
+    bin_px: int = 1
+    detector_dtype: str | None = None
     geometry: DetectorGeometry = field(default_factory=DetectorGeometry)
     pixel_yx_m: tuple[float, float] | None = None
     views: tuple[View, ...] = ()
@@ -97,6 +102,8 @@ class ScanHeader:
             kind = ""
         if kind not in ("u", "i", "f"):
             return f"dtype {self.dtype!r} is no integer or float"
+        if self.bin_px < 1:
+            return f"bin_px is {self.bin_px}"
         if self.frames_per_file < 1:
             return f"frames_per_file is {self.frames_per_file}"
         if self.format_version != FORMAT_VERSION:
@@ -115,6 +122,12 @@ class ScanHeader:
     def frame_bytes(self) -> int:
         """Size of a stored frame."""
         return self.frame_shape_yx[0] * self.frame_shape_yx[1] * np.dtype(self.dtype).itemsize
+
+    @property
+    def stored_pixel_yx_m(self) -> tuple[float, float] | None:
+        """Size of a stored pixel on the detector, binning included; None: it is not known."""
+        pixel = self.geometry.detector_pixel_yx_m
+        return None if pixel is None else (pixel[0] * self.bin_px, pixel[1] * self.bin_px)
 
     @property
     def view(self) -> View:

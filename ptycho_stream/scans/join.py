@@ -15,15 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_stream.scans.records import (
+    FRAME_FLAG_DARK,
+    FRAME_FLAG_SKIP,
+    PAIR_FLAG_GATED,
     PAIR_FLAG_JUMP,
     PAIR_FLAG_OUT_OF_EXTENT,
     PAIR_RECORD,
+    POSITION_GATE_SKIP,
     positions_of,
 )
 
 MAX_WAITING: Final = 2**21
 """Positions that may wait for their frames; a row of the table costs some 150 bytes."""
 _FIRST_ROWS: Final = 1024
+_OWN: Final = 1
+_TOLD_BY_POSITION: Final = 2
+"""Who says that a frame is to be left out of the image: bits of the table's ``gate``."""
+_TOLD: Final = np.dtype([("i0", np.float64), ("gate", np.uint64)])
 _NAN: Final = float("nan")
 
 
@@ -37,18 +45,33 @@ class PositionLimits:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A frame that found its position."""
+    """A frame that found its position; ``i0`` is 0 where no beam monitor was read."""
 
     y_m: float
     x_m: float
     revision: int
     flags: int
+    i0: float
 
 
 class _Table:
     """A row for every number that is known; arrays for single access, numpy views for many."""
 
-    __slots__ = ("_size", "flags", "revision", "rows", "slot", "slots", "x", "xs", "y", "ys")
+    __slots__ = (
+        "_size",
+        "flags",
+        "gate",
+        "i0",
+        "i0s",
+        "revision",
+        "rows",
+        "slot",
+        "slots",
+        "x",
+        "xs",
+        "y",
+        "ys",
+    )
 
     def __init__(self) -> None:
         self.rows: dict[int, int] = {}
@@ -56,6 +79,8 @@ class _Table:
         self.slot = array("q")
         self.y = array("d")
         self.x = array("d")
+        self.i0 = array("d")
+        self.gate: NDArray[np.uint32] = np.zeros(0, np.uint32)
         self.flags: NDArray[np.uint32] = np.zeros(0, np.uint32)
         self.revision: NDArray[np.uint32] = np.zeros(0, np.uint32)
         self._grow(_FIRST_ROWS)
@@ -79,16 +104,19 @@ class _Table:
 
     def _grow(self, by: int) -> None:
         if self._size:  # an array that is viewed cannot grow
-            del self.slots, self.ys, self.xs
+            del self.slots, self.ys, self.xs, self.i0s
         self.slot.extend(array("q", [-1]) * by)
         self.y.extend(array("d", [_NAN]) * by)
         self.x.extend(array("d", [_NAN]) * by)
+        self.i0.extend(array("d", [0.0]) * by)
         self._size += by
         self.slots: NDArray[np.int64] = np.frombuffer(self.slot, np.int64)
         self.ys: NDArray[np.float64] = np.frombuffer(self.y, np.float64)
         self.xs: NDArray[np.float64] = np.frombuffer(self.x, np.float64)
+        self.i0s: NDArray[np.float64] = np.frombuffer(self.i0, np.float64)
         more = np.zeros(by, np.uint32)
         self.flags = np.concatenate([self.flags, more])
+        self.gate = np.concatenate([self.gate, more])
         self.revision = np.concatenate([self.revision, more])
 
 
@@ -101,6 +129,7 @@ class Join:
             may wait for their frames: as if never sent.
         out_of_extent: positions beyond ``max_extent_m``, flagged in their pairs.
         jumps: positions further than ``max_step_m`` from the one before, flagged likewise.
+        dark: frames taken without beam; they have no positions.
     """
 
     def __init__(self, limits: PositionLimits, max_waiting: int = MAX_WAITING) -> None:
@@ -114,36 +143,76 @@ class Join:
         self.invalid = 0
         self.out_of_extent = 0
         self.jumps = 0
+        self.dark = 0
+        self._gated_unpositioned = 0
 
-    def frame(self, number: int, slot: int) -> Pair | None:
+    @property
+    def gated(self) -> int:
+        """Frames to be left out of the image, by their own word or by their positioner's."""
+        return int(np.count_nonzero((self._table.slots >= 0) & (self._table.gate != 0)))
+
+    def readings(self) -> NDArray[np.float64]:
+        """Readings of the beam monitor (n,) of the stored frames that have one."""
+        table = self._table
+        return table.i0s[(table.slots >= 0) & (table.i0s > 0)]
+
+    @property
+    def spared(self) -> int:
+        """Frames that have no position and need none: dark ones, and those gated by themselves."""
+        return self.dark + self._gated_unpositioned
+
+    def frame(self, number: int, slot: int, i0: float = 0.0, *, skip: bool = False) -> Pair | None:
         """Take a stored frame; its pair, if its position is known."""
         table = self._table
-        row = table.row(number)
-        self._frames += 1
-        table.slot[row] = slot
+        row = self._take(number, slot, i0, skip)
         y_m = table.y[row]
         if y_m != y_m:  # NaN: no position yet
+            self._gated_unpositioned += skip
             return None
-        self.positioned += 1
-        return Pair(y_m, table.x[row], int(table.revision[row]), int(table.flags[row]))
+        return self._paired(row)
 
-    def frame_with_position(self, number: int, slot: int, y_m: float, x_m: float) -> Pair | None:
+    def frame_with_position(
+        self, number: int, slot: int, y_m: float, x_m: float, i0: float = 0.0, *, skip: bool = False
+    ) -> Pair | None:
         """Take a stored frame that brought its position; its pair, if the position is finite."""
         if not (abs(y_m) < float("inf") and abs(x_m) < float("inf")):
             self.invalid += 1
-            return self.frame(number, slot)
+            return self.frame(number, slot, i0, skip=skip)
+        table = self._table
+        row = self._take(number, slot, i0, skip)
+        table.y[row], table.x[row] = y_m, x_m
+        table.flags[row] = self._flag(y_m, x_m)
+        return self._paired(row)
+
+    def dark_frame(self) -> None:
+        """Take a stored frame that was taken without beam."""
+        self.dark += 1
+
+    def _take(self, number: int, slot: int, i0: float, skip: bool) -> int:
+        """The row of a stored frame."""
         table = self._table
         row = table.row(number)
         self._frames += 1
         table.slot[row] = slot
-        table.y[row], table.x[row] = y_m, x_m
-        flags = self._flag(y_m, x_m)
-        table.flags[row] = flags
+        if i0:
+            table.i0[row] = i0
+        if skip:
+            table.gate[row] |= _OWN
+        return row
+
+    def _paired(self, row: int) -> Pair:
+        table = self._table
         self.positioned += 1
-        return Pair(y_m, x_m, int(table.revision[row]), flags)
+        flags = int(table.flags[row]) | (PAIR_FLAG_GATED if table.gate[row] else 0)
+        return Pair(table.y[row], table.x[row], int(table.revision[row]), flags, table.i0[row])
 
     def positions(
-        self, numbers: NDArray[np.int64], position_yx_m: NDArray[np.float64], at_ns: int
+        self,
+        numbers: NDArray[np.int64],
+        position_yx_m: NDArray[np.float64],
+        at_ns: int,
+        i0: NDArray[np.float64] | None = None,
+        gate: NDArray[np.uint64] | None = None,
     ) -> NDArray[np.void]:
         """Take positions and find the frames that waited for them.
 
@@ -151,25 +220,35 @@ class Join:
             numbers: (n,) frame numbers.
             position_yx_m: (n, 2) metres.
             at_ns: monotonic time, for the pairs.
+            i0: (n,) readings of the beam monitor, 0 where there is none; None: there are none.
+            gate: (n,) as in the log of positions, 0 where nothing is said; None: nothing is.
 
         Returns:
             New or corrected pairs, ``PAIR_RECORD``; positions sent again unchanged make none.
         """
+        told: NDArray[np.void] | None = None
+        if i0 is not None or gate is not None:
+            told = np.zeros(numbers.size, _TOLD)
+            told["i0"] = 0 if i0 is None else i0
+            told["gate"] = 0 if gate is None else gate
         good = np.isfinite(position_yx_m).all(axis=1) & (numbers >= 0)
         self.invalid += int(numbers.size - np.count_nonzero(good))
         if not good.all():
             numbers, position_yx_m = numbers[good], position_yx_m[good]
+            told = told if told is None else told[good]
         flags = self._flag_batch(position_yx_m)
         # Of a number that is there twice the last counts.
         _, last = np.unique(numbers[::-1], return_index=True)
         if last.size < numbers.size:
             rows = np.sort(numbers.size - 1 - last)
             numbers, position_yx_m, flags = numbers[rows], position_yx_m[rows], flags[rows]
+            told = told if told is None else told[rows]
         kept = self._kept(numbers)
         if kept is not None:
             self.invalid += numbers.size - kept.size
             numbers, position_yx_m, flags = numbers[kept], position_yx_m[kept], flags[kept]
-        pairs = self._place(numbers, position_yx_m, flags)
+            told = told if told is None else told[kept]
+        pairs = self._place(numbers, position_yx_m, flags, told)
         pairs["paired_monotonic_ns"] = at_ns
         return pairs
 
@@ -182,15 +261,28 @@ class Join:
             Pairs that were not written any more before the scan's writer died.
         """
         table = self._table
-        table.slots[table.rows_of(frames["number"].astype(np.int64))] = frames["slot"]
+        dark = (frames["flags"] & FRAME_FLAG_DARK) != 0
+        self.dark, frames = int(dark.sum()), frames[~dark]
+        at = table.rows_of(frames["number"].astype(np.int64))
+        table.slots[at] = frames["slot"]
+        table.i0s[at] = frames["i0"]
+        skipped = (frames["flags"] & FRAME_FLAG_SKIP) != 0
+        table.gate[at[skipped]] = _OWN
+        self._gated_unpositioned = int(skipped.sum())
         self._frames = len(frames)
         for pair in pairs:
             row = table.row(int(pair["number"]))
-            self.positioned += table.y[row] != table.y[row]
+            new = table.y[row] != table.y[row]
+            self.positioned += new
+            self._gated_unpositioned -= bool(new and table.gate[row])
             table.y[row], table.x[row] = float(pair["y_m"]), float(pair["x_m"])
-            table.flags[row], table.revision[row] = pair["flags"], pair["revision"]
-        known = positions_of(positions)
-        return self.positions(positions["number"].astype(np.int64), known, 0)
+            table.i0[row] = float(pair["i0"])
+            gated, flags = divmod(int(pair["flags"]), PAIR_FLAG_GATED)
+            own = int(table.gate[row]) & _OWN
+            table.gate[row] = own or gated * _TOLD_BY_POSITION
+            table.flags[row], table.revision[row] = flags, pair["revision"]
+        known, numbers = positions_of(positions), positions["number"].astype(np.int64)
+        return self.positions(numbers, known, 0, positions["i0"], positions["gate"])
 
     def _kept(self, numbers: NDArray[np.int64]) -> NDArray[np.int64] | None:
         """Which of ``numbers`` there is room for, as indices; None: for all."""
@@ -206,24 +298,43 @@ class Join:
         numbers: NDArray[np.int64],
         position_yx_m: NDArray[np.float64],
         flags: NDArray[np.uint32],
+        told: NDArray[np.void] | None,
     ) -> NDArray[np.void]:
         table = self._table
         at = table.rows_of(numbers)
         y_m, x_m = position_yx_m[:, 0], position_yx_m[:, 1]
         changed = (table.ys[at] != y_m) | (table.xs[at] != x_m)
+        if told is not None:
+            changed |= self._tell(at, told)
         at, y_m, x_m, flags = at[changed], y_m[changed], x_m[changed], flags[changed]
         known = ~np.isnan(table.ys[at])
         table.revision[at] += known
         table.ys[at], table.xs[at], table.flags[at] = y_m, x_m, flags
         stored = table.slots[at] >= 0
-        self.positioned += int(np.count_nonzero(stored & ~known))
+        fresh = at[stored & ~known]
+        self.positioned += len(fresh)
+        self._gated_unpositioned -= int(np.count_nonzero(table.gate[fresh] & _OWN))
         pairs = np.zeros(int(np.count_nonzero(stored)), PAIR_RECORD)
         pairs["number"] = numbers[changed][stored]
         pairs["slot"] = table.slots[at[stored]]
         pairs["revision"] = table.revision[at[stored]]
         pairs["y_m"], pairs["x_m"] = y_m[stored], x_m[stored]
-        pairs["flags"] = flags[stored]
+        pairs["flags"] = flags[stored] + PAIR_FLAG_GATED * (table.gate[at[stored]] != 0)
+        pairs["i0"] = table.i0s[at[stored]]
         return pairs
+
+    def _tell(self, at: NDArray[np.int64], told: NDArray[np.void]) -> NDArray[np.bool_]:
+        """Note monitor readings and gates of rows (n,); which of them are new.
+
+        What a position does not tell stays as it was told before.
+        """
+        table = self._table
+        i0 = np.where(told["i0"] > 0, told["i0"], table.i0s[at])
+        skip = np.where(told["gate"], told["gate"] == POSITION_GATE_SKIP, table.gate[at] > _OWN)
+        gate = (table.gate[at] & _OWN) | skip * np.uint32(_TOLD_BY_POSITION)
+        changed = (table.i0s[at] != i0) | (table.gate[at] != gate)
+        table.i0s[at], table.gate[at] = i0, gate
+        return changed
 
     def _flag_batch(self, position_yx_m: NDArray[np.float64]) -> NDArray[np.uint32]:
         """Flags (n,) of positions (n, 2); one by one only where something is wrong."""

@@ -47,18 +47,24 @@ class JoinLogs:
         numbers: NDArray[np.int64],
         position_yx_m: NDArray[np.float64],
         received_ns: int,
+        i0: NDArray[np.float64] | None = None,
+        gate: NDArray[np.uint64] | None = None,
     ) -> None:
-        """Take positions (n, 2) in metres of frames ``numbers`` (n,)."""
+        """Take positions (n, 2) in metres of frames ``numbers`` (n,), with what else is told."""
         records = np.zeros(len(numbers), POSITION_RECORD)
         records["number"] = numbers
         records["y_m"] = position_yx_m[:, 0]
         records["x_m"] = position_yx_m[:, 1]
         records["received_ns"] = received_ns
+        if i0 is not None:
+            records["i0"] = i0
+        if gate is not None:
+            records["gate"] = gate
         self._pending_positions += records.tobytes()
 
     def add_position(self, number: int, y_m: float, x_m: float, received_ns: int) -> None:
         """Take one position: :meth:`add_positions` without the price of an array."""
-        self._pending_positions += self._pack_position(number, y_m, x_m, received_ns, 0)
+        self._pending_positions += self._pack_position(number, y_m, x_m, received_ns, 0, 0, 0)
 
     def add_pairs(self, pairs: NDArray[np.void]) -> None:
         """Take ``pairs`` (n,) of dtype ``PAIR_RECORD``."""
@@ -73,10 +79,11 @@ class JoinLogs:
         paired_monotonic_ns: int,
         revision: int,
         flags: int,
+        i0: float,
     ) -> None:
         """Take one pair."""
         self._pending_pairs += self._pack_pair(
-            number, slot, revision, y_m, x_m, paired_monotonic_ns, flags, 0, 0
+            number, slot, revision, y_m, x_m, paired_monotonic_ns, flags, 0, i0, 0
         )
 
     def commit_positions(self) -> None:

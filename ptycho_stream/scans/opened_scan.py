@@ -25,6 +25,7 @@ class OpenedScan:
         recovered: found open after a crash, and not gone on yet.
         end_state: what it will be sealed as, and why, unless positions fail to come.
         stopped: a person ended it; frames that still come are not its own.
+        spared: frames without a position that need none.
         silent: it was ended because no more frames came.
         announced: shape and dtype that its header told.
         layouts: how often it was laid out in the store.
@@ -43,6 +44,7 @@ class OpenedScan:
     recovered: bool = False
     epoch: str | None = None
     positioned: int = 0
+    spared: int = 0
     last_frame_ns: int = 0
     ended_ns: int = 0
     end_state: ScanState = "complete"
@@ -84,7 +86,7 @@ class OpenedScan:
             "out_of_order": ledger.out_of_order,
             "missing": ledger.missing(self.start.expected_frames if ended else None),
             "positioned": self.positioned,
-            "unpositioned": ledger.count - self.positioned,
+            "unpositioned": ledger.count - self.positioned - self.spared,
         }
 
 

@@ -2,6 +2,7 @@
 
 Written by :class:`~ptycho_stream.scans.writer.ScanWriter`, read and checked by readers and by
 recovery; ``docs/store.md`` describes the fields.  All little endian, all multiples of 8 bytes.
+``i0`` is a reading of the beam monitor; 0 where there is none.
 """
 
 from __future__ import annotations
@@ -15,6 +16,18 @@ PAIR_FLAG_OUT_OF_EXTENT: Final = 1
 """The position lies further out than ``reconstruct.max_extent_m``."""
 PAIR_FLAG_JUMP: Final = 2
 """The position is further from its predecessor than ``reconstruct.max_step_m``."""
+PAIR_FLAG_GATED: Final = 4
+"""The frame is to be left out of the image: its gate was ``skip`` (shutter closed, top-up)."""
+
+POSITION_GATE_OPEN: Final = 1
+"""The positioner says that the frame is to be in the image."""
+POSITION_GATE_SKIP: Final = 2
+"""The positioner says that it is not."""
+
+FRAME_FLAG_DARK: Final = 1
+"""Taken without beam, for the background; such a frame has no pair."""
+FRAME_FLAG_SKIP: Final = 2
+"""To be left out of the image; its pair, if it has a position, is flagged as gated."""
 
 FRAME_RECORD: Final = np.dtype(
     [
@@ -26,6 +39,7 @@ FRAME_RECORD: Final = np.dtype(
         ("checksum", "<u8"),
         ("flags", "<u4"),
         ("slot", "<u4"),
+        ("i0", "<f8"),
         ("record_check", "<u8"),
     ]
 )
@@ -35,6 +49,8 @@ POSITION_RECORD: Final = np.dtype(
         ("y_m", "<f8"),
         ("x_m", "<f8"),
         ("received_ns", "<i8"),
+        ("i0", "<f8"),
+        ("gate", "<u8"),
         ("record_check", "<u8"),
     ]
 )
@@ -48,14 +64,15 @@ PAIR_RECORD: Final = np.dtype(
         ("paired_monotonic_ns", "<i8"),
         ("flags", "<u4"),
         ("reserved", "<u4"),
+        ("i0", "<f8"),
         ("record_check", "<u8"),
     ]
 )
 
-FRAME_RECORD_FORMAT: Final = "<QqqqqQII"
+FRAME_RECORD_FORMAT: Final = "<QqqqqQIId"
 """``struct`` format of a frame record without its check word: packing one costs 0.1 µs."""
-POSITION_RECORD_FORMAT: Final = "<qddqQ"
-PAIR_RECORD_FORMAT: Final = "<QIIddqIIQ"
+POSITION_RECORD_FORMAT: Final = "<qddqdQQ"
+PAIR_RECORD_FORMAT: Final = "<QIIddqIIdQ"
 """``struct`` formats of whole records; their check words are stamped when they are written."""
 
 # Odd 64-bit numbers without structure (fractional parts of square roots of primes, low bit set).
@@ -67,6 +84,7 @@ _MULTIPLIERS: Final = (
     0x510E527FADE682D1,
     0x9B05688C2B3E6C1F,
     0x1F83D9ABFB41BD6B,
+    0x5BE0CD19137E2179,
 )
 _FINAL_MULTIPLIER: Final = 0x9E3779B97F4A7C15
 

@@ -92,11 +92,15 @@ class EpochEnded:
 
 @dataclass(frozen=True, slots=True)
 class FramesPositioned:
-    """So many frames of a scan now have a position (a total, not a difference)."""
+    """So many frames of a scan now have a position (a total, not a difference).
+
+    ``spared``: so many others need none, because they are dark or gated.
+    """
 
     at_ns: int
     scan_id: str
     frames: int
+    spared: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +150,8 @@ class AbortRequested:
 class ScanRecovered:
     """A scan that a former process left open is open again for writing.
 
-    ``numbers`` (n,) are those of its stored frames; ``positioned`` of them have a position.
+    ``numbers`` (n,) are those of its stored frames; ``positioned`` of them have a position, and
+    ``spared`` others need none.
     """
 
     at_ns: int
@@ -157,6 +162,7 @@ class ScanRecovered:
     positioned: int
     epoch: str | None
     reason: str
+    spared: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,8 @@ class ScanRules:
         silence_ns: without a frame, after which a running scan is taken for cut short.
         resume_ns: for the stream of a scan that was found open after a crash to go on.
         positions_stream: whether positions come on their own, so that an ended scan waits for them.
+        ends_by_silence: whether the detector never says that a series is over, so that silence is
+            how scans end, and not a fault.
     """
 
     wait_ns: int
@@ -47,6 +49,7 @@ class ScanRules:
     silence_ns: int
     resume_ns: int
     positions_stream: bool
+    ends_by_silence: bool = False
 
 
 Out = Sequence[ev.Instruction]
@@ -277,14 +280,15 @@ class ScanStateMachine:
             return ()
         epoch_over = scan.epoch is not None and self._epochs[scan.epoch].ended
         done = (
-            scan.positioned >= scan.ledger.count
+            scan.positioned + scan.spared >= scan.ledger.count
             or epoch_over
             or not self.rules.positions_stream
             or at_ns - scan.ended_ns >= self.rules.wait_ns
         )
         if not done:
             return ()
-        if scan.end_state == "complete" and not scan.positioned:
+        lacking = scan.ledger.count > scan.spared
+        if scan.end_state == "complete" and lacking and not scan.positioned:
             return self._seal(scan, at_ns, "unmatched", "no positions came for it")
         return self._seal(scan, at_ns, scan.end_state, scan.end_reason)
 
@@ -359,7 +363,7 @@ class ScanStateMachine:
         scan = self._open.get(event.scan_id)
         if scan is None:
             return ()
-        scan.positioned = event.frames
+        scan.positioned, scan.spared = event.frames, event.spared
         return self._seal_if_done(scan, event.at_ns)
 
     # ---- people, disks, clocks -----------------------------------------------------------------
@@ -418,7 +422,7 @@ class ScanStateMachine:
         scan.state, scan.opened = event.state, True
         scan.recovered = event.state != "draining"
         scan.ledger.restore(event.numbers)
-        scan.positioned = event.positioned
+        scan.positioned, scan.spared = event.positioned, event.spared
         scan.last_frame_ns = scan.ended_ns = event.at_ns
         scan.end_reason = event.reason
         scan.end_state = "complete" if event.reason in ("", STOPPED) else "interrupted"
@@ -458,7 +462,10 @@ class ScanStateMachine:
                 scan.silent = True
                 seconds = self.rules.silence_ns / 1e9
                 reason = f"no frame came for {seconds:g} s (detector.silence_s) and no end"
-                out += self._end(scan, event.at_ns, "interrupted", reason)
+                state: ScanState = "interrupted"
+                if self.rules.ends_by_silence:
+                    state, reason = "complete", ""
+                out += self._end(scan, event.at_ns, state, reason)
         out += (ev.DropPositions(name, n) for name, n in self._epochs.expire(event.at_ns) if n)
         return out
 

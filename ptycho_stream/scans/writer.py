@@ -214,14 +214,16 @@ class ScanWriter:
         start_ns: int = -1,
         stop_ns: int = -1,
         flags: int = 0,
+        i0: float = 0.0,
     ) -> int:
         """Take what was put into :meth:`next_buffer` as frame ``number``; returns its slot.
 
-        Times are UTC nanoseconds but for ``received_monotonic_ns``; -1 is unknown.
+        Times are UTC nanoseconds but for ``received_monotonic_ns``; -1 is unknown. ``flags`` are
+        ``FRAME_FLAG_...``, ``i0`` a reading of the beam monitor, 0 without one.
         """
         buffer = self._buffer
         slot = self._committed + buffer.pending
-        buffer.take(slot, number, received_ns, received_monotonic_ns, start_ns, stop_ns, flags)
+        buffer.take(slot, number, received_ns, received_monotonic_ns, start_ns, stop_ns, flags, i0)
         return slot
 
     def append(
@@ -233,6 +235,7 @@ class ScanWriter:
         start_ns: int = -1,
         stop_ns: int = -1,
         flags: int = 0,
+        i0: float = 0.0,
     ) -> int:
         """Take a copy of ``pixels`` (h, w) as frame ``number``; returns its slot.
 
@@ -249,7 +252,7 @@ class ScanWriter:
             )
         np.copyto(buffer, pixels)
         return self.append_buffered(
-            number, received_ns, received_monotonic_ns, start_ns, stop_ns, flags
+            number, received_ns, received_monotonic_ns, start_ns, stop_ns, flags, i0
         )
 
     def append_positions(
@@ -257,9 +260,15 @@ class ScanWriter:
         numbers: NDArray[np.int64],
         position_yx_m: NDArray[np.float64],
         received_ns: int,
+        i0: NDArray[np.float64] | None = None,
+        gate: NDArray[np.uint64] | None = None,
     ) -> None:
-        """Log positions (n, 2) in metres of frames ``numbers`` (n,), as received."""
-        self._joins.add_positions(numbers, position_yx_m, received_ns)
+        """Log positions (n, 2) in metres of frames ``numbers`` (n,), as received.
+
+        With them may come readings of the beam monitor (n,), 0 where there is none, and what is
+        said of their gates (n,): ``POSITION_GATE_...``, 0 where nothing is.
+        """
+        self._joins.add_positions(numbers, position_yx_m, received_ns, i0, gate)
 
     def append_position(self, number: int, y_m: float, x_m: float, received_ns: int) -> None:
         """Log one position, of a frame that brought it along."""
@@ -278,9 +287,10 @@ class ScanWriter:
         paired_monotonic_ns: int,
         revision: int = 0,
         flags: int = 0,
+        i0: float = 0.0,
     ) -> None:
         """Log one pair: :meth:`append_pairs` without the price of an array."""
-        self._joins.add_pair(number, slot, y_m, x_m, paired_monotonic_ns, revision, flags)
+        self._joins.add_pair(number, slot, y_m, x_m, paired_monotonic_ns, revision, flags, i0)
 
     def commit(self) -> int:
         """Write all that is pending and show it to readers; returns the frames committed so far.

@@ -15,6 +15,7 @@ from ptycho_stream.errors import TrainingError
 from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.reconstruct.patches import PHOTON_FRAMES, measured_photons
 from ptycho_stream.scans import Catalogue, ScanReader
+from ptycho_stream.scans.viewed_scan import ViewedScan
 from ptycho_stream.settings import Settings
 from ptycho_stream.training.budget import Budget
 from ptycho_stream.training.job import DEFAULT_ARCHITECTURE, JobSpec
@@ -111,4 +112,4 @@ def _plan_scan(
 
 
 def _photons(reader: ScanReader) -> float:
-    return measured_photons(reader, min(reader.committed, PHOTON_FRAMES))
+    return measured_photons(ViewedScan(reader), PHOTON_FRAMES)

@@ -18,9 +18,9 @@ from ptycho_stream.geometry import patch_corners
 from ptycho_stream.physics.probe import Probe
 from ptycho_stream.reconstruct.corrections import Corrections
 from ptycho_stream.reconstruct.frame_hash import frame_hash, in_share
-from ptycho_stream.reconstruct.patches import valid_pixels
 from ptycho_stream.scans.reader import ScanReader
 from ptycho_stream.scans.records import positions_of
+from ptycho_stream.scans.viewed_scan import ViewedScan
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ScanFrames:
     """The usable frames of a scan.
 
     Attributes:
-        reader: of the scan, held open and under a lease by whoever made this.
+        scan: as its frames are looked at; held open and under a lease by whoever made this.
         probe: scaled to the scan's photons.
         valid: bool (N, N), zero frequency at N // 2; False where the detector says nothing.
         slot: int64 (M,), where each frame is stored.
@@ -37,13 +37,18 @@ class ScanFrames:
         shift_yx_px: float32 (M, 2), by which the probe lies off the pixel grid.
     """
 
-    reader: ScanReader
+    scan: ViewedScan
     probe: Probe
     valid: NDArray[np.bool_]
     slot: NDArray[np.int64]
     number: NDArray[np.int64]
     corner_yx_px: NDArray[np.int64]
     shift_yx_px: NDArray[np.float32]
+
+    @property
+    def reader(self) -> ScanReader:
+        """Of the scan."""
+        return self.scan.reader
 
     def __len__(self) -> int:
         return len(self.slot)
@@ -54,8 +59,8 @@ class ScanFrames:
         return self.corner_yx_px + self.shift_yx_px.astype(np.float64)
 
     def counts(self, indices: NDArray[np.integer[Any]]) -> NDArray[Any]:
-        """Counts (n, N, N) of frames, in the detector's dtype, zero frequency at N // 2."""
-        return self.reader.header.view.apply(self.reader.frames(self.slot[indices]))
+        """Counts (n, N, N) of frames, any real dtype, zero frequency at N // 2."""
+        return self.scan.counts(self.slot[indices])
 
     def nearest(
         self, seed: int, count: int, among: NDArray[np.integer[Any]]
@@ -71,7 +76,8 @@ def open_frames(
 ) -> ScanFrames:
     """The frames of a scan that training may use.
 
-    Left out are frames with a flagged or superseded position and damaged ones.
+    Left out are gated frames, those listed as bad, those with a flagged or superseded position and
+    damaged ones.
 
     Args:
         reader: of the scan.
@@ -94,13 +100,14 @@ def open_frames(
             f"scan {header.scan_id} was taken for patches of {header.size_px} pixels, the probe "
             f"has {probe.size_px}: name a probe of that size under [probe]"
         )
-    taken = _usable(reader, *pairs)
+    scan = ViewedScan(reader)
+    taken = _usable(scan, *pairs)
     position_yx_m = positions_of(taken)
     corner, shift = patch_corners(position_yx_m, header.pixel_yx_m, header.size_px)
     return ScanFrames(
-        reader=reader,
+        scan=scan,
         probe=probe.normalised(photons),
-        valid=valid_pixels(reader, header.view),
+        valid=scan.valid,
         slot=taken["slot"].astype(np.int64),
         number=taken["number"].astype(np.int64),
         corner_yx_px=corner,
@@ -108,12 +115,13 @@ def open_frames(
     )
 
 
-def _usable(reader: ScanReader, first: int, last: int) -> NDArray[Any]:
+def _usable(scan: ViewedScan, first: int, last: int) -> NDArray[Any]:
+    reader = scan.reader
     pairs = reader.pairs(first, last)
     corrections = Corrections(reader)
     corrections.look()
     damaged = reader.verify(pairs["slot"])
-    usable = (pairs["flags"] == 0) & ~np.isin(pairs["slot"], damaged)
+    usable = scan.usable(pairs) & ~np.isin(pairs["slot"], damaged)
     # A correction within the range counts, a later one would change what a resumed job sees.
     usable &= corrections.usable(np.arange(first, last), pairs, last)
     return pairs[usable]
