@@ -37,3 +37,28 @@ def test_more_pairs_than_room():
     assert ledger.pending(5001, 9).tolist() == [5000]
     ledger.add(np.array([5000]))
     assert ledger.pending(5001, 9).tolist() == []
+
+
+def test_a_network_that_is_late_covers_what_comes_first_and_the_rest_when_there_is_time():
+    ledger, covered = PairLedger(), []
+    for arrived in range(30, 301, 30):  # three times as many as are taken
+        batch = ledger.spread(arrived, 10)
+        assert batch.tolist() == list(range(arrived - 28, arrived, 3))
+        ledger.add(batch)
+        covered += batch.tolist()
+    left = []
+    while len(batch := ledger.spread(300, 10)):
+        ledger.add(batch)
+        left += batch.tolist()
+    assert sorted(covered + left) == list(range(300))
+    assert max(np.diff(sorted(left[:50]))) < 20  # not one end of the scan after the other
+
+
+def test_few_that_come_leave_room_for_those_left_out():
+    ledger = PairLedger()
+    ledger.add(ledger.spread(100, 10))
+    batch = ledger.spread(103, 10)
+    assert batch.tolist()[-3:] == [100, 101, 102]
+    assert len(batch) == 10 and 12 <= np.diff(batch[:7]).min() <= np.diff(batch[:7]).max() <= 15
+    assert ledger.spread(103, 200).tolist() == ledger.pending(103, 200).tolist()
+    assert ledger.spread(103, 0).tolist() == []

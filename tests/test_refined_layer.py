@@ -118,9 +118,10 @@ def test_frames_that_are_held_out_are_shown_but_never_refined(bench):
 
 
 def test_refinement_goes_ahead_of_a_network_that_cannot_keep_up(bench):
-    bench.write(range(FRAMES))
     image, watcher = bench.open(), Watcher()
+    bench.write(range(16))
     image.step(16, list[int]().extend)
+    bench.write(range(16, FRAMES))
     assert image.current is not None
     before = watcher.look(image)
     refine(image, sweeps=1)

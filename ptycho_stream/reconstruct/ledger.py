@@ -9,6 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+_GOLDEN = 0.6180339887
+"""Steps of this share of a gap fall into every gap's largest rest (a Kronecker sequence)."""
+
 
 class PairLedger:
     """The set of pairs done, by their index in the scan's log of pairs.
@@ -33,6 +36,8 @@ class PairLedger:
         self._waiting: set[int] = set()
         self._taken = np.zeros(1024, bool)
         self._all_taken_below = 0
+        self._offered_below = 0
+        self._phase = 0.0
         self.count = 0
         for indices in (*self._added, *self._skipped):
             self._done(indices)
@@ -69,6 +74,23 @@ class PairLedger:
         self._grow(pair_count)
         low = self._all_taken_below
         return low + np.flatnonzero(~self._taken[low:pair_count])[:limit]
+
+    def spread(self, pair_count: int, limit: int) -> NDArray[np.int64]:
+        """Up to ``limit`` indices below ``pair_count`` that were not looked at, ascending.
+
+        Where there are more, those that came since the last call go first, evenly thinned out, so
+        that a network that cannot keep up covers the whole scan; what it leaves out follows when
+        there is time.
+        """
+        waiting = self.pending(pair_count, pair_count)
+        if len(waiting) > limit:
+            at = int(np.searchsorted(waiting, self._offered_below))
+            fresh = _evenly(waiting[at:], limit, 1.0)
+            self._phase = (self._phase + _GOLDEN) % 1
+            older = _evenly(waiting[:at], limit - len(fresh), self._phase)
+            waiting = np.concatenate([older, fresh])
+        self._offered_below = pair_count
+        return waiting
 
     def add(self, indices: NDArray[np.int64]) -> None:
         """Pairs that are in the image now."""
@@ -110,3 +132,14 @@ class PairLedger:
     def _joined(chunks: list[NDArray[np.int64]]) -> NDArray[np.int64]:
         chunks[:] = [np.concatenate(chunks)]
         return chunks[0]
+
+
+def _evenly(values: NDArray[np.int64], most: int, phase: float) -> NDArray[np.int64]:
+    """All of ``values``, or ``most`` of them at even distances.
+
+    ``phase`` in [0, 1] says where between two of them the choice lies; at 1 the last is chosen.
+    """
+    if len(values) <= most:
+        return values
+    at = (np.arange(most) + phase) * (len(values) / max(most, 1))
+    return values[np.maximum(np.ceil(at).astype(np.int64) - 1, 0)]

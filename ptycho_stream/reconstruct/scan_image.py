@@ -352,16 +352,18 @@ class ScanImage:
     def _extend(
         self, target: Generation, limit: int, on_damaged: Callable[[list[int]], None]
     ) -> NDArray[np.int64]:
-        indices = target.ledger.pending(self.reader.pair_count, limit)
-        low, high = (int(indices[0]), int(indices[-1]) + 1) if len(indices) else (0, 0)
-        pairs = self.reader.pairs(low, high)[indices - low]
+        by_groups = self._makers[target.number].group_frames > 1
+        # Groups hang on the order of the pairs; single frames may be taken in any.
+        choose = target.ledger.pending if by_groups else target.ledger.spread
+        indices = choose(self.reader.pair_count, limit)
+        pairs = self._pairs_at(indices)
         if len(indices):
             usable, damaged = self._usable(target, indices, pairs)
             if damaged:
                 on_damaged(damaged)
             target.ledger.skip(indices[~usable])
             indices, pairs = indices[usable], pairs[usable]
-        if self._makers[target.number].group_frames > 1:
+        if by_groups:
             return self._extend_by_groups(target, indices, pairs, limit)
         if len(pairs):
             patches = self._makers[target.number].make(pairs, target.identity.pixel_yx_m)
