@@ -668,7 +668,10 @@ class RefinementSettings(Section):
         default=10.0, ge=0, description="after all frames of a scan are in its image, at most"
     )
     share: float = Field(
-        default=0.5, ge=0, le=0.9, description="of the time, where the network cannot keep up"
+        default=0.75,
+        ge=0,
+        le=0.9,
+        description="of the time, where the network cannot keep up and frames were visited little",
     )
     sweeps: float = Field(
         default=60.0, gt=0, description="visits of a frame on average, after which it is done"

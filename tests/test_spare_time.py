@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,14 +10,16 @@ import pytest
 
 from ptycho_stream.errors import ProbeError, PtychoStreamError, StoreError
 from ptycho_streamd.reconstruct_metrics import ReconstructMetrics
-from ptycho_streamd.spare_time import MAX_OWED_S, SLICE_S, SpareTime
+from ptycho_streamd.spare_time import OWED_SLICE_S, SLICE_S, SpareTime
 
 
 class Scan:
     """In the place of an open scan: what it was given."""
 
-    def __init__(self, *, refining: bool = True, judging: bool = False) -> None:
-        self.refining, self.judging = refining, judging
+    def __init__(
+        self, *, refining: bool = True, judging: bool = False, takes_s: float = 0.04
+    ) -> None:
+        self.refining, self.judging, self._takes_s = refining, judging, takes_s
         self.parked = self.changed = self.unsaved = False
         self.budgets_s: list[float] = []
         self.looks = 0
@@ -37,6 +40,7 @@ class Scan:
             self.refining = False
             raise self.fault
         self.budgets_s.append(budget_s)
+        time.sleep(self._takes_s)
         return 12
 
     def _look(self, _state: object) -> bool:
@@ -76,12 +80,26 @@ def test_where_there_is_time_it_is_used_in_slices(spare_time, metrics):
 def test_between_batches_there_is_time_only_where_the_network_is_late(spare_time):
     scan = Scan(judging=True)
     assert not use(spare_time, between_batches=True, a=scan)
-    spare_time.owe(0.3, share=0.25)
+    spare_time.owe(0.3, share=0.1)
+    assert spare_time.owes
     assert use(spare_time, between_batches=True, a=scan)
-    assert not use(spare_time, between_batches=True, a=scan)
+    assert not spare_time.owes and not use(spare_time, between_batches=True, a=scan)
+    assert scan.budgets_s == pytest.approx([0.1 / 3]) and scan.looks == 1
+
+
+def test_what_is_owed_is_paid_in_slices_before_the_next_batch(spare_time):
+    scan = Scan(takes_s=0.05)
+    spare_time.owe(0.1, share=0.6)
+    while spare_time.owes:
+        assert use(spare_time, a=scan)
+    assert scan.budgets_s[0] == OWED_SLICE_S and len(scan.budgets_s) == 3
+
+
+def test_nothing_is_owed_for_ever(spare_time):
     spare_time.owe(100.0, share=0.9)
-    assert use(spare_time, between_batches=True, a=scan)
-    assert scan.budgets_s == pytest.approx([0.1, MAX_OWED_S]) and scan.looks == 2
+    scan = Scan(refining=False)
+    use(spare_time, a=scan)
+    assert not spare_time.owes
 
 
 def test_without_a_share_a_late_network_is_still_judged(spare_time):

@@ -59,8 +59,11 @@ DRAIN_S = 2.0
 LATE_BATCHES = 2
 """Where more batches wait the network cannot keep up, and refinement gets a share of its time: it
 makes more of a frame than the network, and the image covers what has come."""
-MAX_BATCH_S = 1.0
-"""A batch takes no longer, however large frames are, so that heartbeats and requests go on."""
+ENOUGH_SWEEPS = 6.0
+"""Visits of a frame on average, beyond which refinement no longer holds up the network: on the
+siemens star more change little, and the final image waits for the network."""
+MAX_BATCH_S = 0.25
+"""A batch takes no longer, however large frames are, so that images and requests go on."""
 
 
 class ReconstructStage:
@@ -108,7 +111,7 @@ class ReconstructStage:
         if self._stage.reload_requested:
             self._reload()
         self._find_scans()
-        worked = self._work()
+        worked = not self._spare_time.owes and self._work()
         worked |= self._spare_time.use(self._open, between_batches=worked)
         self._publish_if_due()
         self._publisher.serve()
@@ -263,7 +266,9 @@ class ReconstructStage:
         if len(shown):
             self._frame_s = took_s / len(shown)
         if scan.image.backlog > LATE_BATCHES * limit:
-            self._spare_time.owe(took_s, self._settings.refine.share)
+            layer = scan.image.refined
+            enough = layer is not None and layer.sweeps >= ENOUGH_SWEEPS
+            self._spare_time.owe(took_s, 0.0 if enough else self._settings.refine.share)
         self._metrics.count_batch(len(shown))
         self._take_note_of_patches(scan)
         scan.extended(shown)

@@ -7,6 +7,7 @@ long. Used by the loop of the reconstruct stage.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 
 from ptycho_stream.errors import ModelError, PtychoStreamError, StoreError
@@ -16,7 +17,9 @@ from ptycho_streamd.reconstruct_metrics import ReconstructMetrics
 
 SLICE_S = 0.02
 """Of refinement."""
-MAX_OWED_S = 0.5
+OWED_SLICE_S = 0.1
+"""The same, where the network cannot keep up and a batch follows at once."""
+MAX_OWED_S = 5.0
 """Of refinement after a batch, where the network cannot keep up."""
 
 log = logging.getLogger(__name__)
@@ -33,6 +36,11 @@ class SpareTime:
         """A batch took ``batch_s`` while others wait: ``share`` of the time is for refinement."""
         self._owed_s = min(batch_s * share / (1 - share), MAX_OWED_S)
 
+    @property
+    def owes(self) -> bool:
+        """Whether the next batch has to wait for refinement's share."""
+        return bool(self._owed_s)
+
     def use(self, scans: Mapping[str, OpenScan], *, between_batches: bool) -> bool:
         """Do a slice of what is wanted; whether there was anything.
 
@@ -44,7 +52,10 @@ class SpareTime:
         # Of nothing owed, where the settings give refinement no share, nothing is taken.
         refined = None if owed_s == 0 else _newest(scans, lambda scan: scan.refining)
         if refined is not None:
-            self._refine(refined, max(owed_s or 0.0, SLICE_S))
+            started_s = time.monotonic()
+            self._refine(refined, max(min(owed_s or 0.0, OWED_SLICE_S), SLICE_S))
+            left_s = (owed_s or 0.0) - (time.monotonic() - started_s)
+            self._owed_s = left_s if left_s > 0 else None
         judged = _newest(scans, lambda scan: scan.judging)
         if judged is not None:
             self._judge(judged)
