@@ -122,6 +122,15 @@ class DataSettings(Section):
 FirstNumber = Annotated[int, Field(ge=0)] | Literal["any"]
 
 
+class DectrisV2Settings(Section):
+    """A DECTRIS detector that streams in version 2."""
+
+    channel: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="that is recorded of several, such as threshold_2; unset: the first",
+    )
+
+
 class PsiSettings(Section):
     """A sender of PSI's ``array-1.0`` messages, which has neither start nor end of a series."""
 
@@ -208,7 +217,9 @@ class PvaSettings(Section):
 class DetectorSettings(Section):
     """The frame stream."""
 
-    dialect: Literal["dectris-v1", "stins", "psi", "slsdet", "odin", "native", "pva"] = "dectris-v1"
+    dialect: Literal[
+        "dectris-v1", "dectris-v2", "stins", "psi", "slsdet", "odin", "native", "pva"
+    ] = "dectris-v1"
     endpoint: FrameEndpoint = "tcp://127.0.0.1:9999"
     more_endpoints: tuple[FrameEndpoint, ...] = Field(
         default=(), description="of the same detector, where several senders share its frames"
@@ -244,6 +255,7 @@ class DetectorSettings(Section):
         description="a scan without a frame for so long is taken for cut short, or for complete "
         "where the dialect has no end of a series (psi, odin, pva)",
     )
+    dectris_v2: DectrisV2Settings = DectrisV2Settings()
     psi: PsiSettings = PsiSettings()
     odin: OdinSettings = OdinSettings()
     slsdet: SlsdetSettings = SlsdetSettings()
@@ -285,10 +297,10 @@ class DetectorSettings(Section):
 
     @model_validator(mode="after")
     def _options_are_of_the_dialect(self) -> DetectorSettings:
-        for name in ("psi", "odin", "slsdet", "pva"):
+        for name in ("dectris_v2", "psi", "odin", "slsdet", "pva"):
             table = getattr(self, name)
             # The stages get all settings written out: a table of defaults says nothing.
-            if name != self.dialect and table != type(table)():
+            if name != self.dialect.replace("-", "_") and table != type(table)():
                 raise ValueError(f"has a table [detector.{name}] and dialect = {self.dialect!r}")
         channels = [endpoint for endpoint in self.endpoints if endpoint.startswith(PVA_SCHEME)]
         if self.dialect != "pva" and channels:

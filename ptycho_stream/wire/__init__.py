@@ -15,6 +15,7 @@ from ptycho_stream.settings import DetectorSettings, PositionSettings
 from ptycho_stream.wire.bluesky import BlueskyDecoder
 from ptycho_stream.wire.dectris_v1 import DectrisV1Decoder
 from ptycho_stream.wire.dectris_v1_encoder import DectrisV1Encoder
+from ptycho_stream.wire.dectris_v2 import DectrisV2Decoder
 from ptycho_stream.wire.json_blob import StinsDecoder, odin_decoder, psi_decoder
 from ptycho_stream.wire.limits import WireLimits
 from ptycho_stream.wire.native import NativeDecoder, NativeEncoder
@@ -24,6 +25,7 @@ from ptycho_stream.wire.slsdet import SlsdetDecoder
 __all__ = [
     "DectrisV1Decoder",
     "DectrisV1Encoder",
+    "DectrisV2Decoder",
     "FrameDecoder",
     "NativeDecoder",
     "NativeEncoder",
@@ -83,6 +85,8 @@ def position_decoder(positions: PositionSettings, limits: WireLimits) -> FrameDe
 def _shared_decoder(detector: DetectorSettings, limits: WireLimits) -> FrameDecoder | None:
     silence_ns = round(detector.silence_s * 1e9)
     match detector.dialect:
+        case "dectris-v2":
+            return DectrisV2Decoder(detector.dectris_v2.channel, limits)
         case "stins":
             return StinsDecoder(limits)
         case "psi":
