@@ -49,7 +49,10 @@ class _Plan:
 def replay(
     file: Annotated[Path, typer.Argument(help="Scan file (NPZ) of `simulate` or your own.")],
     dialect: Annotated[Dialect, typer.Option(help="What the detector speaks.")] = "dectris-v1",
-    bind: Annotated[str, typer.Option(help="Where the detector binds.")] = "tcp://127.0.0.1:9999",
+    bind: Annotated[
+        str,
+        typer.Option(help="Where the detector binds; one that speaks dectris-v2 has port 31001."),
+    ] = "tcp://127.0.0.1:9999",
     positions_bind: Annotated[
         str, typer.Option(help="Where the positioner binds.")
     ] = "tcp://127.0.0.1:9998",
@@ -71,7 +74,7 @@ def replay(
         int | None, typer.Option(min=0, help="Abort each series after so many frames.")
     ] = None,
     encoding: Annotated[
-        str | None, typer.Option(help="Of the pixels: 'bs16-lz4<', 'lz4<', '<'; native: bslz4 ...")
+        str | None, typer.Option(help="Of the pixels: 'bs16-lz4<', 'lz4<', '<'; others: bslz4 ...")
     ] = None,
     header_detail: Annotated[HeaderDetail, typer.Option(help="Of DECTRIS headers.")] = "basic",
     one_part_each: Annotated[

@@ -11,18 +11,24 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_stream.errors import SettingsError
 from ptycho_stream.files.npz import ScanFile
+from ptycho_stream.simulate.dectris_v2_series import DectrisV2Series
 from ptycho_stream.simulate.outlet import Outlet, SocketKind
 from ptycho_stream.simulate.series import DectrisSeries, DetectorOptions, NativeSeries
 from ptycho_stream.wire.native import NativeEncoder
 
 PositionTiming = Literal["before", "during", "after", "inline"]
+SERIES: Final = {
+    "dectris-v1": DectrisSeries,
+    "dectris-v2": DectrisV2Series,
+    "native": NativeSeries,
+}
 
 
 class DetectorSimulator:
@@ -93,8 +99,7 @@ class DetectorSimulator:
             EndpointError: nobody receives.
             SettingsError: inline positions in a dialect that has none.
         """
-        stream = NativeSeries if self.options.dialect == "native" else DectrisSeries
-        messages = stream(scan, series, self.options, inline_positions)
+        messages = SERIES[self.options.dialect](scan, series, self.options, inline_positions)
         count = len(scan) if stop_after is None else min(stop_after, len(scan))
         self._send(messages.start())
         started_s = time.monotonic()

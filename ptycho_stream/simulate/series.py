@@ -1,7 +1,7 @@
-"""What a simulated detector says: a scan file as the messages of one series, in either dialect.
+"""What a simulated detector says: a scan file as the messages of one series, in each dialect.
 
 Used by :mod:`ptycho_stream.simulate.detector`, which sends them, and by tests and scripts that
-write recorded streams without a socket.
+write recorded streams without a socket.  DECTRIS' version 2 has a file of its own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ptycho_stream.errors import MalformedMessage, SettingsError
 from ptycho_stream.files.npz import ScanFile
@@ -19,9 +20,10 @@ from ptycho_stream.messages import DetectorGeometry
 from ptycho_stream.wire.compression import ENCODINGS
 from ptycho_stream.wire.dectris_v1_encoder import DectrisV1Encoder
 from ptycho_stream.wire.dectris_v1_parts import HeaderDetail, split_encoding
+from ptycho_stream.wire.dectris_v2_encoder import COMPRESSIONS
 from ptycho_stream.wire.native import NativeEncoder
 
-Dialect = Literal["dectris-v1", "native"]
+Dialect = Literal["dectris-v1", "dectris-v2", "native"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class DetectorOptions:
     """How a simulated detector behaves.
 
     Attributes:
-        dialect: ``dectris-v1`` or ``native``.
+        dialect: that it speaks.
         encoding: in the dialect's own words; bit-shuffled LZ4 if None.
         header_detail: of the DECTRIS series header.
         rate_hz: frames a second; as fast as they are taken if None.
@@ -53,10 +55,23 @@ class DetectorOptions:
                 split_encoding(self.encoding, "uint16")
             except MalformedMessage as error:
                 raise SettingsError(str(error)) from error
-        if self.dialect == "native" and self.one_part_each:
-            raise SettingsError("the native dialect cannot be broken up into parts")
+        if self.dialect == "dectris-v2" and self.encoding not in (None, *COMPRESSIONS):
+            raise SettingsError(
+                f"encoding {self.encoding!r} is none of DECTRIS version 2: "
+                f"{', '.join(COMPRESSIONS)}"
+            )
+        if self.dialect != "dectris-v1" and self.one_part_each:
+            raise SettingsError(f"the dialect {self.dialect} cannot be broken up into parts")
         if self.rate_hz is not None and not self.rate_hz > 0:
             raise SettingsError(f"rate_hz is {self.rate_hz}: give frames a second above 0")
+
+
+def masked_pixels(scan: ScanFile, index: int) -> NDArray[np.generic]:
+    """Counts (y, x) as an EIGER sends them: bad pixels hold the largest value of their type."""
+    pixels = scan.counts[index]
+    if scan.bad_pixels is None:
+        return pixels
+    return np.where(scan.bad_pixels, np.iinfo(pixels.dtype).max, pixels)
 
 
 class DectrisSeries:
@@ -87,9 +102,7 @@ class DectrisSeries:
         """The frame at ``index`` of the file."""
         number = int(self._scan.frame_numbers[index])
         start_ns = number * self._frame_ns
-        pixels = self._scan.counts[index]
-        if self._scan.bad_pixels is not None:
-            pixels = np.where(self._scan.bad_pixels, np.iinfo(pixels.dtype).max, pixels)
+        pixels = masked_pixels(self._scan, index)
         return self._encoder.frame(number, pixels, start_ns, start_ns + self._frame_ns)
 
     def end(self) -> list[bytes]:

@@ -16,6 +16,7 @@ from ptycho_stream.wire.bluesky import BlueskyDecoder
 from ptycho_stream.wire.dectris_v1 import DectrisV1Decoder
 from ptycho_stream.wire.dectris_v1_encoder import DectrisV1Encoder
 from ptycho_stream.wire.dectris_v2 import DectrisV2Decoder
+from ptycho_stream.wire.dectris_v2_encoder import DectrisV2Encoder
 from ptycho_stream.wire.json_blob import StinsDecoder, odin_decoder, psi_decoder
 from ptycho_stream.wire.limits import WireLimits
 from ptycho_stream.wire.native import NativeDecoder, NativeEncoder
@@ -26,6 +27,7 @@ __all__ = [
     "DectrisV1Decoder",
     "DectrisV1Encoder",
     "DectrisV2Decoder",
+    "DectrisV2Encoder",
     "FrameDecoder",
     "NativeDecoder",
     "NativeEncoder",

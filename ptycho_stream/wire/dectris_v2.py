@@ -16,12 +16,11 @@ from typing import Any, Final, cast
 from ptycho_stream.errors import LimitExceeded, MalformedMessage, TornMessage, WireError
 from ptycho_stream.messages import BytesLike, Frame, Message, ScanEnd, ScanStart, Undecodable
 from ptycho_stream.wire.cbor import Tag, read_cbor
-from ptycho_stream.wire.dectris_v2_arrays import read_array
 from ptycho_stream.wire.dectris_v2_header import SOURCE, channels_of, read_start
+from ptycho_stream.wire.dectris_v2_parts import SELF_DESCRIBED, read_array
 from ptycho_stream.wire.detector_config import series_name
 from ptycho_stream.wire.limits import MAX_NAME_LENGTH, WireLimits
 
-SELF_DESCRIBED: Final = 55799
 MAX_SERIES: Final = 64
 """So many series are remembered by their unique ids."""
 _INT64_MAX: Final = 2**63 - 1

@@ -16,7 +16,7 @@ from ptycho_stream.errors import WireError
 from ptycho_stream.messages import DetectorGeometry, ScanStart
 from ptycho_stream.wire.cbor import Tag
 from ptycho_stream.wire.compression import decode
-from ptycho_stream.wire.dectris_v2_arrays import read_array
+from ptycho_stream.wire.dectris_v2_parts import read_array
 from ptycho_stream.wire.detector_config import expected_frames, geometry_of, is_count
 from ptycho_stream.wire.limits import WireLimits, bounded_document
 

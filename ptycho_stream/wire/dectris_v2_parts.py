@@ -1,4 +1,4 @@
-"""Arrays in DECTRIS version 2 messages: a shape, a pixel type and bytes, compressed or not.
+"""CBOR tags of DECTRIS version 2, and its arrays: a shape, a pixel type and bytes.
 
 Used by the decoder and encoder of this dialect.  An array is CBOR tag 40 around [[rows, columns],
 typed array] (RFC 8746); the typed array is a byte string, or tag 56500 around [algorithm, element
@@ -14,6 +14,7 @@ from ptycho_stream.messages import EncodedImage
 from ptycho_stream.wire.cbor import Tag
 from ptycho_stream.wire.limits import WireLimits
 
+SELF_DESCRIBED: Final = 55799
 MULTI_DIMENSIONAL: Final = 40
 COMPRESSED: Final = 56500
 PIXEL_TYPES: Final = {
