@@ -70,6 +70,23 @@ def test_every_frame_is_stored_bit_by_bit_and_joined_with_its_position(daemon, l
     daemon.metric('ptycho_stream_scans_sealed_total{state="complete"}', 1)
 
 
+def test_frames_so_large_that_few_make_a_batch_are_all_counted(tmp_path):
+    tables = {"data": {"frames_per_file": 4}, "positions": {"source": "inline"}}
+    with (
+        native_daemon(tmp_path, **tables) as d,
+        Beamline(d.detector_endpoint, d.positions_endpoint) as line,
+    ):
+        encoder = NativeEncoder("1", encoding="bslz4")
+        line.send(encoder.scan_start(5))
+        for number in range(5):
+            frame = np.full((4096, 4096), number, np.uint8)  # 16 MiB: four make a batch
+            line.send(encoder.frame(number, frame, position(number)))
+        line.send(encoder.scan_end())
+        (header,) = sealed(d, 1)
+        assert header.counts["frames"] == 5
+        d.metric("ptycho_stream_frames_committed_total", 5)
+
+
 def test_scans_follow_each_other_with_series_numbers_that_start_again(daemon, line):
     """Positions before, during and after their frames; an aborted scan in between."""
     line.send_positions(range(60), "1", "before")

@@ -55,9 +55,8 @@ from ptycho_streamd.stage import Stage, run_stage
 from ptycho_streamd.unsealed import Unsealed
 from ptycho_streamd.view_change import change_sealed
 
-COMMIT_FRAMES = 64
 COMMIT_NS = 5_000_000
-"""A batch of frames is committed when it holds so many, or its first one is so old."""
+"""A batch of frames is committed when it is full, or its first one is so old."""
 ROUND_MESSAGES = 64
 """Taken from one socket before the other gets its turn."""
 IDLE_MS = 100
@@ -187,7 +186,7 @@ class Ingest:
             self._feed(ev.FrameLost(now_ns, instruction.scan_id, frame.number, "dropped_disk_full"))
             self._fail(instruction.scan_id, error)
         else:
-            if recorder.writer.pending >= COMMIT_FRAMES:
+            if recorder.writer.full:
                 self._commit(instruction.scan_id, recorder)
 
     def _drop(self, reason: str, frame: Frame) -> None:
