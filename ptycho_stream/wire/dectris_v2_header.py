@@ -17,7 +17,12 @@ from ptycho_stream.messages import DetectorGeometry, ScanStart
 from ptycho_stream.wire.cbor import Tag
 from ptycho_stream.wire.compression import decode
 from ptycho_stream.wire.dectris_v2_parts import read_array
-from ptycho_stream.wire.detector_config import expected_frames, geometry_of, is_count
+from ptycho_stream.wire.detector_config import (
+    expected_frames,
+    geometry_of,
+    is_count,
+    unless_refused,
+)
 from ptycho_stream.wire.limits import WireLimits, bounded_document
 
 SOURCE: Final = "dectris-v2"
@@ -37,32 +42,20 @@ def read_start(
         limits: what is accepted.
     """
     problems: list[WireError] = []
-    expected: int | None = None
-    shape_yx: tuple[int, int] | None = None
-    pixel_mask: NDArray[np.bool_] | None = None
-    dtype_name = told.get("image_dtype")
-    dtype = _DTYPES.get(dtype_name) if isinstance(dtype_name, str) else None
-    try:
-        expected = expected_frames({"nimages": told.get("number_of_images")}, limits)
-    except WireError as error:
-        problems.append(error)
-    try:
-        shape_yx = _frame_shape_yx(told, dtype, limits)
-    except WireError as error:
-        problems.append(error)
-    try:
-        pixel_mask = _pixel_mask(told.get("pixel_mask"), channel, limits)
-    except WireError as error:
-        problems.append(error)
+    name = told.get("image_dtype")
+    dtype = _DTYPES.get(name) if isinstance(name, str) else None
+    images = {"nimages": told.get("number_of_images")}
     start = ScanStart(
-        SOURCE,
-        series,
-        expected,
-        shape_yx,
-        dtype,
-        _geometry(told),
-        _metadata(told, channel),
-        pixel_mask,
+        source=SOURCE,
+        series=series,
+        expected_frames=unless_refused(lambda: expected_frames(images, limits), problems),
+        frame_shape_yx=unless_refused(lambda: _frame_shape_yx(told, dtype, limits), problems),
+        dtype=dtype,
+        geometry=_geometry(told),
+        metadata=_metadata(told, channel),
+        pixel_mask=unless_refused(
+            lambda: _pixel_mask(told.get("pixel_mask"), channel, limits), problems
+        ),
     )
     return start, problems
 

@@ -7,13 +7,15 @@ sense is left out.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
 
-from ptycho_stream.errors import LimitExceeded, MalformedMessage
+from ptycho_stream.errors import LimitExceeded, MalformedMessage, WireError
 from ptycho_stream.geometry import PLANCK_TIMES_LIGHT_EV_M
 from ptycho_stream.messages import DetectorGeometry
 from ptycho_stream.wire.limits import WireLimits, checked_name
+
+_T = TypeVar("_T")
 
 
 def series_name(series: object, kind: str) -> str:
@@ -28,6 +30,15 @@ def series_name(series: object, kind: str) -> str:
     if isinstance(series, str):
         return checked_name(series)
     raise MalformedMessage(f"a {kind!r:.40} message names no series")
+
+
+def unless_refused(make: Callable[[], _T], problems: list[WireError]) -> _T | None:
+    """What ``make`` makes; None, and a problem more, where it refuses what came."""
+    try:
+        return make()
+    except WireError as error:
+        problems.append(error)
+        return None
 
 
 def is_count(value: object) -> bool:
