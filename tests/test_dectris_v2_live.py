@@ -24,9 +24,12 @@ UNDECODABLE = 'ptycho_stream_messages_undecodable_total{{reason="{}"}}'
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonHarness]:
-    detector = {"dialect": "dectris-v2", "crop_yx_px": CROP}
+    tables = {
+        "detector": {"dialect": "dectris-v2", "crop_yx_px": CROP},
+        "positions": {"wait_s": 3.0},
+    }
     folder = tmp_path_factory.mktemp("daemon")
-    with DaemonHarness(folder, {"detector": detector}, stages=("ingest",)) as harness:
+    with DaemonHarness(folder, tables, stages=("ingest",)) as harness:
         yield harness
 
 
@@ -151,7 +154,9 @@ def test_a_new_start_closes_a_series_that_was_aborted(daemon, line):
     """The detector was switched off and on: its numbers begin again, and no end has come."""
     send(line, 1, 3, range(15), 60, end=False)
     send(line, 1, 4, range(20), 20)
-    line.send_positions(range(20), "1", "e4")
+    catalogue = Catalogue(daemon.data)
+    wait_for(lambda: catalogue.scans()[0].metadata["series_unique_id"] == "id-4")
+    line.send_positions(range(20), "1", "e4")  # before it they would be those of the first
     second = sealed(daemon, 4)
     first = sealed(daemon, 3)
     assert (first.state, first.reason) == ("interrupted", "superseded by a new start")

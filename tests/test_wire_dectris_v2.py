@@ -305,6 +305,16 @@ def test_a_series_whose_start_was_lost_is_not_taken_for_the_one_before_of_its_na
     assert got[4].reason == "lost"
 
 
+def test_a_damaged_image_of_a_series_whose_start_was_lost_does_not_hide_that() -> None:
+    decoder = DectrisV2Decoder()
+    receive_all(decoder, [*series(1)][:-1])
+    damaged = image({"a": array(PIXELS, tag=77)}, series_unique_id="01\nZZ")
+    assert kinds(decoder.receive(damaged)) == ["Undecodable"]
+    start, lost, _ = decoder.receive(image({"a": array(PIXELS)}, series_unique_id="01\nZZ"))
+    assert isinstance(start, ScanStart)
+    assert lost.reason == "lost" and "\n" not in lost.detail
+
+
 def test_series_numbers_may_start_again() -> None:
     decoder = DectrisV2Decoder()
     got = receive_all(decoder, [*series(1, unique_id="A"), *series(1, unique_id="B")])

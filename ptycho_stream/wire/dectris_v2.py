@@ -38,6 +38,10 @@ class _Series:
     unique_id: str | None
     channel: str | None
 
+    def differs_from(self, unique_id: str | None) -> bool:
+        """Whether an image with this id is of another series of the same name."""
+        return None not in (self.unique_id, unique_id) and self.unique_id != unique_id
+
 
 class DectrisV2Decoder:
     """Turns version 2 messages into ours.  It never raises on bad input.
@@ -125,7 +129,9 @@ class DectrisV2Decoder:
         if not isinstance(data, dict) or not data:
             raise TornMessage(f"frame {number} came without its pixels")
         by_channel = cast("dict[str, Any]", data)
-        series, began = self._series_of(told, name)
+        known, unique_id = self._series.get(name), _unique_id(told)
+        began = known is not None and known.differs_from(unique_id)
+        series = _Series(unique_id, self._channel) if known is None or began else known
         channel = series.channel or next(iter(by_channel))
         if channel not in by_channel:
             raise MalformedMessage(
@@ -133,30 +139,18 @@ class DectrisV2Decoder:
                 f"{', '.join(by_channel)!r:.200}: correct detector.dectris_v2.channel"
             )
         image = read_array(by_channel[channel], self._limits)
+        if series is not known:  # only now: a damaged image tells of no new series
+            self._remember(name, series)
         if began:
             about = {"series_unique_id": series.unique_id, "channel": channel}
             out.append(ScanStart(SOURCE, name, None, image.shape_yx, image.dtype, metadata=about))
-            text = f"its start ({series.unique_id}) never came: is there a second receiver?"
+            text = f"the start of {unique_id!r} never came: is there a second receiver?"
             out.append(Undecodable("lost", text, name))
+        series.unique_id = series.unique_id or unique_id
         if series.channel is None:
             series.channel = channel
             self._tell_of_channels(list(by_channel), channel, name, out)
         out.append(Frame(name, number, image, None, *_exposure_ns(told)))
-
-    def _series_of(self, told: Mapping[str, Any], name: str) -> tuple[_Series, bool]:
-        """The series of an image, and whether it is another than the last one of its name."""
-        unique_id = _unique_id(told)
-        known = self._series.get(name)
-        if known is None:
-            known = _Series(unique_id, self._channel)
-            self._remember(name, known)
-        elif known.unique_id is None:
-            known.unique_id = unique_id
-        elif unique_id is not None and unique_id != known.unique_id:
-            known = _Series(unique_id, self._channel)
-            self._remember(name, known)
-            return known, True
-        return known, False
 
     def _remember(self, name: str, series: _Series) -> None:
         self._series.pop(name, None)
