@@ -58,7 +58,8 @@ from ptycho_streamd.view_change import change_sealed
 COMMIT_NS = 5_000_000
 """A batch of frames is committed when it is full, or its first one is so old."""
 ROUND_MESSAGES = 64
-"""Taken from one socket before the other gets its turn."""
+"""Taken from one socket before the other gets its turn; 1 where sockets carry parts of frames, so
+that these do not wait for each other."""
 IDLE_MS = 100
 TICK_NS = 50_000_000
 LAST_DRAIN_S = 1.0
@@ -99,6 +100,7 @@ class Ingest:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         limits = WireLimits(max_shape_yx_px=settings.detector.max_shape_yx_px)
         self._sources = open_sources(self._context, settings, limits)
+        self._turn_messages = 1 if settings.detector.dialect == "slsdet" else ROUND_MESSAGES
         self._housekeeper = Housekeeper(settings.data)
         self._unsealed = Unsealed(self._root)
 
@@ -139,7 +141,7 @@ class Ingest:
 
     def _drain(self, source: Stream) -> int:
         taken = 0
-        while taken < ROUND_MESSAGES:
+        while taken < self._turn_messages:
             messages = source.receive()
             if messages is None:
                 break

@@ -70,7 +70,8 @@ class SeriesTracker:
         self._last_ns = now_ns
         number = frame.number
         if self._series is None:
-            if self._past and self._first is not None and not silent and self._is_new(number):
+            ended = frame.series in self._past and self._first is not None
+            if ended and not silent and self._is_new(number):
                 return [self._placed(frame)]  # late, of the one that was ended
             # The first series of all has no start if its first frames are missing: it may be one
             # that a former process has recorded a part of.
