@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, Final, cast
 
-from ptycho_stream.errors import MalformedMessage, WireError
+from ptycho_stream.errors import LimitExceeded, MalformedMessage, WireError
 from ptycho_stream.messages import BytesLike, Frame, Message, ScanStart, Undecodable
 from ptycho_stream.settings import SlsdetSettings
 from ptycho_stream.wire.json_blob_head import (
@@ -29,6 +29,7 @@ from ptycho_stream.wire.limits import WireLimits, checked_name
 from ptycho_stream.wire.module_frames import Layout, Module, ModuleFrames, Place, PutTogether
 from ptycho_stream.wire.series_tracker import SeriesTracker
 
+MAX_MODULES: Final = 1024
 VERSIONS: Final = (4, 5)
 """``jsonversion`` of slsDetectorPackage 6 to 9."""
 METADATA_KEYS: Final = ("fname", "fileIndex", "jsonversion", "detType", "bitmode", "addJsonHeader")
@@ -74,7 +75,7 @@ class SlsdetDecoder:
         self._limits = limits or WireLimits()
         self._clock = clock
         self._wait_ns = round(self._settings.wait_ms * 1e6)
-        self._frames = ModuleFrames(self._limits, self._wait_ns, self._settings.wait_bytes)
+        self._frames = ModuleFrames(self._wait_ns, self._settings.wait_bytes)
         self._tracker = SeriesTracker(SLSDET.name, 0, silence_ns, clock)
         self._header: Header = {}
         self._name: str | None = None
@@ -208,6 +209,9 @@ class SlsdetDecoder:
                 "detector.slsdet.modules_yx"
             )
         layout = Layout(modules_yx, image.shape_yx, image.dtype, self._settings.gap_yx_px)
+        self._limits.check_shape(layout.shape_yx, int(layout.dtype[2:]))
+        if layout.count > MAX_MODULES:
+            raise LimitExceeded(f"a detector of {modules_yx} modules has over {MAX_MODULES}")
         whole = header.get("completeImage", 1) != 0
         return Module(place, layout, image, whole, header.get("flipRows") == 1)
 
