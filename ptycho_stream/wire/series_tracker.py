@@ -18,7 +18,8 @@ from ptycho_stream.messages import Frame, Message, ScanEnd, ScanStart, Undecodab
 WINDOW: Final = 1024
 """So far behind the highest number a frame may come and still belong to the series."""
 RESTART_RUN: Final = 3
-"""So many numbers that have come before, one after another and rising, are a new series."""
+"""So many numbers behind the highest, the first of which has come before, and rising, are a new
+series."""
 MAX_PAST: Final = 64
 
 
@@ -26,7 +27,8 @@ class SeriesTracker:
     """Puts series starts and ends between frames.
 
     A number that has come before is a doubled frame or the first of a new series.  It is held until
-    what follows tells: with :data:`RESTART_RUN` of them in a row the numbers have started again.
+    what follows tells: with :data:`RESTART_RUN` in a row, some of which may fall on holes of the
+    series, the numbers have started again.
 
     Args:
         source: the dialect, for ``ScanStart.source``.
@@ -83,6 +85,8 @@ class SeriesTracker:
             return self._next([frame])
         if silent and (self._first is None or number <= self._highest):
             return self._next([frame])
+        if self._held and self._held[-1].number < number <= self._highest:
+            return self._suspect(frame)
         if self._is_new(number):
             out = self._release()
             self._note(number)
@@ -143,8 +147,9 @@ class SeriesTracker:
         return [*out, *self._next(frames)]
 
     def _release(self) -> list[Message]:
-        """Frames that were doubled after all; who records them counts them."""
+        """Frames that were doubled or late after all; who records them counts them."""
         held, self._held = self._held, []
+        self._seen.update(frame.number for frame in held)
         return [self._placed(frame) for frame in held]
 
     def _note(self, number: int) -> None:
