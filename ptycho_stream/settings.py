@@ -308,7 +308,7 @@ class DetectorSettings(Section):
         if self.dialect == "pva":
             if len(self.endpoints) > 1 or not channels:
                 raise ValueError("dialect = 'pva' takes one channel: endpoint = 'pva://CHANNEL'")
-            if {"attach", "socket"} & self.model_fields_set:
+            if (self.attach, self.socket) != ("connect", "pull"):
                 raise ValueError("attach and socket are of ZeroMQ: leave them out for 'pva'")
         return self
 
@@ -828,6 +828,8 @@ class Settings(Section):
             bound["http.port"] = f"tcp://{self.http.host}:{self.http.port}"
         if self.detector.attach == "bind":
             bound["detector.endpoint"] = self.detector.endpoint
+            for n, endpoint in enumerate(self.detector.more_endpoints):
+                bound[f"detector.more_endpoints.{n}"] = endpoint
         if self.positions.attach == "bind" and self.positions.endpoint is not None:
             bound["positions.endpoint"] = self.positions.endpoint
         keys: dict[str, str] = {}

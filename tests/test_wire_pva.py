@@ -237,6 +237,17 @@ def test_a_first_frame_may_overtake_the_acquire_channel() -> None:
     assert channel.overdue(1.1) == ["end"]
 
 
+def test_acquisitions_follow_at_once_and_the_first_frame_overtakes_the_news() -> None:
+    channel = Channel()
+    channel.acquire(False)
+    channel.acquire(True)
+    assert channel.send(1, 2, 3) == ["0", "1", "2"]
+    assert channel.acquire(False) == []
+    assert channel.send(1) == []
+    assert channel.acquire(True) == ["end", "start", "0"]
+    assert channel.send(2, 3) == ["1", "2"]
+
+
 def test_an_acquisition_that_runs_when_we_come_has_no_start() -> None:
     channel = Channel()
     assert channel.acquire(True) == []

@@ -64,9 +64,12 @@ class PvaSource:
         self._context = client.Context(
             "pva", conf=configuration, useenv=configuration is None, nt=False
         )
-        self._monitor(detector.endpoint.removeprefix(PVA_SCHEME), self._on_array)
+        # Kept: a subscription ends when nobody refers to it any more.
+        self._subscriptions = [
+            self._monitor(detector.endpoint.removeprefix(PVA_SCHEME), self._on_array)
+        ]
         if options.acquire_channel is not None:
-            self._monitor(options.acquire_channel, self._on_acquire)
+            self._subscriptions.append(self._monitor(options.acquire_channel, self._on_acquire))
 
     def receive(self) -> list[Message] | None:
         """What the next update holds (it may be nothing yet); None if there is none."""
@@ -97,14 +100,16 @@ class PvaSource:
 
     def close(self) -> None:
         """End the subscriptions and the threads behind them."""
+        for subscription in self._subscriptions:
+            subscription.close()
         self._context.close()
         self._thread.stop()
         os.close(self.socket)
 
     # ---- in the client library's thread --------------------------------------------------------
 
-    def _monitor(self, channel: str, callback: Callable[[Any], None]) -> None:
-        self._context.monitor(
+    def _monitor(self, channel: str, callback: Callable[[Any], None]) -> Any:
+        return self._context.monitor(
             channel,
             callback,
             request=f"record[queueSize={QUEUE_UPDATES}]field()",

@@ -100,14 +100,13 @@ class SeriesTracker:
     def start(
         self, series: str, shape_yx: tuple[int, int] | None = None, dtype: str | None = None
     ) -> list[Message]:
-        """Begin a series of which something else than a frame tells; ends the one before."""
-        out = self.end()
-        self._series = series
-        self._past.pop(series, None)
-        self._base = 0 if self._first is None else self._first
-        self._seen.clear()
-        self._highest = self._last = -1
-        return [*out, ScanStart(self._source, series, None, shape_yx, dtype)]
+        """Begin a series of which something else than a frame tells; ends the one before.
+
+        Frames that are held have come before the news: they are its first ones.
+        """
+        held, self._held = self._held, []
+        out = [*self.end(), self._opened(series, shape_yx, dtype)]
+        return [*out, *self._taken(held)]
 
     def end(self) -> list[Message]:
         """End the series that is going on, if there is one."""
@@ -126,12 +125,23 @@ class SeriesTracker:
     def _begin(self, frames: list[Frame], *, told: bool) -> list[Message]:
         """Go on with the series of ``frames``; ``told``: it begins here."""
         image = frames[0].image
-        started = self.start(frames[0].series, image.shape_yx, image.dtype)
-        out = started if told else []
+        opened = self._opened(frames[0].series, image.shape_yx, image.dtype)
+        return [*([opened] if told else []), *self._taken(frames)]
+
+    def _opened(
+        self, series: str, shape_yx: tuple[int, int] | None, dtype: str | None
+    ) -> ScanStart:
+        self._series = series
+        self._past.pop(series, None)
+        self._base = 0 if self._first is None else self._first
+        self._seen.clear()
+        self._highest = self._last = -1
+        return ScanStart(self._source, series, None, shape_yx, dtype)
+
+    def _taken(self, frames: list[Frame]) -> list[Message]:
         for frame in frames:
             self._note(frame.number)
-            out.append(self._placed(frame))
-        return out
+        return [self._placed(frame) for frame in frames]
 
     def _is_new(self, number: int) -> bool:
         return number > max(self._highest - WINDOW, self._base - 1) and number not in self._seen
