@@ -32,7 +32,8 @@ def check_endpoints(settings: Settings, timeout_s: float) -> list[Finding]:
         if trouble:
             control = Finding("control", "silent", control.target, trouble, ok=False)
     findings = [control]
-    findings += _check_detector(settings.detector, known, timeout_s, running=running)
+    for detector in settings.detectors.values():
+        findings += _check_detector(detector, known, timeout_s, running=running)
     positions = settings.positions
     if positions.is_stream and positions.endpoint is not None:
         endpoint = positions.endpoint
@@ -63,12 +64,13 @@ def _check_detector(
     running: bool,
 ) -> list[Finding]:
     """A finding for each of a detector's endpoints."""
+    table = detector.table
     if known:
-        return [_as_daemon_says("detector", endpoint, known) for endpoint in detector.endpoints]
+        return [_as_daemon_says(table, endpoint, known) for endpoint in detector.endpoints]
     if detector.dialect == "pva":
-        return check_channels("detector", detector, timeout_s)
+        return check_channels(table, detector, timeout_s)
     return [
-        _check_stream("detector", endpoint, detector, timeout_s, running=running)
+        _check_stream(table, endpoint, detector, timeout_s, running=running)
         for endpoint in detector.endpoints
     ]
 
