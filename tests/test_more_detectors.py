@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from daemon_harness import DaemonHarness, wait_for
 from scan_samples import make_header, write_frames
+from typer.testing import CliRunner
 
+from ptycho_stream.cli import build_app
 from ptycho_stream.cli.endpoint_checkup import check_endpoints
 from ptycho_stream.errors import ControlError
 from ptycho_stream.files.npz import ScanFile
@@ -133,6 +137,30 @@ def test_only_one_becomes_an_image(line: Line, both) -> None:
             arguments = more if command == "finetune" else {"scan_id": other.scan_id, **more}
             with pytest.raises(ControlError, match=r"stored and not reconstructed|model.registry"):
                 control.call(command, arguments)
+
+
+def test_its_frames_are_exported_with_the_positions_of_the_scan(line: Line, both, tmp_path) -> None:
+    main, other = both
+    done = CliRunner().invoke(
+        build_app(["export-detectors"]),
+        ["export-detectors", "--config", str(line.daemon.config), "--out", str(tmp_path), "--json"],
+    )
+    assert done.exit_code == 0, done.output
+    path = tmp_path / f"{main.scan_id}-fluo.h5"
+    wanted = {"file": str(path), "scan_id": other.scan_id, "frames": FRAMES}
+    assert json.loads(done.output) == [wanted]
+    with h5py.File(path) as file:
+        data = file["entry/data"]
+        np.testing.assert_array_equal(data["data"], NEAR.counts)
+        np.testing.assert_array_equal(data["frame_number"], np.arange(FRAMES))
+        np.testing.assert_array_equal(data["position_yx_m"], FAR.positions_yx_m)
+        assert (np.diff(data["received_ns"]) >= 0).all()
+        assert file["entry"].attrs["beside"] == main.scan_id
+    none = CliRunner().invoke(
+        build_app(["export-detectors"]),
+        ["export-detectors", "--config", str(line.daemon.config), "--detector", "other"],
+    )
+    assert "no scan of other is beside" in str(none.exception)
 
 
 def test_status_metrics_and_doctor_tell_them_apart(line: Line, both) -> None:
