@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from beamline import sealed_headers
+from beamline import wait_sealed
 from daemon_harness import DaemonHarness, wait_for
 from dialect_profiles import Tables, tables_of
 
@@ -72,15 +72,6 @@ def states(settings: Settings) -> dict[str, set[str]]:
     return found
 
 
-def sealed(daemon: DaemonHarness, count: int) -> list[ScanHeader]:
-    """The headers of so many scans, the newest last."""
-    catalogue = Catalogue(daemon.data)
-    try:
-        return wait_for(lambda: sealed_headers(catalogue, count), 20, f"{count} scans")
-    except AssertionError as error:
-        raise AssertionError(f"{error}\n{daemon.ingest()}\n{daemon.log}") from None
-
-
 def check(daemon: DaemonHarness, header: ScanHeader, scan: ScanFile, **counts: int) -> None:
     """All frames are there bit by bit at their positions; ``counts`` as given, others 0."""
     numbers = stored(daemon, header, scan)
@@ -122,13 +113,13 @@ def test_stins(tmp_path: Path, scan: ScanFile) -> None:
             panda.wait_for_receiver()
             detector.send_series(scan)
             send_panda(panda, scan, "2026-03-01T10:00:00.000000Z")
-            (header,) = sealed(daemon, 1)
+            (header,) = wait_sealed(daemon, 1)
             check(daemon, header, scan)
             assert header.expected_frames == FRAMES
             assert header.metadata["filename"] == "/data/scan_000001.h5"
             (outlet,) = detector._outlets
             stins_faults(outlet, scan)
-            first, second = sealed(daemon, 3)[1:]
+            first, second = wait_sealed(daemon, 3)[1:]
             assert stored(daemon, first, scan) == [0, 1, 3, 4, 6]
             assert first.counts["lost"] == first.counts["missing"] == 2
             assert first.state == "interrupted"
@@ -178,17 +169,17 @@ def test_psi(tmp_path: Path, scan: ScanFile) -> None:
         with recording(tmp_path, tables) as daemon:
             for number in range(3, 6):
                 outlet.send(encoder.frame(number, scan.counts[number]))
-            (late,) = sealed(daemon, 1)
+            (late,) = wait_sealed(daemon, 1)
             assert late.joined_late and late.state == "unmatched"
             assert stored(daemon, late, scan) == [3, 4, 5]
             assert late.counts["missing"] == 3
             play(scan, detector, positions, "before")
-            header = sealed(daemon, 2)[-1]  # there is no end: by silence
+            header = wait_sealed(daemon, 2)[-1]  # there is no end: by silence
             check(daemon, header, scan)
             assert not header.joined_late
             for number in [0, 1, 3, 3, 2, 4, 0, 1, 2, 3]:  # the sender begins again
                 outlet.send(encoder.frame(number, scan.counts[number]))
-            first, second = sealed(daemon, 4)[2:]
+            first, second = wait_sealed(daemon, 4)[2:]
             assert stored(daemon, first, scan) == [0, 1, 3, 2, 4]
             assert first.counts["duplicate"] == first.counts["out_of_order"] == 1
             assert stored(daemon, second, scan) == [0, 1, 2, 3]
@@ -211,11 +202,11 @@ def test_slsdet(tmp_path: Path, scan: ScanFile) -> None:
             bluesky.wait_for_receiver()
             send_bluesky(bluesky, scan)
             detector.send_series(scan, series=4)
-            (header,) = sealed(daemon, 1)
+            (header,) = wait_sealed(daemon, 1)
             check(daemon, header, scan)
             assert header.series == "run_4" and header.metadata["fileIndex"] == 4
             slsdet_faults([outlet.send for outlet in detector._outlets], scan)
-            first, second = sealed(daemon, 3)[1:]
+            first, second = wait_sealed(daemon, 3)[1:]
             with Catalogue(daemon.data).open(first.scan_id) as reader:
                 frames = {int(r["number"]): reader.frame(k) for k, r in enumerate(reader.records())}
             assert sorted(frames) == list(range(6))
@@ -273,11 +264,11 @@ def test_odin(tmp_path: Path, scan: ScanFile) -> None:
         (tmp_path / "planned.csv").write_text("\n".join(["frame,y_m,x_m", *rows]))
         with recording(tmp_path, tables) as daemon:
             detector.send_series(scan, series=7)
-            (header,) = sealed(daemon, 1)
+            (header,) = wait_sealed(daemon, 1)
             check(daemon, header, scan)
             assert header.series == "scan-7"
             odin_faults([outlet.send for outlet in (*detector._outlets, other)], scan)
-            first, second = sealed(daemon, 3)[1:]
+            first, second = wait_sealed(daemon, 3)[1:]
             assert sorted(stored(daemon, first, scan)) == [0, 1, 2, 3, 5, 6, 7]
             assert (first.state, first.counts["missing"]) == ("complete", 1)
             assert sorted(stored(daemon, second, scan)) == [0, 1, 2]

@@ -10,6 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from beamline import wait_sealed
 from daemon_harness import DaemonHarness, wait_for
 from scan_samples import make_header, write_frames
 from typer.testing import CliRunner
@@ -63,16 +64,6 @@ class Line:
         """All scans, oldest first."""
         return Catalogue(self.daemon.data).scans()[::-1]
 
-    def sealed(self, count: int) -> list[ScanHeader]:
-        def there() -> list[ScanHeader]:
-            found = self.headers()
-            return found if len(found) == count and all(h.sealed for h in found) else []
-
-        try:
-            return wait_for(there, 20, f"{count} scans")
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.daemon.log}") from None
-
     def frames(self, scan_id: str) -> dict[int, np.ndarray]:
         with Catalogue(self.daemon.data).open(scan_id) as reader:
             numbers = reader.records()["number"].tolist()
@@ -100,7 +91,7 @@ def both(line: Line) -> tuple[ScanHeader, ScanHeader]:
     play(FAR, detector, line.positions, "before", on_frame=lambda _: next(beside, None))
     for _ in beside:
         pass
-    found = line.sealed(2)
+    found = wait_sealed(line.daemon, 2)
     (main,) = (header for header in found if not header.detector)
     (other,) = (header for header in found if header.detector)
     return main, other
@@ -183,7 +174,7 @@ def test_one_that_is_alone_says_so_and_can_be_stopped(line: Line, both) -> None:
         with pytest.raises(ControlError, match="no scan is running"):
             control.stop()
         assert control.stop(scan_id) == {"scan_id": scan_id}
-    header = line.sealed(3)[-1]
+    header = wait_sealed(line.daemon, 3)[-1]
     assert (header.state, header.beside) == ("unmatched", None)
     assert "no scan of the reconstructed detector" in header.reason
 
@@ -201,7 +192,7 @@ def test_its_death_costs_the_other_nothing(line: Line, both) -> None:
     time.sleep(0.3)  # a subscription takes a moment
     for _ in beside:
         pass
-    found = line.sealed(5)
+    found = wait_sealed(line.daemon, 5)
     main = next(h for h in reversed(found) if not h.detector)
     other = next(h for h in reversed(found) if h.detector)
     assert main.state == "complete" and len(line.frames(main.scan_id)) == FRAMES

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from beamline import sealed_headers
+from beamline import wait_sealed
 from daemon_harness import DaemonHarness, free_port, wait_for
 from dialect_profiles import tables_of
 
@@ -78,14 +78,6 @@ def states(settings: Settings) -> dict[str, str]:
     return {f.subject: f.state for f in found if f.subject.startswith("detector")}
 
 
-def sealed(daemon: DaemonHarness, count: int) -> list[ScanHeader]:
-    catalogue = Catalogue(daemon.data)
-    try:
-        return wait_for(lambda: sealed_headers(catalogue, count), 30, f"{count} scans")
-    except AssertionError as error:
-        raise AssertionError(f"{error}\n{daemon.ingest()}\n{daemon.log}") from None
-
-
 def stored(daemon: DaemonHarness, header: ScanHeader, scan: ScanFile) -> list[int]:
     """Numbers of a scan's frames, each of which holds what was sent, with its own position."""
     with Catalogue(daemon.data).open(header.scan_id) as reader:
@@ -116,7 +108,7 @@ def test_acquisitions_of_a_driver_become_scans(tmp_path: Path, scan: ScanFile) -
     acquiring = ("--acquire-channel", ACQUIRE, "--repeat", "2")
     with driver.acquiring(*acquiring) as process, daemon:
         assert process.wait(60) == 0
-        first, second = sealed(daemon, 2)
+        first, second = wait_sealed(daemon, 2)
         for header in (first, second):
             assert header.state == "complete", header.reason
             assert stored(daemon, header, scan) == list(range(FRAMES))
@@ -139,13 +131,13 @@ def test_a_driver_that_is_killed_and_started_again(tmp_path: Path, scan: ScanFil
         wait_for(lambda: daemon.ingest()["frames_received"] >= 20, 30)
         process.kill()
         process.wait()
-        (cut,) = sealed(daemon, 1)
+        (cut,) = wait_sealed(daemon, 1)
         assert 20 <= cut.counts["frames"] < FRAMES
         assert stored(daemon, cut, scan) == list(range(cut.counts["frames"]))
         assert states(daemon.settings)["detector"] == "refused"
         with driver.acquiring(*options) as another:
             assert another.wait(60) == 0
-            whole = sealed(daemon, 2)[-1]
+            whole = wait_sealed(daemon, 2)[-1]
         assert whole.state == "complete", whole.reason
         assert stored(daemon, whole, scan) == list(range(FRAMES))
         (endpoint,) = daemon.ingest()["endpoints"]
