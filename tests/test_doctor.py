@@ -294,7 +294,7 @@ def test_a_running_daemon_is_asked_and_loses_no_frame(tmp_path: Path) -> None:
         ):
             detector.wait_for_receiver()
             positions.wait_for_receiver()
-            assert states(settings)["detector"] == "silent"
+            wait_for(lambda: states(settings)["detector"] == "silent")
             player = threading.Thread(target=play, args=(scan, detector, positions))
             player.start()
             seen = []
