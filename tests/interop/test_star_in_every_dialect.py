@@ -37,6 +37,7 @@ FRAMES = 60
 NATIVE = DetectorOptions("native")
 WAYS = {
     "dectris-v1 part by part": DetectorOptions("dectris-v1", one_part_each=True),
+    "dectris-v2": DetectorOptions("dectris-v2"),
     "stins": DetectorOptions("stins"),
     "psi": DetectorOptions("psi"),
     "slsdet in 2 x 2 modules": DetectorOptions("slsdet", modules_yx=(2, 2)),
