@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import zmq
 from daemon_harness import free_port
 
+from ptycho_stream.cli import main
 from ptycho_stream.errors import EndpointError, SettingsError
-from ptycho_stream.files.npz import ScanFile
+from ptycho_stream.files.npz import ScanFile, save_scan
 from ptycho_stream.messages import Frame, Message, ScanEnd, ScanStart
 from ptycho_stream.settings import DetectorSettings
 from ptycho_stream.simulate.detector import DetectorSimulator, consecutive_endpoints
@@ -163,3 +165,20 @@ def test_frames_that_cannot_be_said_are_refused(scan: ScanFile) -> None:
             detector.send_series(scan)
         with pytest.raises(SettingsError, match="carry no positions"):
             detector.send_series(scan, inline_positions=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        (("--dialect", "pva", "--rate", "10", "--socket", "pub"), 2),
+        (("--dialect", "odin", "--pva-server", "127.0.0.1:5075"), 2),
+        (("--dialect", "psi", "--acquire-channel", "A"), 2),
+        (("--dialect", "pva"), 1),
+        (("--dialect", "odin", "--modules", "2", "2"), 1),
+    ],
+)
+def test_options_of_other_dialects_are_refused(
+    scan: ScanFile, tmp_path: Path, options: tuple[str, ...], status: int
+) -> None:
+    save_scan(tmp_path / "scan.npz", scan)
+    assert main(["replay", str(tmp_path / "scan.npz"), *options]) == status

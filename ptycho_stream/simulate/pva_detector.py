@@ -57,7 +57,9 @@ class PvaDetectorSimulator:
         timeout_s: float = 30.0,
     ) -> None:
         if options.dialect != "pva" or options.rate_hz is None:
-            raise SettingsError("a simulated PV Access detector needs a rate: say frames a second")
+            raise SettingsError(
+                "a simulated PV Access detector needs a rate (--rate): nobody slows it down"
+            )
         if not endpoint.startswith(PVA_SCHEME):
             raise SettingsError(f"{endpoint} names no channel: write {PVA_SCHEME}CHANNEL")
         self.options = options
