@@ -7,15 +7,24 @@ cannot be set. Used by everything in this package, by people's programs, and (tr
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
-from functools import cache
-from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_args
 
 from ptycho_stream.errors import PtychoPinnError
+from ptycho_stream.ptychopinn.checked import (
+    Checked,
+    flag,
+    not_negative,
+    one_of,
+    optional_path,
+    optional_whole,
+    path,
+    positive,
+    power_of_two,
+    share,
+    whole,
+)
 from ptycho_stream.training.job import TRAINABLE
 
 ModelType = Literal["pinn", "supervised"]
@@ -23,102 +32,8 @@ AmpActivation = Literal["sigmoid", "swish", "softplus", "relu"]
 Backend = Literal["pytorch", "tensorflow"]
 
 
-def _whole(least: int) -> Callable[[Any], int]:
-    def check(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
-            raise ValueError(f"give a whole number of at least {least}")
-        return int(value)
-
-    return check
-
-
-def _optional_whole(least: int) -> Callable[[Any], int | None]:
-    whole = _whole(least)
-    return lambda value: None if value is None else whole(value)
-
-
-def _power_of_two(value: Any) -> int:
-    number = _whole(1)(value)
-    if number & (number - 1):
-        raise ValueError("give a power of two")
-    return number
-
-
-def _real(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError("give a number")
-    return float(value)
-
-
-def _share(value: Any) -> float:
-    if not 0 <= (number := _real(value)) <= 1:
-        raise ValueError("give a number from 0 to 1")
-    return number
-
-
-def _not_negative(value: Any) -> float:
-    if (number := _real(value)) < 0:
-        raise ValueError("give a number of at least 0")
-    return number
-
-
-def _positive(value: Any) -> float:
-    if not (number := _real(value)) > 0:
-        raise ValueError("give a number above 0")
-    return number
-
-
-def _one_of(names: Collection[str]) -> Callable[[Any], Any]:
-    def check(value: Any) -> Any:
-        if value not in names:
-            raise ValueError(f"give one of {', '.join(names)}")
-        return value
-
-    return check
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("give True or False")
-    return value
-
-
-def _path(value: Any) -> Path:
-    if not isinstance(value, str | Path):
-        raise ValueError("give a path")
-    return Path(value)
-
-
-def _optional_path(value: Any) -> Path | None:
-    # Programs write Path() for "none": a folder cannot be meant where a file is asked for.
-    return None if value is None or _path(value) == Path() else _path(value)
-
-
-class _Checked:
-    """Checks every assignment by the check that the field's annotation names."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        checks = _checks(type(self))
-        if name not in checks:
-            raise PtychoPinnError(
-                f"{type(self).__name__} has no setting {name}; it has {', '.join(checks)}"
-            )
-        try:
-            kept = checks[name](value)
-        except ValueError as error:
-            raise PtychoPinnError(f"{type(self).__name__}.{name} is {value!r}: {error}") from error
-        object.__setattr__(self, name, kept)
-
-
-@cache
-def _checks(kind: type) -> dict[str, Callable[[object], object]]:
-    """By field: what gives the value to keep, or raises ValueError."""
-    hints = get_type_hints(kind, include_extras=True)
-    return {name: hint.__metadata__[0] for name, hint in hints.items()}
-
-
 @dataclass
-class ModelConfig(_Checked):
+class ModelConfig(Checked):
     """The network and the physics behind it.
 
     What each setting does here, and which values only the legacy dict can carry, is in
@@ -139,18 +54,18 @@ class ModelConfig(_Checked):
         gaussian_smoothing_sigma: of a blur of the object, pixels.
     """
 
-    N: Annotated[int, _whole(0)] = 64
-    gridsize: Annotated[int, _whole(1)] = 1
-    n_filters_scale: Annotated[int, _whole(1)] = 2
-    model_type: Annotated[ModelType, _one_of(get_args(ModelType))] = "pinn"
-    architecture: Annotated[str, _one_of(sorted(TRAINABLE))] = "cnn"
-    amp_activation: Annotated[AmpActivation, _one_of(get_args(AmpActivation))] = "sigmoid"
-    object_big: Annotated[bool, _flag] = True
-    probe_big: Annotated[bool, _flag] = True
-    probe_mask: Annotated[bool, _flag] = False
-    pad_object: Annotated[bool, _flag] = True
-    probe_scale: Annotated[float, _positive] = 4.0
-    gaussian_smoothing_sigma: Annotated[float, _not_negative] = 0.0
+    N: Annotated[int, whole(0)] = 64
+    gridsize: Annotated[int, whole(1)] = 1
+    n_filters_scale: Annotated[int, whole(1)] = 2
+    model_type: Annotated[ModelType, one_of(get_args(ModelType))] = "pinn"
+    architecture: Annotated[str, one_of(sorted(TRAINABLE))] = "cnn"
+    amp_activation: Annotated[AmpActivation, one_of(get_args(AmpActivation))] = "sigmoid"
+    object_big: Annotated[bool, flag] = True
+    probe_big: Annotated[bool, flag] = True
+    probe_mask: Annotated[bool, flag] = False
+    pad_object: Annotated[bool, flag] = True
+    probe_scale: Annotated[float, positive] = 4.0
+    gaussian_smoothing_sigma: Annotated[float, not_negative] = 0.0
 
 
 def _model(value: Any) -> ModelConfig:
@@ -160,7 +75,7 @@ def _model(value: Any) -> ModelConfig:
 
 
 @dataclass
-class TrainingConfig(_Checked):
+class TrainingConfig(Checked):
     """A training.
 
     Attributes:
@@ -187,29 +102,29 @@ class TrainingConfig(_Checked):
     """
 
     model: Annotated[ModelConfig, _model] = field(default_factory=ModelConfig)
-    train_data_file: Annotated[Path | None, _optional_path] = None
-    test_data_file: Annotated[Path | None, _optional_path] = None
-    batch_size: Annotated[int, _power_of_two] = 16
-    nepochs: Annotated[int, _whole(1)] = 50
-    mae_weight: Annotated[float, _share] = 0.0
-    nll_weight: Annotated[float, _share] = 1.0
-    realspace_mae_weight: Annotated[float, _share] = 0.0
-    realspace_weight: Annotated[float, _share] = 0.0
-    nphotons: Annotated[float, _positive] = 1e9
-    n_groups: Annotated[int, _whole(1)] = 512
-    n_subsample: Annotated[int | None, _optional_whole(1)] = None
-    subsample_seed: Annotated[int | None, _optional_whole(0)] = None
-    neighbor_count: Annotated[int, _whole(1)] = 4
-    positions_provided: Annotated[bool, _flag] = True
-    probe_trainable: Annotated[bool, _flag] = False
-    intensity_scale_trainable: Annotated[bool, _flag] = True
-    sequential_sampling: Annotated[bool, _flag] = False
-    output_dir: Annotated[Path, _path] = Path("training_outputs")
-    backend: Annotated[Backend, _one_of(get_args(Backend))] = "pytorch"
+    train_data_file: Annotated[Path | None, optional_path] = None
+    test_data_file: Annotated[Path | None, optional_path] = None
+    batch_size: Annotated[int, power_of_two] = 16
+    nepochs: Annotated[int, whole(1)] = 50
+    mae_weight: Annotated[float, share] = 0.0
+    nll_weight: Annotated[float, share] = 1.0
+    realspace_mae_weight: Annotated[float, share] = 0.0
+    realspace_weight: Annotated[float, share] = 0.0
+    nphotons: Annotated[float, positive] = 1e9
+    n_groups: Annotated[int, whole(1)] = 512
+    n_subsample: Annotated[int | None, optional_whole(1)] = None
+    subsample_seed: Annotated[int | None, optional_whole(0)] = None
+    neighbor_count: Annotated[int, whole(1)] = 4
+    positions_provided: Annotated[bool, flag] = True
+    probe_trainable: Annotated[bool, flag] = False
+    intensity_scale_trainable: Annotated[bool, flag] = True
+    sequential_sampling: Annotated[bool, flag] = False
+    output_dir: Annotated[Path, path] = Path("training_outputs")
+    backend: Annotated[Backend, one_of(get_args(Backend))] = "pytorch"
 
 
 @dataclass
-class InferenceConfig(_Checked):
+class InferenceConfig(Checked):
     """A reconstruction with a trained model.
 
     Attributes:
@@ -221,10 +136,10 @@ class InferenceConfig(_Checked):
     """
 
     model: Annotated[ModelConfig, _model] = field(default_factory=ModelConfig)
-    model_path: Annotated[Path | None, _optional_path] = None
-    test_data_file: Annotated[Path | None, _optional_path] = None
-    debug: Annotated[bool, _flag] = False
-    output_dir: Annotated[Path, _path] = Path("inference_outputs")
+    model_path: Annotated[Path | None, optional_path] = None
+    test_data_file: Annotated[Path | None, optional_path] = None
+    debug: Annotated[bool, flag] = False
+    output_dir: Annotated[Path, path] = Path("inference_outputs")
 
 
 Config = ModelConfig | TrainingConfig | InferenceConfig
