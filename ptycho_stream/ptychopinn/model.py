@@ -63,7 +63,12 @@ class PtychoModel:
         self._network = network.inference(torch.bfloat16 if low else torch.float32)
 
     def diffraction_to_obj(
-        self, x: Array, positions: Array, probe: Array, input_scale_factor: Array
+        self,
+        x: Array,
+        positions: Array,
+        probe: Array,
+        input_scale_factor: Array,
+        valid: NDArray[np.bool_] | None = None,
     ) -> Tensor:
         """Object patches of groups of frames.
 
@@ -76,6 +81,7 @@ class PtychoModel:
                 ``bundle.beam_ratio`` times the photons of the mean frame.
             input_scale_factor: (B,), makes ``x`` the root of photons; ``bundle.input_scale_factor``
                 for ``X_full``.
+            valid: bool (N, N), False where a pixel is bad and ``x`` says nothing; None: none is.
 
         Returns:
             complex64 (B, C, N, N) on the CPU, each with a real and positive mean under the probe.
@@ -88,20 +94,25 @@ class PtychoModel:
         amplitude = given.amplitude
         groups, channels, size, _ = amplitude.shape
         found = torch.empty(amplitude.shape, dtype=torch.complex64)
-        valid = torch.ones((1, size, size), dtype=torch.bool, device=self.device)
+        mask = self._mask(valid, size)
         step = max(_PASS_PX[self.device.type] // (channels * size**2), 1)
         with self.execution.applied(), torch.inference_mode():
             for first in range(0, groups, step):
                 part = slice(first, first + step)
                 seen = amplitude[part].reshape(-1, size, size).to(self.device)
                 beam = self._beam(given, part).repeat_interleave(channels, 0).to(self.device)
-                said = self._network(torch.fft.ifftshift(seen, dim=(-2, -1)), beam, valid)
+                said = self._network(torch.fft.ifftshift(seen, dim=(-2, -1)), beam, mask)
                 turned = in_gauge(said.obj, mode_sum(beam) * said.confidence)
                 found[part] = turned.reshape(-1, channels, size, size).cpu()
         return found
 
     def autoencoder(
-        self, x: Array, positions: Array, probe: Array, input_scale_factor: Array
+        self,
+        x: Array,
+        positions: Array,
+        probe: Array,
+        input_scale_factor: Array,
+        valid: NDArray[np.bool_] | None = None,
     ) -> Tensor:
         """Frames as the model's own patches explain them, arguments as of the other.
 
@@ -109,9 +120,15 @@ class PtychoModel:
             float32 (B, C, N, N), photons, zero frequency at N // 2.
         """
         given = self._checked(x, positions, probe, input_scale_factor)
-        patches = self.diffraction_to_obj(x, positions, probe, input_scale_factor)
+        patches = self.diffraction_to_obj(x, positions, probe, input_scale_factor, valid)
         unit = given.probe / given.probe.abs().square().sum().sqrt()
         return expected_intensity(patches, unit, self._photons(given.scale).sqrt())
+
+    def _mask(self, valid: NDArray[np.bool_] | None, size: int) -> Tensor:
+        mask = np.ones((size, size), bool) if valid is None else np.asarray(valid)
+        if mask.shape != (size, size) or mask.dtype.kind != "b":
+            raise PtychoPinnError(f"valid is {mask.dtype} {mask.shape}, not bool ({size}, {size})")
+        return torch.as_tensor(np.fft.ifftshift(mask)[None].copy()).to(self.device)
 
     def _photons(self, scale: Tensor) -> Tensor:
         """Of the unattenuated beam in frames of groups (B,)."""

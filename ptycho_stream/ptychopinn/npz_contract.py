@@ -41,7 +41,7 @@ class FrameArrays:
         objectGuess: complex64 (H, W), or None.
         Y: complex64 (M, N, N), the patches under the frames, or None.
         bad_pixels: bool (N, N), or None.
-        nphotons: of a frame on average, where the data tell.
+        nphotons: of a frame on average, where a file of amplitudes tells.
     """
 
     diff3d: NDArray[Any]
@@ -116,7 +116,7 @@ def checked(
         arrays: by the contract's keys.
         domain: of the frames.
         where: they come from, for errors.
-        nphotons: of an amplitude frame on average, if the data tell; of counts they always do.
+        nphotons: of a frame on average, if the data tell.
 
     Raises:
         PtychoPinnError: a key is missing, or an array is not what it should be.
@@ -137,9 +137,6 @@ def checked(
     bad = arrays.get("bad_pixels")
     if bad is not None and (bad.shape != (size, size) or bad.dtype.kind != "b"):
         raise PtychoPinnError(f"{where}: bad_pixels is {bad.dtype} {bad.shape}, not bool (N, N)")
-    if domain == "counts":
-        good = diff3d if bad is None else diff3d[:, ~bad]
-        nphotons = float(good.sum(dtype=np.float64)) / count
     return FrameArrays(
         diff3d=diff3d,
         measurement_domain=domain,

@@ -59,8 +59,10 @@ class FrameSet(ABC):
         measurement_domain: what the frames are held as; they are handed out as amplitudes.
         xcoords: float64 (M,), object pixels; so are ycoords, xcoords_start and ycoords_start.
         scan_index: int64 (M,).
-        probeGuess: complex64 (modes, N, N), or None.
+        probeGuess: complex64 (modes, N, N).
         objectGuess: complex64 (H, W), or None.
+        valid: bool (N, N), False where a pixel is bad.
+        nphotons: of a frame on average, where a file of amplitudes tells; None: see the frames.
     """
 
     size_px: int
@@ -70,8 +72,10 @@ class FrameSet(ABC):
     xcoords_start: NDArray[np.float64]
     ycoords_start: NDArray[np.float64]
     scan_index: NDArray[np.int64]
-    probeGuess: NDArray[np.complex64] | None
+    probeGuess: NDArray[np.complex64]
     objectGuess: NDArray[np.complex64] | None
+    valid: NDArray[np.bool_]
+    nphotons: float | None
     _rows: NDArray[np.int64]
     """Where the frames are in what holds them."""
 
@@ -227,6 +231,8 @@ class RawData(FrameSet):
         self.xcoords_start, self.ycoords_start = arrays.xcoords_start, arrays.ycoords_start
         self.scan_index = arrays.scan_index
         self.probeGuess, self.objectGuess = arrays.probeGuess, arrays.objectGuess
+        bad = arrays.bad_pixels
+        self.valid = np.ones((self.size_px, self.size_px), bool) if bad is None else ~bad
         self.nphotons = arrays.nphotons
 
     @classmethod
@@ -278,8 +284,7 @@ class RawData(FrameSet):
 
     def _amplitude(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         frames = self._arrays.diff3d[rows].astype(np.float32)
-        if self._arrays.bad_pixels is not None:
-            frames[:, self._arrays.bad_pixels] = 0
+        frames[:, ~self.valid] = 0
         return np.sqrt(frames, out=frames) if self.measurement_domain == "counts" else frames
 
     def _known(self, rows: NDArray[np.int64]) -> NDArray[np.complex64] | None:
@@ -309,6 +314,7 @@ class RawDataTorch(FrameSet):
         self.ycoords = self.ycoords_start = y
         self.scan_index = frames.number
         self.probeGuess, self.objectGuess = frames.probe.modes, None
+        self.valid, self.nphotons = frames.valid, None
         self._cache = FrameCache(len(frames), size, cache_bytes)
 
     @classmethod
@@ -346,7 +352,7 @@ class RawDataTorch(FrameSet):
         return self._cache.get(rows, self._read)
 
     def _read(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        counts = np.where(self.frames.valid, self.frames.counts(rows), 0).astype(np.float32)
+        counts = np.where(self.valid, self.frames.counts(rows), 0).astype(np.float32)
         return np.sqrt(counts, out=counts)
 
     def _known(self, rows: NDArray[np.int64]) -> NDArray[np.complex64] | None:
