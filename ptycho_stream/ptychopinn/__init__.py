@@ -13,7 +13,8 @@ from ptycho_stream.ptychopinn.bundle import Bundle, load_bundle, registry_bundle
 from ptycho_stream.ptychopinn.config import InferenceConfig, ModelConfig, TrainingConfig
 from ptycho_stream.ptychopinn.execution import ExecutionConfig
 from ptycho_stream.ptychopinn.legacy import KEY_MAPPINGS, legacy_dict, update_legacy_dict
-from ptycho_stream.ptychopinn.model import PtychoModel, load_inference_bundle, model_inputs
+from ptycho_stream.ptychopinn.model import PtychoModel, load_inference_bundle
+from ptycho_stream.ptychopinn.model_inputs import model_inputs
 from ptycho_stream.ptychopinn.raw_data import RawData, RawDataTorch
 from ptycho_stream.ptychopinn.reassembly import extract, reassemble, reassemble_position
 from ptycho_stream.ptychopinn.reconstruction import predict, reconstruct

@@ -63,7 +63,12 @@ class Bundle:
 
 
 def registry_bundle(
-    name: str, probe: Probe, registry: Path | None = None, config: TrainingConfig | None = None
+    name: str,
+    probe: Probe,
+    registry: Path | None = None,
+    config: TrainingConfig | None = None,
+    *,
+    beam_ratio: float = 1.0,
 ) -> Bundle:
     """A model of the registry, for programs that speak PtychoPINN.
 
@@ -72,6 +77,7 @@ def registry_bundle(
         probe: that frames are taken with.
         registry: its folder; None: shipped models only.
         config: photons, neighbours and seed for its use; its model is replaced.
+        beam_ratio: photons of the unattenuated beam over those of a frame on average.
 
     Raises:
         ModelError: it does not load.
@@ -83,7 +89,7 @@ def registry_bundle(
         raise PtychoPinnError(f"model {name} takes {network.group_frames} frames, no square number")
     told = flat(config or TrainingConfig())
     told |= {"N": probe.size_px, "gridsize": gridsize, "architecture": manifest.architecture}
-    return Bundle(network, training_config(told), probe, 1.0, manifest.metrics)
+    return Bundle(network, training_config(told), probe, beam_ratio, manifest.metrics)
 
 
 def save(bundle: Bundle, folder: Path | str) -> Path:

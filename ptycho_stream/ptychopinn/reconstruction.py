@@ -18,7 +18,8 @@ from ptycho_stream.files.npz import save_arrays
 from ptycho_stream.physics.probe import Probe
 from ptycho_stream.ptychopinn.config import InferenceConfig, ModelConfig
 from ptycho_stream.ptychopinn.execution import ExecutionConfig
-from ptycho_stream.ptychopinn.model import PtychoModel, load_inference_bundle, model_inputs
+from ptycho_stream.ptychopinn.model import PtychoModel, load_inference_bundle
+from ptycho_stream.ptychopinn.model_inputs import model_inputs
 from ptycho_stream.ptychopinn.raw_data import FrameSet, GroupedData, RawData
 from ptycho_stream.ptychopinn.reassembly import Reassembled, listed, reassemble
 

@@ -102,13 +102,17 @@ class Misfit(nn.Module):
 
 
 class KnownPatches(nn.Module):
-    """How far patches are from known ones, apart from the phase that a frame does not tell."""
+    """How far patches are from known ones, apart from the phase that a frame does not tell.
+
+    The error is that of squares: by absolute ones an empty patch is best where a sample is mostly
+    empty, and a network that has learnt this learns nothing more.
+    """
 
     flux: float = 1.0
     """Known patches say nothing of the beam."""
 
     def loss(self, network: Network, batch: GroupBatch) -> Tensor:
-        """The probe-weighted absolute error."""
+        """The probe-weighted relative root mean square error."""
         return self._errors(network, batch)[1].mean()
 
     def figures(self, network: Network, batch: GroupBatch) -> dict[str, Tensor]:
@@ -121,7 +125,7 @@ class KnownPatches(nn.Module):
         seen = batch.measured
         prediction = network(seen.amplitude, seen.probe, seen.valid)
         weight = seen.weight.sqrt().expand(batch.truth.shape)
-        return prediction, frame_errors(prediction.obj, batch.truth, weight)[0]
+        return prediction, frame_errors(prediction.obj, batch.truth, weight)[1]
 
 
 def spread_of(prediction: Prediction, seen: ScanBatch) -> dict[str, Tensor]:
