@@ -21,11 +21,8 @@ from ptycho_stream.training.apart import end_with_parent
 from ptycho_stream.training.peers import leave_group
 
 
-def main() -> int:
-    """Train, and leave what came out."""
-    end_with_parent()
-    logging.basicConfig(format="%(levelname)s %(message)s")
-    path = Path(sys.argv[1])
+def run(path: Path) -> int:
+    """Do what the request at ``path`` asks for; the exit status."""
     request = read_request(path)
     config = request.training_config
     try:
@@ -45,5 +42,12 @@ def main() -> int:
     return 0
 
 
+def main() -> None:
+    """Be the program."""
+    end_with_parent()
+    logging.basicConfig(format="%(levelname)s %(message)s")
+    sys.exit(run(Path(sys.argv[1])))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
