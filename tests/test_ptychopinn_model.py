@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 import torch
 from ptychopinn_scans import SIZE, make_scan, write_files
+from typer.testing import CliRunner
 
+from ptycho_stream.cli.models import app
 from ptycho_stream.errors import ModelError, PtychoPinnError
 from ptycho_stream.geometry import patch_corners
+from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.physics.forward import poisson_nll
 from ptycho_stream.physics.probe import Probe
 from ptycho_stream.ptychopinn import comparators, forward
@@ -466,6 +469,17 @@ def test_an_archive_is_replaced_as_a_whole(bundle, tmp_path):
     reader.join()
     assert not failures
     assert [path.name for path in tmp_path.iterdir()] == [ARCHIVE_FILE]
+
+
+def test_a_bundle_goes_into_a_registry_for_the_daemon(archive, bundle, tmp_path):
+    arguments = ["import", str(archive), "--name", "mine", "--registry", str(tmp_path)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    network, manifest = ModelRegistry(tmp_path).load("mine")
+    assert manifest.architecture == "cnn" and manifest.training["ptychopinn"]["gridsize"] == 2
+    for name, weights in bundle.network.state_dict().items():
+        assert torch.equal(network.state_dict()[name], weights)
+    assert CliRunner().invoke(app, [*arguments, "--prefix", "model."]).exit_code == 2
 
 
 # How it is computed

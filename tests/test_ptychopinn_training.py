@@ -416,3 +416,19 @@ def test_bad_pixels_are_no_error(raw):
         )
         assert believed > 1.15 * loss
         assert masked == pytest.approx(loss, rel=0.05)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_two_processes_train_together(folder, raw, tmp_path):
+    """Each takes half of the steps; one of them writes."""
+    config = make_config(raw, tmp_path / "out", nepochs=2)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "metrics.csv").write_text("of an earlier training")
+    execution = ExecutionConfig(device="cpu", devices=2, threads=1)
+    result = train(folder, config, execution=execution)
+    assert [each.epoch for each in result.epochs] == [1, 2]
+    assert load_bundle(result.archive).metrics["val_loss"] < 1
+    assert "val_loss" in (tmp_path / "out" / "metrics.csv").read_text()
+    with pytest.raises(TrainingError, match="16-mixed needs a GPU"):
+        train(folder, config, execution=ExecutionConfig(device="cpu", precision="16-mixed"))

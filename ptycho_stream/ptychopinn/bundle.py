@@ -92,6 +92,22 @@ def registry_bundle(
     return Bundle(network, training_config(told), probe, beam_ratio, manifest.metrics)
 
 
+def register(bundle: Bundle, name: str, registry: ModelRegistry) -> Manifest:
+    """Add a bundle's network to a registry, for the daemon: it serves the bundle's probe.
+
+    Raises:
+        ModelError: the registry has no room for the name.
+    """
+    manifest = Manifest(
+        name=name,
+        architecture=bundle.config.model.architecture,
+        settings=bundle.network.settings_json(),
+        training={"imported_from": ARCHIVE_FILE, "ptychopinn": _texts(bundle.config)},
+        metrics=bundle.metrics,
+    )
+    return registry.save(bundle.network, manifest)
+
+
 def save(bundle: Bundle, folder: Path | str) -> Path:
     """Write ``wts.h5.zip`` into ``folder``; a reader sees the old one or the whole new one.
 

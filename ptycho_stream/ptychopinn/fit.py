@@ -26,7 +26,7 @@ from ptycho_stream.ptychopinn.raw_data import FrameSet
 from ptycho_stream.ptychopinn.runnable import check_runnable, new_network
 from ptycho_stream.reconstruct.recipe import usable_device
 from ptycho_stream.training.epoch_figures import EpochFigures
-from ptycho_stream.training.group_fit import GroupFit, Groups, fit_groups
+from ptycho_stream.training.group_fit import GroupFit, Groups, fit_groups, is_first_process
 from ptycho_stream.training.group_objectives import KnownPatches, Misfit
 from ptycho_stream.training.loggers import make_loggers
 from ptycho_stream.training.trainer import Machine
@@ -113,6 +113,7 @@ def _fit(
 ) -> list[EpochFigures]:
     folder = config.output_dir
     folder.mkdir(parents=True, exist_ok=True)
+    names = execution.loggers if is_first_process() else ()
     return fit_groups(
         network,
         _objective(config),
@@ -121,9 +122,7 @@ def _fit(
         GroupFit(config.nepochs, config.batch_size, config.subsample_seed or 0),
         folder=folder,
         machine=_machine(execution),
-        loggers=make_loggers(
-            execution.loggers, folder, run=folder.name, mlflow_uri=execution.mlflow_uri
-        ),
+        loggers=make_loggers(names, folder, run=folder.name, mlflow_uri=execution.mlflow_uri),
     )
 
 

@@ -10,14 +10,13 @@ import logging
 import sys
 from pathlib import Path
 
-from torch import distributed
-
 from ptycho_stream.errors import PtychoStreamError
 from ptycho_stream.ptychopinn.bundle import save
 from ptycho_stream.ptychopinn.fit import fit
 from ptycho_stream.ptychopinn.raw_data import RawData
 from ptycho_stream.ptychopinn.request import OUTCOME_FILE, Outcome, read_request, write
 from ptycho_stream.training.apart import end_with_parent
+from ptycho_stream.training.group_fit import is_first_process
 from ptycho_stream.training.peers import leave_group
 
 
@@ -34,9 +33,8 @@ def run(path: Path) -> int:
     except PtychoStreamError as error:
         write(path.with_name(OUTCOME_FILE), Outcome(error=str(error)))
         return 1
-    rank = distributed.get_rank() if distributed.is_initialized() else 0
     leave_group()
-    if rank == 0:
+    if is_first_process():
         save(bundle, config.output_dir)
         write(path.with_name(OUTCOME_FILE), Outcome(epochs))
     return 0

@@ -16,6 +16,7 @@ import lightning
 import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from numpy.typing import NDArray
@@ -128,6 +129,11 @@ def fit_groups(
     network.cpu().load_state_dict(best.weights)
     network.eval()
     return history.epochs
+
+
+def is_first_process() -> bool:
+    """Whether this is the process, of those that Lightning started, that writes files."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 class _Series(IterableDataset[GroupBatch]):
