@@ -418,6 +418,20 @@ def test_bad_pixels_are_no_error(raw):
         assert masked == pytest.approx(loss, rel=0.05)
 
 
+@pytest.mark.interop
+def test_mlflow_gets_settings_and_figures(raw, tmp_path):
+    mlflow = pytest.importorskip("mlflow", reason="MLflow is not installed: the extra [mlflow]")
+    uri = (tmp_path / "tracking").as_uri()
+    execution = replace(CPU, loggers=("csv", "mlflow"), mlflow_uri=uri)
+    config = make_config(raw, tmp_path / "out", nepochs=1, n_groups=8)
+    bundle, _ = fit(raw, raw, config, execution)
+    client = mlflow.MlflowClient(uri)
+    (found,) = [e for e in client.search_experiments() if e.name == "ptycho-stream"]
+    (run,) = client.search_runs([found.experiment_id])
+    assert run.data.params["gridsize"] == "1" and run.data.params["n_groups"] == "8"
+    assert run.data.metrics["val_loss"] == pytest.approx(bundle.metrics["val_loss"])
+
+
 @pytest.mark.long
 @pytest.mark.timeout(300)
 def test_two_processes_train_together(folder, raw, tmp_path):

@@ -28,7 +28,7 @@ from ptycho_stream.models.registry import ModelRegistry, assemble, packed
 from ptycho_stream.networks.network import Network
 from ptycho_stream.physics.probe import Probe
 from ptycho_stream.ptychopinn import archive_manifest
-from ptycho_stream.ptychopinn.config import TrainingConfig, flat, training_config
+from ptycho_stream.ptychopinn.config import TrainingConfig, flat, plain, training_config
 
 ARCHIVE_FILE = "wts.h5.zip"
 PARAMS_FILE = "params.json"
@@ -102,7 +102,7 @@ def register(bundle: Bundle, name: str, registry: ModelRegistry) -> Manifest:
         name=name,
         architecture=bundle.config.model.architecture,
         settings=bundle.network.settings_json(),
-        training={"imported_from": ARCHIVE_FILE, "ptychopinn": _texts(bundle.config)},
+        training={"imported_from": ARCHIVE_FILE, "ptychopinn": plain(bundle.config)},
         metrics=bundle.metrics,
     )
     return registry.save(bundle.network, manifest)
@@ -138,7 +138,7 @@ def save(bundle: Bundle, folder: Path | str) -> Path:
     about_forward = {"network": _NETWORK, "sha256": hashlib.sha256(forward).hexdigest()}
     files = {
         **archive_manifest.ArchiveManifest().files(),
-        PARAMS_FILE: _json(_texts(bundle.config)),
+        PARAMS_FILE: _json(plain(bundle.config)),
         f"{_NETWORK}/{MANIFEST_FILE}": manifest.to_json().encode(),
         f"{_NETWORK}/{WEIGHTS_FILE}": weights,
         f"{_FORWARD}/{MANIFEST_FILE}": _json(about_forward),
@@ -243,10 +243,3 @@ def _object(content: bytes, where: str) -> dict[str, Any]:
 
 def _json(held: dict[str, Any]) -> bytes:
     return (json.dumps(held, indent=2) + "\n").encode()
-
-
-def _texts(config: TrainingConfig) -> dict[str, Any]:
-    return {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in flat(config).items()
-    }

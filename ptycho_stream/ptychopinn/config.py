@@ -154,6 +154,14 @@ def flat(config: Config) -> dict[str, Any]:
     return found
 
 
+def plain(config: Config) -> dict[str, Any]:
+    """The :func:`flat` settings as JSON has them: paths are text."""
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in flat(config).items()
+    }
+
+
 def training_config(values: dict[str, Any]) -> TrainingConfig:
     """The configuration whose :func:`flat` settings these are; what is missing has its default.
 

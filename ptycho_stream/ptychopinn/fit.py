@@ -20,7 +20,7 @@ from ptycho_stream.geometry import patch_corners
 from ptycho_stream.networks.network import Network
 from ptycho_stream.physics.probe import Probe
 from ptycho_stream.ptychopinn.bundle import Bundle
-from ptycho_stream.ptychopinn.config import TrainingConfig
+from ptycho_stream.ptychopinn.config import TrainingConfig, plain
 from ptycho_stream.ptychopinn.execution import ExecutionConfig
 from ptycho_stream.ptychopinn.raw_data import FrameSet
 from ptycho_stream.ptychopinn.runnable import check_runnable, new_network
@@ -122,6 +122,7 @@ def _fit(
         GroupFit(config.nepochs, config.batch_size, config.subsample_seed or 0),
         folder=folder,
         machine=_machine(execution),
+        told=plain(config),
         loggers=make_loggers(names, folder, run=folder.name, mlflow_uri=execution.mlflow_uri),
     )
 

@@ -7,10 +7,9 @@ has to be filled first, and none that is shared.
 from __future__ import annotations
 
 from collections.abc import MutableMapping
-from pathlib import Path
 from typing import Any
 
-from ptycho_stream.ptychopinn.config import Config, flat
+from ptycho_stream.ptychopinn.config import Config, plain
 
 KEY_MAPPINGS: dict[str, str] = {
     "object_big": "object.big",
@@ -32,8 +31,8 @@ NOT_LEGACY = frozenset({"architecture", "backend"})
 def legacy_dict(config: Config) -> dict[str, Any]:
     """The configuration by legacy keys; paths are text, what is not set is None."""
     return {
-        KEY_MAPPINGS.get(name, name): str(value) if isinstance(value, Path) else value
-        for name, value in flat(config).items()
+        KEY_MAPPINGS.get(name, name): value
+        for name, value in plain(config).items()
         if name not in NOT_LEGACY
     }
 

@@ -13,7 +13,7 @@ import msgspec
 from ptycho_stream.atomic_file import atomic_file
 from ptycho_stream.errors import TrainingError
 from ptycho_stream.files.measured_choice import Domain
-from ptycho_stream.ptychopinn.config import TrainingConfig, flat, training_config
+from ptycho_stream.ptychopinn.config import TrainingConfig, plain, training_config
 from ptycho_stream.ptychopinn.execution import ExecutionConfig
 from ptycho_stream.training.epoch_figures import EpochFigures
 
@@ -27,7 +27,7 @@ class Request(msgspec.Struct, frozen=True):
     Attributes:
         train_file: to learn from.
         test_file: to judge by.
-        config: the flat settings of its TrainingConfig; paths are absolute text.
+        config: the flat settings of its TrainingConfig; paths are text.
         execution: the fields of its ExecutionConfig.
         measurement_domain: of files that do not tell.
     """
@@ -43,10 +43,7 @@ class Request(msgspec.Struct, frozen=True):
         cls, config: TrainingConfig, execution: ExecutionConfig, domain: Domain | None
     ) -> Request:
         """A request for the training that the configurations describe, its files named."""
-        told = {
-            name: str(value.absolute()) if isinstance(value, Path) else value
-            for name, value in flat(config).items()
-        }
+        told = plain(config)
         return cls(
             train_file=told["train_data_file"],
             test_file=told["test_data_file"],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,7 @@ def fit_groups(
     folder: Path,
     machine: Machine,
     loggers: Sequence[Logger] = (),
+    told: Mapping[str, Any] | None = None,
 ) -> list[EpochFigures]:
     """Train ``network`` in place; it ends with the weights of the epoch that ``test`` liked best.
 
@@ -97,6 +98,7 @@ def fit_groups(
         folder: for what Lightning writes.
         machine: where.
         loggers: of figures.
+        told: what they are told of the training besides.
 
     Returns:
         The figures of each epoch.
@@ -120,6 +122,8 @@ def fit_groups(
         )
     except MisconfigurationException as error:
         raise TrainingError(f"training cannot be set up so: {error}") from error
+    for logger in loggers:
+        logger.log_hyperparams(dict(told or {}))
     trainer.fit(
         module,
         DataLoader(_Series(train, how), batch_size=None),
