@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import re
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import torch
 from ptychopinn_scans import SIZE, make_scan, write_files
 
 from ptycho_stream.errors import FileFormatError, PtychoPinnError, TrainingError
+from ptycho_stream.files.npz import save_arrays
 from ptycho_stream.networks.network import Network, Prediction
 from ptycho_stream.physics.probe import Probe
 from ptycho_stream.ptychopinn import fit as fit_module
@@ -202,6 +204,36 @@ def test_a_folder_without_its_files_is_refused(folder, tmp_path):
     with pytest.raises(PtychoPinnError, match="probe_trainable"):
         train(folder, TrainingConfig(probe_trainable=True, output_dir=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+# The user's page
+
+
+def test_the_examples_of_the_user_s_page_run(tmp_path, monkeypatch, raw, folder, scan):
+    """With smaller frames and one epoch; training in this process, to save its start."""
+    page = (Path(__file__).parents[1] / "docs" / "ptychopinn.md").read_text()
+    imports = re.findall(r"^    (from ptycho_stream.*)$", page, re.MULTILINE)
+    blocks = ["\n".join(imports), *re.findall(r"```python\n(.*?)```", page, re.DOTALL)]
+    assert len(blocks) == 5
+    code = "\n".join(blocks)
+    for told, small in (
+        ("N=64, gridsize=2", "N=32, gridsize=2, n_filters_scale=1"),
+        ("nphotons=4.6e5, nepochs=50", f"nphotons={raw.nphotons}, nepochs=1, n_groups=16"),
+        ("cuda:0", "cpu"),
+        ("generate_grouped_data(64", "generate_grouped_data(32"),
+        ("nsamples=500", "nsamples=20"),
+    ):
+        assert told in code, told
+        code = code.replace(told, small)
+    monkeypatch.setattr(training, "run_apart", lambda _, request: fit_process.run(request))
+    monkeypatch.chdir(tmp_path)
+    Path("folder").symlink_to(folder)
+    store_scan(Path("data"), scan)
+    save_arrays(Path("probe.npz"), {"probe": scan.probe})
+    held = {}
+    exec(compile(code, "docs/ptychopinn.md", "exec"), held)
+    assert held["image"].shape and Path("out/image/object.npz").exists()
+    assert len(held["epochs"]) == 1
 
 
 # In this process
