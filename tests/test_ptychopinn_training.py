@@ -22,7 +22,7 @@ from ptycho_stream.networks.network import Network, Prediction
 from ptycho_stream.physics.probe import Probe
 from ptycho_stream.ptychopinn import fit as fit_module
 from ptycho_stream.ptychopinn import fit_process, training
-from ptycho_stream.ptychopinn.bundle import load_bundle
+from ptycho_stream.ptychopinn.bundle import load_bundle, save
 from ptycho_stream.ptychopinn.config import InferenceConfig, ModelConfig, TrainingConfig
 from ptycho_stream.ptychopinn.execution import ExecutionConfig
 from ptycho_stream.ptychopinn.fit import fit
@@ -30,6 +30,8 @@ from ptycho_stream.ptychopinn.raw_data import RawData, RawDataTorch
 from ptycho_stream.ptychopinn.reconstruction import reconstruct
 from ptycho_stream.ptychopinn.training import train
 from ptycho_stream.scans import Catalogue
+from ptycho_stream.simulate.experiment import simulate_experiment
+from ptycho_stream.simulate.scan_file import scan_file_of
 from ptycho_stream.training.epoch_figures import EpochFigures
 from ptycho_stream.training.group_fit import Groups
 from ptycho_stream.training.group_objectives import GroupBatch, KnownPatches, Misfit
@@ -462,6 +464,48 @@ def test_mlflow_gets_settings_and_figures(raw, tmp_path):
     (run,) = client.search_runs([found.experiment_id])
     assert run.data.params["gridsize"] == "1" and run.data.params["n_groups"] == "8"
     assert run.data.metrics["val_loss"] == pytest.approx(bundle.metrics["val_loss"])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("gridsize", "batch_size"), [(1, 16), (2, 4)])
+def test_frames_alone_teach_the_object(tmp_path, gridsize, batch_size):
+    """From a simulated scan, through files, training, bundle and reassembly, to the sample."""
+    size = 64
+    scan = scan_file_of(simulate_experiment(seed=1, frames=200, size_px=size))
+    photons = write_files(tmp_path, scan)
+    raw = RawData.from_file(tmp_path / "train_data.npz")
+    model = ModelConfig(N=size, gridsize=gridsize, n_filters_scale=1)
+    config = make_config(
+        raw,
+        tmp_path / "out",
+        model=model,
+        nphotons=photons,
+        n_groups=200,
+        nepochs=15,
+        batch_size=batch_size,
+        neighbor_count=8,
+    )
+    bundle, epochs = fit(raw, raw, config, ExecutionConfig(device="cpu"))
+    assert bundle.metrics["collapsed"] < 0.1 and epochs[-1].spread > 0.1
+    test_data = tmp_path / "test_data.npz"
+    inference = InferenceConfig(
+        model=model,
+        model_path=save(bundle, tmp_path / "out"),
+        test_data_file=test_data,
+        output_dir=tmp_path / "image",
+    )
+    found = reconstruct(inference)
+    (y, x), (height, width) = found.corner_yx_px, found.object_yx.shape
+    inside = np.s_[size // 2 : height - size // 2, size // 2 : width - size // 2]
+    truth = raw.objectGuess[y : y + height, x : x + width][inside]
+    ours = found.object_yx[:height, :width][inside]
+    assert np.corrcoef(in_phase(ours), in_phase(truth))[0, 1] > 0.5
+
+
+def in_phase(values):
+    """Phases about their mean direction."""
+    return np.angle(values * np.exp(-1j * np.angle(values.sum()))).ravel()
 
 
 @pytest.mark.long

@@ -32,7 +32,7 @@ def _gridsize(value: Any) -> Any:
 
 def _model_type(value: Any) -> str:
     known = {"Unsupervised": "pinn", "Supervised": "supervised"}
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise ValueError(f"give one of {', '.join(known)}")
     return known[value]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zipfile
 import zlib
 from dataclasses import dataclass, field
@@ -171,8 +172,6 @@ def load_bundle(path: Path | str) -> Bundle:
             return _read(archive, str(file))
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError) as error:
         raise ModelError(f"{file} is no readable archive: {error}; copy it again") from error
-    except RuntimeError as error:  # zipfile's word for an archive with a password
-        raise ModelError(f"{file} cannot be read: {error}") from error
 
 
 def _read(archive: zipfile.ZipFile, where: str) -> Bundle:
@@ -194,6 +193,11 @@ def _read(archive: zipfile.ZipFile, where: str) -> Bundle:
             f"configuration says gridsize {config.model.gridsize}"
         )
     probe, beam_ratio = _forward(archive, where)
+    if probe.size_px != config.model.N or not 0 < beam_ratio < math.inf:
+        raise ModelError(
+            f"{where}: its probe has {probe.size_px} pixels and {beam_ratio} of a frame's photons, "
+            f"its configuration says N = {config.model.N}"
+        )
     return Bundle(network, config, probe, beam_ratio, manifest.metrics)
 
 
@@ -221,7 +225,10 @@ def _member(archive: zipfile.ZipFile, name: str, most: int, where: str) -> bytes
         ) from error
     if size > most:
         raise ModelError(f"{where}: {name} has {size} bytes, at most {most} are accepted")
-    return archive.read(name)
+    try:
+        return archive.read(name)
+    except RuntimeError as error:  # zipfile's word for a member with a password
+        raise ModelError(f"{where}: {name} cannot be read: {error}") from error
 
 
 def _config(content: bytes, where: str) -> TrainingConfig:

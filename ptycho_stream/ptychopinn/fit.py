@@ -95,8 +95,9 @@ def fit(
     beam = probe.normalised(config.nphotons * beam_ratio)
     groups = _groups(train, sums, config, beam, config.n_groups)
     judges = _groups(test, _sums(test), config, beam, min(len(test), config.n_groups))
-    torch.manual_seed(seed)
-    network = new_network(config.model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = new_network(config.model)
     with execution.applied():
         epochs = _fit(network, groups, judges, config, execution)
     best = min(epochs, key=lambda figures: figures.validation)
@@ -196,7 +197,7 @@ def _groups(
     corner, shift = _places(data)
     frames = _PhotonFrames(
         data=data,
-        root_photons=float(np.sqrt(config.nphotons / sums.mean())),
+        root_photons=_root_photons(data, sums, config),
         probe=beam,
         valid=data.valid,
         corner_yx_px=corner,
@@ -211,6 +212,13 @@ def _groups(
         sequential_sampling=config.sequential_sampling,
     )
     return Groups(frames, indices, _truth(data) if supervised else None)
+
+
+def _root_photons(data: FrameSet, sums: NDArray[np.float64], config: TrainingConfig) -> float:
+    """What makes amplitudes the root of photons; every file of amplitudes has a unit of its own."""
+    if data.measurement_domain == "counts":
+        return 1.0
+    return float(np.sqrt((data.nphotons or config.nphotons) / sums.mean()))
 
 
 def _places(data: FrameSet) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

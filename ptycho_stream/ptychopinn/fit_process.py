@@ -30,13 +30,13 @@ def run(path: Path) -> int:
             for file in (request.train_file, request.test_file)
         )
         bundle, epochs = fit(train, test, config, request.execution_config)
+        leave_group()
+        if is_first_process():
+            save(bundle, config.output_dir)
+            write(path.with_name(OUTCOME_FILE), Outcome(epochs))
     except PtychoStreamError as error:
         write(path.with_name(OUTCOME_FILE), Outcome(error=str(error)))
         return 1
-    leave_group()
-    if is_first_process():
-        save(bundle, config.output_dir)
-        write(path.with_name(OUTCOME_FILE), Outcome(epochs))
     return 0
 
 

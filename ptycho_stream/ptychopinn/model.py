@@ -29,7 +29,7 @@ _PASS_PX = {"cpu": 8 * 128 * 128, "cuda": 512 * 128 * 128}
 
 
 class PtychoModel:
-    """The models of a bundle.
+    """The models of a bundle; for one thread at a time.
 
     Args:
         bundle: its network is copied to the device.
