@@ -467,9 +467,9 @@ def test_mlflow_gets_settings_and_figures(raw, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize(("gridsize", "batch_size"), [(1, 16), (2, 4)])
-def test_frames_alone_teach_the_object(tmp_path, gridsize, batch_size):
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("gridsize", "groups"), [(1, 200), (2, 100)])
+def test_frames_alone_teach_the_object(tmp_path, gridsize, groups):
     """From a simulated scan, through files, training, bundle and reassembly, to the sample."""
     size = 64
     scan = scan_file_of(simulate_experiment(seed=1, frames=200, size_px=size))
@@ -481,9 +481,9 @@ def test_frames_alone_teach_the_object(tmp_path, gridsize, batch_size):
         tmp_path / "out",
         model=model,
         nphotons=photons,
-        n_groups=200,
+        n_groups=groups,
         nepochs=15,
-        batch_size=batch_size,
+        batch_size=16 // gridsize**2,
         neighbor_count=8,
     )
     bundle, epochs = fit(raw, raw, config, ExecutionConfig(device="cpu"))

@@ -140,7 +140,9 @@ class Canvas:
     def merge(self, other: Canvas) -> None:
         """Add all sums of ``other``, a canvas with tiles of the same size."""
         for index, theirs in other.tiles.items():
-            tile = self._tile(index)
+            tile = self.tiles.get(index)
+            if tile is None:
+                tile = self.tiles[index] = self._new_tile(index)
             tile.numerator += theirs.numerator
             tile.denominator += theirs.denominator
             tile.version += theirs.version
