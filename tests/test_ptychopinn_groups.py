@@ -403,6 +403,10 @@ def test_pickled_and_damaged_files_are_refused(tmp_path):
     save_arrays(path, contents(_metadata=np.array("{")))
     with pytest.raises(PtychoPinnError, match="_metadata is not JSON"):
         RawData.from_file(path, "amplitude")
+    for photons in (0, "many", float("nan")):
+        save_arrays(path, contents(_metadata=np.array(json.dumps({"nphotons": photons}))))
+        with pytest.raises(PtychoPinnError, match="nphotons of _metadata"):
+            RawData.from_file(path, "amplitude")
 
 
 # Known patches

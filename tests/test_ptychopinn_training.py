@@ -206,6 +206,9 @@ def test_a_folder_without_its_files_is_refused(folder, tmp_path):
     with pytest.raises(PtychoPinnError, match="probe_trainable"):
         train(folder, TrainingConfig(probe_trainable=True, output_dir=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileFormatError, match="cannot make the folder"):
+        train(folder, TrainingConfig(output_dir=tmp_path / "file" / "out"))
 
 
 # The user's page

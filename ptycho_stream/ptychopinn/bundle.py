@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from ptycho_stream.atomic_file import atomic_file
+from ptycho_stream.atomic_file import atomic_file, make_folder
 from ptycho_stream.errors import ModelError, ProbeError, PtychoPinnError
 from ptycho_stream.models.folders import MANIFEST_FILE, WEIGHTS_FILE, check_digest
 from ptycho_stream.models.manifest import Manifest
@@ -146,7 +146,7 @@ def save(bundle: Bundle, folder: Path | str) -> Path:
         f"{_FORWARD}/{WEIGHTS_FILE}": forward,
     }
     path = Path(folder) / ARCHIVE_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with atomic_file(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, content in files.items():
             archive.writestr(name, content)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ptycho_stream.atomic_file import make_folder
 from ptycho_stream.errors import PtychoPinnError
 from ptycho_stream.geometry import patch_corners
 from ptycho_stream.networks.network import Network
@@ -82,6 +83,7 @@ def fit(
         PtychoPinnError: a setting does not run here, or the data do not fit it or each other.
         ModelError: the settings make no network, or this machine lacks the device.
         TrainingError: the loss is not finite, or Lightning refuses the machine.
+        FileFormatError: ``output_dir`` cannot be made.
     """
     execution = execution or ExecutionConfig()
     check_runnable(config)
@@ -113,7 +115,7 @@ def _fit(
     execution: ExecutionConfig,
 ) -> list[EpochFigures]:
     folder = config.output_dir
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     names = execution.loggers if is_first_process() else ()
     return fit_groups(
         network,

@@ -74,8 +74,8 @@ def load_npz(path: Path, measurement_domain: Domain | None = None) -> FrameArray
     told = _metadata(held, path)
     domain = _domain(told.get("measurement_domain"), measurement_domain, path)
     nphotons = told.get("nphotons")
-    if nphotons is not None and not isinstance(nphotons, int | float):
-        raise PtychoPinnError(f"{path}: nphotons of _metadata is {nphotons!r}, not a number")
+    if nphotons is not None and not (isinstance(nphotons, int | float) and nphotons > 0):
+        raise PtychoPinnError(f"{path}: nphotons of _metadata is {nphotons!r}, no number above 0")
     return checked(held, domain, str(path), nphotons)
 
 

@@ -6,13 +6,12 @@ Used by programs that speak PtychoPINN; the steps are all public, for those that
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_stream.errors import FileFormatError, PtychoPinnError
+from ptycho_stream.atomic_file import make_folder
+from ptycho_stream.errors import PtychoPinnError
 from ptycho_stream.files.measured_choice import Domain
 from ptycho_stream.files.npz import save_arrays
 from ptycho_stream.physics.probe import Probe
@@ -94,10 +93,11 @@ def reconstruct(
         "weight": found.weight_yx,
         "corner_yx_px": np.array(found.corner_yx_px),
     }
-    _save(config.output_dir / OBJECT_FILE, arrays)
+    make_folder(config.output_dir)
+    save_arrays(config.output_dir / OBJECT_FILE, arrays)
     if config.debug:
         places = {name: grouped[name] for name in ("nn_indices", "coords_nn", "coords_relative")}
-        _save(config.output_dir / PATCHES_FILE, {"patches": obj, **places})
+        save_arrays(config.output_dir / PATCHES_FILE, {"patches": obj, **places})
     return found
 
 
@@ -114,11 +114,3 @@ def _check_same(asked: ModelConfig, trained: ModelConfig) -> None:
             f"InferenceConfig.model is not the bundle's: {', '.join(other)}; give the model of the "
             "configuration that load_inference_bundle gives"
         )
-
-
-def _save(path: Path, arrays: dict[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileFormatError(f"cannot make {path.parent}: {error.strerror}") from error
-    save_arrays(path, arrays)

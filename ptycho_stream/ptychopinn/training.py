@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ptycho_stream.atomic_file import make_folder
 from ptycho_stream.errors import FileFormatError, PtychoPinnError, TrainingError
 from ptycho_stream.files.measured_choice import Domain
 from ptycho_stream.ptychopinn.bundle import ARCHIVE_FILE
@@ -69,13 +70,8 @@ def train(
     config = _of_folder(config, Path(folder))
     check_runnable(config)
     out = config.output_dir
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / OUTCOME_FILE).unlink(missing_ok=True)
-    except OSError as error:
-        raise FileFormatError(
-            f"cannot write to output_dir {out}: {error.strerror}; choose another folder"
-        ) from error
+    make_folder(out)
+    (out / OUTCOME_FILE).unlink(missing_ok=True)
     request = out.absolute() / REQUEST_FILE
     write(request, Request.of(config, execution or ExecutionConfig(), measurement_domain))
     status = run_apart(_PROGRAM, request)
