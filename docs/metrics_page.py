@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -34,8 +35,9 @@ Written by `python docs/metrics_page.py` from the code; do not edit.
 All that `http://HOST:9603/metrics` shows. Names are `ptycho_stream_<noun>_<verb>_<unit>`; a counter
 ends in `_total`. A histogram is a counter for each bucket, `_bucket{le}`, and `_sum` and `_count`.
 Counters survive restarts of the stages, and begin anew with the daemon; a dead stage's gauges
-disappear. The metrics of a further detector's ingest (`[[more_detectors]]`) have the label `detector`
-beside those given here. Alerts and dashboards: [operations.md](operations.md#dashboards-and-alerts).
+disappear. The metrics of a further detector's ingest (`[[more_detectors]]`) have the label
+`detector` beside those given here. Alerts and dashboards use these metrics:
+[operations.md](operations.md#dashboards-and-alerts).
 
 | metric | type | labels | unit | meaning |
 |---|---|---|---|---|
@@ -63,14 +65,14 @@ class Described:
         return f"| `{self.name}` | {self.kind} | {labels} | {self.unit} | {self.meaning} |\n"
 
 
-def page() -> str:
-    """The whole page, as it should be.
+def page(source: Path = ROOT / "daemon") -> str:
+    """The whole page, as it should be for the code in the folder ``source``.
 
     Raises:
         ValueError: a metric is made in a way that cannot be read, or twice in different ways.
     """
-    found = sorted({m for path in (ROOT / "daemon").rglob("*.py") for m in _made_in(path)})
-    for one, other in zip(found, found[1:], strict=False):
+    found = sorted({m for path in source.rglob("*.py") for m in _made_in(path)})
+    for one, other in pairwise(found):
         if one.name == other.name:
             raise ValueError(f"{one.name} is described twice: as {one} and as {other}")
     return HEAD + "".join(metric.row for metric in found)

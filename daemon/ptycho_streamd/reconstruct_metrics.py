@@ -131,7 +131,7 @@ class ReconstructMetrics:
         )
         self._model_stale = Gauge(
             "ptycho_stream_model_stale_state",
-            "1 while the network or probe that is set does not load: the former one, or none, is used",
+            "1 while the network or probe that is set does not load and the former or none is used",
             registry=self.registry,
         )
         ProcessCollector(namespace="ptycho_stream_reconstruct", registry=self.registry)
