@@ -121,6 +121,8 @@ class IngestMetrics:
         # Counters that begin at 0 let Prometheus see the first event as an increase.
         for reason in ("wrong_shape", "closed", "disk_full"):
             self.dropped.labels(reason)
+        for reason in ("extent", "jump"):
+            self.positions_flagged.labels(reason)
         for state in SEALED_STATES:
             self.scans.labels(state)
 

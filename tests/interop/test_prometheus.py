@@ -80,7 +80,7 @@ def daemon(scan: ScanFile, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     settings = {
         "detector": {"dialect": "dectris-v1"},
         "refine": {"enabled": True, "seconds": 5.0, "modes": 1},
-        "trust": {"enabled": True},
+        "trust": {"enabled": True, "seconds": 20.0},
     }
     with DaemonHarness(folder, settings) as harness:
         yield harness
