@@ -95,6 +95,8 @@ def test_panels_have_each_a_place_and_the_chosen_datasource(dashboard):
         assert panel["title"] and panel["type"] in ("stat", "timeseries")
         references = [target["refId"] for target in panel["targets"]]
         assert len(set(references)) == len(references)
+        if panel["type"] == "stat":  # else it would show what was true at any time of the range
+            assert all(target["instant"] for target in panel["targets"])
     for one, other in combinations((panel["gridPos"] for panel in board["panels"]), 2):
         beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
         apart = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
