@@ -214,7 +214,7 @@ class Ingest:
             case ScanEnd():
                 self._feed(ev.SeriesEnded(now_ns, message.series))
             case PositionsStart():
-                self._feed(ev.EpochStarted(now_ns, message.epoch, message.series))
+                self._feed(ev.EpochStarted(now_ns, message))
             case Positions():
                 self._metrics.positions_received.inc(len(message.numbers))
                 self._feed(ev.PositionsArrived(now_ns, message))
@@ -226,7 +226,9 @@ class Ingest:
                 trouble.warning(
                     message.reason, f"not understood{where} ({message.reason}): {message.detail}"
                 )
-                self._feed(ev.MessageUndecodable(now_ns, message.series, message.reason))
+                self._feed(
+                    ev.MessageUndecodable(now_ns, message.series, message.reason, message.epoch)
+                )
             case Frame():
                 self._frame(message)
 
@@ -321,8 +323,8 @@ class Ingest:
                 if recorder := self._recorders.get(scan_id):
                     recorder.add_positions(positions)
                     self._count_positions(scan_id, recorder)
-            case ev.BindEpoch(scan_id, epoch):
-                self._write(scan_id, lambda scan: scan.bind_epoch(epoch))
+            case ev.BindEpoch(scan_id, epoch, metadata):
+                self._write(scan_id, lambda scan: scan.bind_epoch(epoch, metadata))
             case ev.DropPositions(epoch, count):
                 if count:
                     self._metrics.positions_orphaned.inc(count)
@@ -543,6 +545,7 @@ def rules_of(settings: Settings) -> ScanRules:
         silence_ns=int(settings.detector.silence_s * 1e9),
         resume_ns=int(settings.data.resume_s * 1e9),
         positions_stream=positions.is_stream,
+        positions_measured=positions.is_measured,
         ends_by_silence=settings.detector.ends_by_silence,
     )
 

@@ -35,7 +35,7 @@ from ptycho_stream.scans.stored_part import Binning, StoredPart
 from ptycho_stream.scans.writer import ScanWriter
 from ptycho_stream.settings import Settings
 from ptycho_stream.wire.compression import decode, decode_window
-from ptycho_streamd.dark_frames import is_dark_series
+from ptycho_streamd.dark_frames import SERIES_KEY, is_dark_series
 from ptycho_streamd.scan_layout import lay_out
 from ptycho_streamd.scan_view import ScanView
 from ptycho_streamd.view_change import changed_view
@@ -270,9 +270,16 @@ class Recorder:
         """Write state and reason into the header."""
         self.writer.update_header(state=state, reason=reason)
 
-    def bind_epoch(self, epoch: str) -> None:
-        """Note the epoch in the metadata, where the next incarnation of ingest finds it."""
-        metadata = {**self.header.metadata, EPOCH_KEY: epoch}
+    def bind_epoch(self, epoch: str, told: Mapping[str, Any]) -> None:
+        """Note the epoch in the metadata, where the next incarnation of ingest finds it.
+
+        Args:
+            epoch: its name.
+            told: what it says of itself, but for whether frames are dark: those that were stored
+                before it came have been looked at already.
+        """
+        told = {key: held for key, held in told.items() if key != SERIES_KEY}
+        metadata = {**self.header.metadata, **told, EPOCH_KEY: epoch}
         self.writer.update_header(metadata=metadata)
 
     def change_view(self, settings: Settings) -> bool:

@@ -6,15 +6,17 @@ here, within a bound; those of a scan that is closed have no home and are given 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from ptycho_stream.messages import Positions
 
 MAX_HELD_POSITIONS: Final = 1_000_000
 MAX_EPOCHS: Final = 4096
+MAX_TOLD: Final = 64
+"""Epochs whose metadata are kept; each may be as long as a header."""
 
 
 class Claimant(Protocol):
@@ -25,21 +27,38 @@ class Claimant(Protocol):
     armed_ns: int
     epoch: str | None
 
+    @property
+    def state(self) -> str:
+        """Of the scan."""
+        ...
+
 
 @dataclass(slots=True)
 class Epoch:
-    """One epoch.  ``scan_id`` is None while it waits; ``held`` is what came meanwhile.
+    """One epoch.
 
-    ``in_use``: the scan that it belongs to is open.  ``heard_ns``: when it last sent something.
-    ``suspect``: it came just after a scan of its series closed without positions, so it may be that
-    scan's; it goes to the next scan of the series only if that ends without an epoch of its own.
+    Attributes:
+        scan_id: whose it is; None while it waits, empty when no scan will have it any more.
+        begun_ns: when it was armed or, where that was not heard, when it was heard of first.
+        heard_ns: when it last sent something.
+        ready: a scan may have it now.
+        joined: its arming was not heard, and was some time ago.
+        suspect: it came just after a scan of its series closed without positions, so it may be that
+            scan's; it goes to the next scan of the series only if that ends without one of its own.
+        resumed: a former process gave it to its scan, and nothing has come of it since.
+        ended: all of it has come.
+        in_use: the scan that it belongs to is open.
+        held: what came while it waits.
     """
 
     name: str
     series: str | None
     begun_ns: int
     heard_ns: int
+    ready: bool = False
+    joined: bool = False
     suspect: bool = False
+    resumed: bool = False
     scan_id: str | None = None
     ended: bool = False
     in_use: bool = False
@@ -59,40 +78,82 @@ class EpochBook:
         self._max_held = max_held
         self._epochs: dict[str, Epoch] = {}
         self._closed_without: dict[str, int] = {}
+        self._told: dict[str, Mapping[str, Any]] = {}
         self._held = 0
 
     def __getitem__(self, name: str) -> Epoch:
         return self._epochs[name]
 
-    def begin(self, name: str, series: str | None, at_ns: int) -> Epoch:
-        """The epoch ``name``, new if it was not seen yet."""
+    def scan_of(self, name: str) -> str | None:
+        """The scan that an epoch was given to, if it was."""
+        epoch = self._epochs.get(name)
+        return None if epoch is None else epoch.scan_id
+
+    def begin(self, name: str, series: str | None, at_ns: int, *, ready: bool) -> Epoch:
+        """The epoch ``name``, new if it was not seen yet.
+
+        Args:
+            name: of the epoch.
+            series: that it names, if it names one.
+            at_ns: now.
+            ready: whether a scan may have it from now on.
+        """
         epoch = self._epochs.get(name)
         if epoch is None:
             closed_ns = self._closed_without.get(series) if series is not None else None
             suspect = closed_ns is not None and at_ns - closed_ns <= self.match_window_ns
-            epoch = self._epochs[name] = Epoch(name, series, at_ns, at_ns, suspect)
+            epoch = Epoch(name, series, at_ns, at_ns, suspect=suspect)
+            self._epochs[name] = epoch
         elif epoch.series is None and epoch.scan_id is None:
             epoch.series = series
+        epoch.ready |= ready
+        epoch.resumed = False
         epoch.heard_ns = at_ns
         return epoch
 
+    def resume(self, name: str, scan: Claimant, at_ns: int) -> None:
+        """Note that a former process gave an epoch to a scan that is open again."""
+        epoch = self.begin(name, scan.series, at_ns, ready=True)
+        self.bind(epoch, scan)
+        epoch.resumed = True
+
+    def tell(self, epoch: Epoch, metadata: Mapping[str, Any]) -> None:
+        """Keep what an epoch says of itself, for its scan."""
+        if metadata:
+            self._told.pop(epoch.name, None)
+            self._told[epoch.name] = metadata
+            if len(self._told) > MAX_TOLD:
+                del self._told[next(iter(self._told))]
+
+    def told(self, epoch: Epoch) -> Mapping[str, Any]:
+        """What an epoch has said of itself."""
+        return self._told.get(epoch.name, {})
+
     def find_scan(self, epoch: Epoch, scans: Iterable[Claimant]) -> Claimant | None:
         """The open scan that a waiting epoch belongs to, if it is there."""
-        free = [scan for scan in scans if scan.epoch is None]
-        if epoch.suspect:
+        if epoch.suspect or not epoch.ready:
             return None
+        free = [scan for scan in scans if self._may_take(scan, epoch)]
         if epoch.series is not None:
             same = [scan for scan in free if scan.series == epoch.series]
             return max(same, key=lambda scan: scan.armed_ns, default=None)
+        if epoch.joined:  # nobody knows when it was armed, but it is sending now
+            running = [scan for scan in free if scan.state == "running"]
+            if running:
+                return max(running, key=lambda scan: scan.armed_ns)
         near = [s for s in free if abs(s.armed_ns - epoch.begun_ns) <= self.match_window_ns]
         return min(near, key=lambda s: abs(s.armed_ns - epoch.begun_ns), default=None)
+
+    def _may_take(self, scan: Claimant, epoch: Epoch) -> bool:
+        """Whether a scan has no epoch yet, or one that may go on under another name."""
+        return scan.epoch is None or (epoch.joined and self._epochs[scan.epoch].resumed)
 
     def find_epoch(self, scan: Claimant, *, suspects: bool = False) -> Epoch | None:
         """The waiting epoch that belongs to a scan that was just armed (or, of suspects, ends)."""
         waiting = [
             epoch
             for epoch in self._epochs.values()
-            if epoch.scan_id is None and epoch.suspect == suspects
+            if epoch.scan_id is None and epoch.ready and epoch.suspect == suspects
         ]
         same = [
             epoch
@@ -108,6 +169,23 @@ class EpochBook:
             if epoch.series is None and abs(scan.armed_ns - epoch.begun_ns) <= self.match_window_ns
         ]
         return min(near, key=lambda e: abs(scan.armed_ns - e.begun_ns), default=None)
+
+    def missed(self, scan: Claimant) -> Epoch | None:
+        """An epoch without a series that sent something during a scan and was not matched with it.
+
+        It was armed too far from that scan, and from all others.
+        """
+        return next(
+            (
+                epoch
+                for epoch in reversed(self._epochs.values())
+                if not epoch.scan_id
+                and epoch.ready
+                and epoch.series is None
+                and epoch.heard_ns >= scan.armed_ns
+            ),
+            None,
+        )
 
     def bind(self, epoch: Epoch, scan: Claimant) -> tuple[list[Positions], list[tuple[str, int]]]:
         """Give an epoch to a scan, for good.
@@ -126,6 +204,8 @@ class EpochBook:
             and other.begun_ns <= epoch.begun_ns
         ]
         dropped = [self._give_up(other) for other in stale]
+        if scan.epoch is not None:
+            self._epochs[scan.epoch].in_use = False
         epoch.scan_id = scan.scan_id
         epoch.in_use = True
         epoch.series = scan.series
@@ -159,12 +239,14 @@ class EpochBook:
         """Give up epochs that no scan was armed near; what they held is lost.
 
         Of an epoch that names its series the time counts from what it sent last: without a limit,
-        what was sent for a scan that never came would reach another one of the same series.
+        what was sent for a scan that never came would reach another one of the same series.  One
+        that is not ready waits for its positions, however long its scan was armed with it.
         """
         dropped: list[tuple[str, int]] = []
         for epoch in self._epochs.values():
             since_ns = epoch.begun_ns if epoch.series is None else epoch.heard_ns
-            if epoch.scan_id is None and at_ns - since_ns > self.match_window_ns:
+            waits = epoch.scan_id is None and epoch.ready
+            if waits and at_ns - since_ns > self.match_window_ns:
                 dropped.append(self._give_up(epoch))
         return dropped
 

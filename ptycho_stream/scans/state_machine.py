@@ -40,6 +40,9 @@ class ScanRules:
         silence_ns: without a frame, after which a running scan is taken for cut short.
         resume_ns: for the stream of a scan that was found open after a crash to go on.
         positions_stream: whether positions come on their own, so that an ended scan waits for them.
+        positions_measured: whether they are read while frames are taken. Then an epoch that names
+            no series is matched when its first positions come: it may be armed ahead of its scan,
+            while another one is open.
         ends_by_silence: whether the detector never says that a series is over, so that silence is
             how scans end, and not a fault.
     """
@@ -49,6 +52,7 @@ class ScanRules:
     silence_ns: int
     resume_ns: int
     positions_stream: bool
+    positions_measured: bool = False
     ends_by_silence: bool = False
 
 
@@ -181,7 +185,7 @@ class ScanStateMachine:
         scan.start = replace(scan.start, frame_shape_yx=event.shape_yx, dtype=event.dtype)
         out += self._open_in_store(scan, replaced)
         if replaced is not None and scan.epoch is not None:
-            out.append(ev.BindEpoch(scan.scan_id, scan.epoch))
+            out.append(self._bound(self._epochs[scan.epoch], scan))
         return out
 
     def _frame_lost(self, event: ev.FrameLost) -> Out:
@@ -197,10 +201,17 @@ class ScanStateMachine:
         return (ev.SetState(scan.scan_id, "armed"),)
 
     def _message_undecodable(self, event: ev.MessageUndecodable) -> Out:
-        scan = self._by_series.get(event.series) if event.series is not None else self._running()
+        scan = self._scan_of(event)
         if scan is not None:
             scan.count(event.reason)
         return ()
+
+    def _scan_of(self, event: ev.MessageUndecodable) -> OpenedScan | None:
+        if event.series is not None:
+            return self._by_series.get(event.series)
+        if event.epoch is not None:
+            return self._open.get(self._epochs.scan_of(event.epoch) or "")
+        return self._running()
 
     # ---- starts and ends -----------------------------------------------------------------------
 
@@ -289,8 +300,19 @@ class ScanStateMachine:
             return ()
         lacking = scan.ledger.count > scan.spared
         if scan.end_state == "complete" and lacking and not scan.positioned:
-            return self._seal(scan, at_ns, "unmatched", "no positions came for it")
+            return self._seal(scan, at_ns, "unmatched", self._why_unmatched(scan))
         return self._seal(scan, at_ns, scan.end_state, scan.end_reason)
+
+    def _why_unmatched(self, scan: OpenedScan) -> str:
+        missed = None if scan.epoch is not None else self._epochs.missed(scan)
+        if missed is None:
+            return "no positions came for it"
+        apart_s, window_s = (missed.begun_ns - scan.armed_ns) / 1e9, self.rules.match_window_ns / 1e9
+        when = f"{abs(apart_s):.1f} s {'before' if apart_s < 0 else 'after'} it"
+        return (
+            f"positions came, of epoch {missed.name}, which names no series and was armed {when}, "
+            f"more than positions.match_window_s = {window_s:g}"
+        )
 
     def _seal(self, scan: OpenedScan, at_ns: int, state: ScanState, reason: str) -> Out:
         del self._open[scan.scan_id]
@@ -314,14 +336,21 @@ class ScanStateMachine:
     # ---- positions -----------------------------------------------------------------------------
 
     def _epoch_started(self, event: ev.EpochStarted) -> Out:
+        start = event.start
         out: list[ev.Instruction] = []
-        epoch = self._begin_epoch(event.epoch, event.series, event.at_ns, out)
+        ready = start.series is not None or not self.rules.positions_measured
+        epoch = self._begin_epoch(start.epoch, start.series, event.at_ns, ready, out)
+        epoch.joined = start.joined
+        self._epochs.tell(epoch, start.metadata)
+        scan = self._open.get(epoch.scan_id or "")
+        if scan is not None and start.metadata:
+            return [*out, self._bound(epoch, scan)]
         return [*out, *self._try_to_bind(epoch)]
 
     def _positions_arrived(self, event: ev.PositionsArrived) -> Out:
         positions = event.positions
         out: list[ev.Instruction] = []
-        epoch = self._begin_epoch(positions.epoch, positions.series, event.at_ns, out)
+        epoch = self._begin_epoch(positions.epoch, positions.series, event.at_ns, True, out)
         out += self._try_to_bind(epoch)
         if epoch.scan_id is None:
             dropped = self._epochs.hold(epoch, positions)
@@ -332,15 +361,20 @@ class ScanStateMachine:
 
     def _epoch_ended(self, event: ev.EpochEnded) -> Out:
         out: list[ev.Instruction] = []
-        epoch = self._begin_epoch(event.epoch, None, event.at_ns, out)
+        epoch = self._begin_epoch(event.epoch, None, event.at_ns, False, out)
         epoch.ended = True
         scan = self._open.get(epoch.scan_id or "")
         return [*out, *self._seal_if_done(scan, event.at_ns)] if scan else out
 
     def _begin_epoch(
-        self, name: str, series: str | None, at_ns: int, out: list[ev.Instruction]
+        self,
+        name: str,
+        series: str | None,
+        at_ns: int,
+        ready: bool,
+        out: list[ev.Instruction],
     ) -> Epoch:
-        epoch = self._epochs.begin(name, series, at_ns)
+        epoch = self._epochs.begin(name, series, at_ns, ready=ready)
         out += (ev.DropPositions(other, n) for other, n in self._epochs.forget_surplus() if n)
         return epoch
 
@@ -354,10 +388,16 @@ class ScanStateMachine:
     def _bind(self, epoch: Epoch, scan: OpenedScan) -> Out:
         held, stale = self._epochs.bind(epoch, scan)
         return [
-            ev.BindEpoch(scan.scan_id, epoch.name),
+            self._bound(epoch, scan),
             *(ev.DropPositions(name, count) for name, count in stale),
             *(ev.StorePositions(scan.scan_id, positions) for positions in held),
         ]
+
+    def _bound(self, epoch: Epoch, scan: OpenedScan) -> ev.BindEpoch:
+        """What an epoch says goes into its scan's header; what that says itself comes first."""
+        own = scan.start.metadata
+        told = {key: held for key, held in self._epochs.told(epoch).items() if key not in own}
+        return ev.BindEpoch(scan.scan_id, epoch.name, told)
 
     def _frames_positioned(self, event: ev.FramesPositioned) -> Out:
         scan = self._open.get(event.scan_id)
@@ -434,7 +474,7 @@ class ScanStateMachine:
         self._by_series[scan.series] = scan
         out: list[ev.Instruction] = []
         if event.epoch is not None:
-            self._epochs.bind(self._epochs.begin(event.epoch, scan.series, event.at_ns), scan)
+            self._epochs.resume(event.epoch, scan, event.at_ns)
         out.append(
             ev.Say("info", f"scan {scan.scan_id} is open again with {scan.ledger.count} frames")
         )
