@@ -141,13 +141,14 @@ class Undecodable:
 
     ``reason`` is the ``reason`` of the :class:`~ptycho_stream.errors.WireError` that was met
     (``malformed``, ``torn``, ``undecodable``, ``limit``), ``detail`` a sentence for the log; of
-    which series or epoch it is where that is known.
+    which series or epoch it is where that is known, and for how many it stands.
     """
 
     reason: str
     detail: str
     series: str | None = None
     epoch: str | None = None
+    count: int = 1
 
 
 Message = ScanStart | Frame | ScanEnd | PositionsStart | Positions | PositionsEnd | Undecodable

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ptycho_stream.messages import Positions, PositionsStart, ScanStart
+from ptycho_stream.messages import Positions, PositionsStart, ScanStart, Undecodable
 from ptycho_stream.scans import scan_events as ev
 from ptycho_stream.scans.epochs import MAX_EPOCHS, MAX_TOLD, EpochBook
 from ptycho_stream.scans.frame_ledger import FrameLedger
@@ -214,7 +214,7 @@ def test_a_frame_that_does_not_decode_is_a_hole_and_may_come_again(m: Machine):
     m.start()
     m.frames(range(3))
     m.feed(ev.FrameLost(0, "A", 1, "undecodable"))
-    m.feed(ev.MessageUndecodable(0, None, "malformed"))
+    m.feed(ev.MessageUndecodable(0, Undecodable("malformed", "")))
     m.positioned_frames("A", 2)
     counts = sealed(m.end()).counts
     assert (counts["frames"], counts["missing"], counts["undecodable"]) == (2, 1, 1)
@@ -405,7 +405,7 @@ def test_positions_that_no_scan_wants_are_held_within_a_bound():
     assert book.hold(second, positions("second", range(8))) == [("first", 8)]
 
 
-# ---- positions that are measured ------------------------------------------------------------------
+# ---- positions that are measured ---------------------------------------------------------------
 
 
 @pytest.fixture
@@ -541,7 +541,7 @@ def test_an_epoch_that_begins_after_a_restart_is_another_scans(measured: Machine
     assert ev.BindEpoch("A", "panda 12:30") in m.start("2")
 
 
-# ---- what an epoch says of itself ------------------------------------------------------------------
+# ---- what an epoch says of itself --------------------------------------------------------------
 
 
 def test_metadata_of_an_epoch_go_to_its_scan_whenever_they_come(m: Machine):
@@ -574,9 +574,9 @@ def test_what_is_lost_of_an_epoch_is_counted_in_its_own_scan(m: Machine):
     m.positions("e", range(2), "1")
     m.start("2")
     m.frame(0, "2")
-    m.feed(ev.MessageUndecodable(m.now_ns, None, "torn", "e"))
-    m.feed(ev.MessageUndecodable(m.now_ns, None, "torn", "unheard of"))
-    assert sealed(m.positioned_frames("A", 2)).counts["torn"] == 1
+    for epoch in ("e", "unheard of"):
+        m.feed(ev.MessageUndecodable(m.now_ns, Undecodable("torn", "", epoch=epoch, count=3)))
+    assert sealed(m.positioned_frames("A", 2)).counts["torn"] == 3
 
 
 # ---- people ------------------------------------------------------------------------------------

@@ -221,14 +221,12 @@ class Ingest:
             case PositionsEnd():
                 self._feed(ev.EpochEnded(now_ns, message.epoch))
             case Undecodable():
-                self._metrics.undecodable.labels(message.reason).inc()
+                self._metrics.undecodable.labels(message.reason).inc(message.count)
                 where = "" if message.series is None else f" of series {message.series}"
                 trouble.warning(
                     message.reason, f"not understood{where} ({message.reason}): {message.detail}"
                 )
-                self._feed(
-                    ev.MessageUndecodable(now_ns, message.series, message.reason, message.epoch)
-                )
+                self._feed(ev.MessageUndecodable(now_ns, message))
             case Frame():
                 self._frame(message)
 

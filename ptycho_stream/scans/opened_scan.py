@@ -58,9 +58,9 @@ class OpenedScan:
     accepted: tuple[tuple[int, int], str] | None = None
     store: tuple[StoreFrame, ...] = ()
 
-    def count(self, name: str) -> None:
-        """Count one more of ``name`` in the scan's final accounting."""
-        self.counts[name] = self.counts.get(name, 0) + 1
+    def count(self, name: str, more: int = 1) -> None:
+        """Count so many more of ``name`` in the scan's final accounting."""
+        self.counts[name] = self.counts.get(name, 0) + more
 
     def accept(self) -> None:
         """Prepare for frames as ``start`` describes them."""

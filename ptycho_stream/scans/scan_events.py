@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_stream.messages import Positions, PositionsStart, ScanStart
+from ptycho_stream.messages import Positions, PositionsStart, ScanStart, Undecodable
 from ptycho_stream.scans.header import ScanState
 
 # ---- events ------------------------------------------------------------------------------------
@@ -50,12 +50,10 @@ class FrameLost:
 
 @dataclass(frozen=True, slots=True)
 class MessageUndecodable:
-    """Something came that no codec understands; whose series or epoch, where that is known."""
+    """Something came that no codec understands."""
 
     at_ns: int
-    series: str | None
-    reason: str
-    epoch: str | None = None
+    what: Undecodable
 
 
 @dataclass(frozen=True, slots=True)

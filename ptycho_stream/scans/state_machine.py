@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from ptycho_stream.messages import ScanStart
+from ptycho_stream.messages import ScanStart, Undecodable
 from ptycho_stream.scans import scan_events as ev
 from ptycho_stream.scans.epochs import Epoch, EpochBook
 from ptycho_stream.scans.header import ScanState
@@ -201,16 +201,16 @@ class ScanStateMachine:
         return (ev.SetState(scan.scan_id, "armed"),)
 
     def _message_undecodable(self, event: ev.MessageUndecodable) -> Out:
-        scan = self._scan_of(event)
+        scan = self._scan_of(event.what)
         if scan is not None:
-            scan.count(event.reason)
+            scan.count(event.what.reason, event.what.count)
         return ()
 
-    def _scan_of(self, event: ev.MessageUndecodable) -> OpenedScan | None:
-        if event.series is not None:
-            return self._by_series.get(event.series)
-        if event.epoch is not None:
-            return self._open.get(self._epochs.scan_of(event.epoch) or "")
+    def _scan_of(self, what: Undecodable) -> OpenedScan | None:
+        if what.series is not None:
+            return self._by_series.get(what.series)
+        if what.epoch is not None:
+            return self._open.get(self._epochs.scan_of(what.epoch) or "")
         return self._running()
 
     # ---- starts and ends -----------------------------------------------------------------------
@@ -307,7 +307,10 @@ class ScanStateMachine:
         missed = None if scan.epoch is not None else self._epochs.missed(scan)
         if missed is None:
             return "no positions came for it"
-        apart_s, window_s = (missed.begun_ns - scan.armed_ns) / 1e9, self.rules.match_window_ns / 1e9
+        apart_s, window_s = (
+            (missed.begun_ns - scan.armed_ns) / 1e9,
+            self.rules.match_window_ns / 1e9,
+        )
         when = f"{abs(apart_s):.1f} s {'before' if apart_s < 0 else 'after'} it"
         return (
             f"positions came, of epoch {missed.name}, which names no series and was armed {when}, "
