@@ -33,7 +33,7 @@ def check_endpoints(settings: Settings, timeout_s: float) -> list[Finding]:
     findings = [control]
     streams = (("detector", settings.detector), ("positions", settings.positions))
     for name, stream in streams:
-        if stream.endpoint is None or getattr(stream, "source", "native") != "native":
+        if stream.endpoint is None or not getattr(stream, "is_stream", True):
             continue
         if name in known:
             findings.append(_as_daemon_says(name, stream.endpoint, known[name]))
