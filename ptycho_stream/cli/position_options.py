@@ -1,7 +1,7 @@
 """The options of ``ptycho-stream replay`` that concern its positioner.
 
-What a PandA's datasets or a run's fields are called, and their scale, is taken from the daemon's own
-settings, so that both sides agree.
+What a PandA's datasets or a run's fields are called, and their scale, is taken from the daemon's
+own settings, so that both sides agree.
 """
 
 from __future__ import annotations

@@ -115,6 +115,7 @@ class BlueskyDecoder:
         self._runs: OrderedDict[str, _Run] = OrderedDict()
         self._streams: OrderedDict[str, _Stream | None] = OrderedDict()
         self._heard: OrderedDict[str, MessageNumbers] = OrderedDict()  # events of each epoch
+        self._now: str | None = None  # the run that has begun last, until it ends
         self._joined: str | None = None
         self._ending: OrderedDict[str, int] = OrderedDict()
         self._last_ns = 0
@@ -169,6 +170,8 @@ class BlueskyDecoder:
             return []  # doubled
         run = self._run_of(uid, document)
         _remember(self._runs, uid, run)
+        if not run.unwanted:
+            self._now, self._joined = uid, None
         if uid in self._heard and not run.unwanted:  # its descriptor has overtaken it
             return [PositionsStart(uid, run.series, run.metadata)]
         return []
@@ -206,7 +209,7 @@ class BlueskyDecoder:
         run = self._runs.get(epoch) or _Run(None, {"run_uid": epoch})
         former = self._streams.get(uid)
         if former is not None:  # doubled, or overtaken by the first event
-            overtaken = former.epoch == self._joined
+            overtaken = former.epoch != epoch
             return [PositionsStart(former.epoch, None, run.metadata)] if overtaken else []
         _remember(self._streams, uid, None)
         if descriptor.name != self._settings.stream or run.unwanted:
@@ -265,6 +268,8 @@ class BlueskyDecoder:
     def _stop(self, stop: Stop) -> list[Message]:
         epoch = checked_name(stop.run_start)
         unheard = self._runs.pop(epoch, None) is None
+        if epoch == self._now:
+            self._now = None
         if self._joined is not None and unheard:
             # The run that was joined is the one that ends: no other has told its descriptor.
             epoch, self._joined = self._joined, None
@@ -312,8 +317,8 @@ class BlueskyDecoder:
     def _join(self, uid: str, readings: Readings) -> list[Message]:
         """An event whose descriptor was not heard: it was lost, or it came before we listened."""
         settings = self._settings
-        begun = [(epoch, run) for epoch, run in self._runs.items() if not run.unwanted]
-        epoch, run = begun[0] if len(begun) == 1 else ("", None)
+        epoch = self._now or ""
+        run = self._runs.get(epoch)
         known = self._joined is not None or epoch in self._heard
         _remember(self._streams, uid, None)
         if known or any(key not in readings.values for key in ("y", "x")):

@@ -178,14 +178,14 @@ class PandaDecoder:
             raise MalformedMessage(f"message number {number} is negative")
         out: list[Message] = []
         arming = self._arming
-        taken = "of the next" if arming is None else arming.take(number, digest)
+        taken = "of the next" if arming is None else arming.take(number, digest, self._last_ns)
         if taken == "doubled":
             return []
         if arming is None or taken == "of the next":
             out += self._finish()
             arming = self._begin(None)
             out.append(PositionsStart(arming.name, joined=number > 0))
-            arming.take(number, digest)
+            arming.take(number, digest, self._last_ns)
         arming.settled = False
         touched: list[int] = []
         for column, (first, values) in enumerate(columns):

@@ -17,6 +17,8 @@ LATE_START: Final = 64
 """A start that comes after no more messages than these, and soon, has been overtaken by them."""
 QUIET_NS: Final = 1_000_000_000
 """Without a message, after which nothing is expected to come late any more."""
+LONG_QUIET_NS: Final = 5_000_000_000
+"""After it what had not come before a stop, or before a higher number, is another arming's."""
 
 
 @dataclass(slots=True)
@@ -45,19 +47,30 @@ class Arming:
     settled: bool = False
     _recent: dict[int, int] = field(default_factory=dict[int, int])
     _highest: int = -1
+    _last_ns: int = 0
+
+    def __post_init__(self) -> None:
+        """Nothing has come before it begins."""
+        self._last_ns = self.begun_ns
 
     @property
     def silent(self) -> bool:
         """Whether no data message has come yet."""
         return self._highest < 0
 
-    def take(self, number: int, digest: int) -> Literal["new", "doubled", "of the next"]:
+    def take(
+        self, number: int, digest: int, now_ns: int
+    ) -> Literal["new", "doubled", "of the next"]:
         """Take a data message by its number and a digest of its content; what it is."""
         former = self._recent.get(number)
         if former == digest:
             return "doubled"
         if former is not None or number <= self._highest - WINDOW:
             return "of the next"
+        late = self.stopped or number <= self._highest
+        if late and now_ns - self._last_ns > LONG_QUIET_NS:
+            return "of the next"
+        self._last_ns = now_ns
         self._recent[number] = digest
         if len(self._recent) > WINDOW:
             del self._recent[next(iter(self._recent))]
