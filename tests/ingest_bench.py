@@ -25,6 +25,8 @@ from ptycho_streamd.stream_health import Health
 
 Due = tuple[float, list[bytes]]
 BEGIN_NS = 1_000_000_000_000
+STEP_NS = 500_000_000
+"""At most between two looks of ingest at its sources."""
 
 
 class Clock:
@@ -54,6 +56,7 @@ class ScheduledSource:
         due_ns = [(BEGIN_NS + round(at_s * 1e9), parts) for at_s, parts in due]
         self._due = sorted(due_ns, key=lambda one: one[0])[::-1]
         self._decoder = decoder
+        self._patient = decoder if isinstance(decoder, PatientDecoder) else None
         self._clock = clock
 
     @property
@@ -63,9 +66,7 @@ class ScheduledSource:
     def receive(self) -> list[Message] | None:
         if self._due and self._due[-1][0] <= self._clock.now_ns:
             return self._decoder.receive(self._due.pop()[1])
-        if isinstance(self._decoder, PatientDecoder):
-            return self._decoder.overdue() or None
-        return None
+        return (self._patient.overdue() or None) if self._patient is not None else None
 
     def watch(self) -> None:
         pass
@@ -147,7 +148,7 @@ class IngestBench:
             self._ingest._round()
             if self.clock.now_ns >= at_ns:
                 return
-            self.clock.now_ns = min(self.clock.now_ns + 250_000_000, at_ns)
+            self.clock.now_ns = min(self.clock.now_ns + STEP_NS, at_ns)
 
     def _position_decoder(self, limits: WireLimits) -> FrameDecoder:
         positions, now = self.settings.positions, self.clock.monotonic_ns

@@ -14,6 +14,8 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_stream.scans.catalogue import Catalogue
+from ptycho_stream.scans.header import ScanHeader
 from ptycho_stream.settings import BlueskySettings, PandaSettings
 from ptycho_stream.simulate.position_series import (
     BlueskyPositions,
@@ -79,7 +81,7 @@ class Mangled:
 
 
 class Story:
-    """Three scans of a positioner of one kind, and all that goes wrong with them.
+    """Scans of a positioner of one kind, and all that goes wrong with them.
 
     Attributes:
         tables: the settings that a daemon needs for it.
@@ -87,7 +89,7 @@ class Story:
         scans: what is to come of it.
     """
 
-    def __init__(self, kind: str, seed: int) -> None:
+    def __init__(self, kind: str, seed: int, scans: int = 3) -> None:
         self._random = np.random.default_rng([KINDS.index(kind), seed])
         self._kind = kind
         self._chance = self._random.choice([0.0, 0.05, 0.15])
@@ -98,7 +100,7 @@ class Story:
         self._stopped = True
         self._start = ""
         lag_s = self._random.uniform(-2, 2)  # of positions behind frames
-        for number in range(3):
+        for number in range(scans):
             self._add(number, 5 + number * SERIES_S, lag_s)
         if self._kind.startswith("panda") and not self._stopped:
             self.scans[-1].torn = 0  # nobody knows yet whether more will come
@@ -287,3 +289,34 @@ class Story:
         if not (self._stopped and heard.issuperset(range(begun, emitted))):
             newest = (max(known, default=-1) + 1) // many
             scan.torn = sum(1 for frame in partly if self._stopped or frame < newest)
+
+
+def check(catalogue: Catalogue, header: ScanHeader, scan: Mangled, dialect: str) -> None:
+    """Assert that a scan in the store is what was to come of it."""
+    both = scan.stored & scan.position_yx_m.keys()
+    state = "complete" if scan.end else "interrupted"
+    assert header.state == ("unmatched" if scan.end and not both else state), header.reason
+    assert header.joined_late == (not scan.header)
+    counts = header.counts
+    assert counts["frames"] == len(scan.stored)
+    assert counts["duplicate"] == len(scan.frames) - len(scan.stored)
+    assert counts["out_of_order"] == scan.out_of_order
+    assert counts["missing"] == scan.missing
+    assert counts["positioned"] == len(both)
+    assert counts["unpositioned"] == len(scan.stored) - len(both)
+    if dialect == "panda":
+        assert ("panda_arm_time" in header.metadata) == (scan.told and bool(both))
+    else:
+        sample = f"sample {scan.series}" if scan.told and both else None
+        assert header.metadata.get("sample") == sample
+    with catalogue.open(header.scan_id) as reader:
+        numbers = reader.records()["number"].tolist()
+        assert len(numbers) == len(scan.stored) and set(numbers) == scan.stored
+        for slot, number in enumerate(numbers):
+            np.testing.assert_array_equal(reader.frame(slot), pixels(scan.series, number))
+        pairs = {int(pair["number"]): pair for pair in reader.pairs()}
+    assert pairs.keys() == both
+    for number, pair in pairs.items():
+        assert (pair["y_m"], pair["x_m"]) == scan.position_yx_m[number], number
+        assert numbers[pair["slot"]] == number
+        assert pair["revision"] == pair["flags"] == 0
