@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 COMMAND = re.compile(r"^(?: {4,}|\$ )(ptycho-stream .*?)\s*(?:#.*)?$", re.MULTILINE)
+EXAMPLE = re.compile(r"^```toml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 IMPORT = re.compile(r"^ *from (ptycho_stream[\w.]*) import ([\w, ]+)$", re.MULTILINE)
 
 
@@ -62,6 +63,12 @@ def test_python_imports_exist(document):
     for module, imported in IMPORT.findall(document.read_text()):
         for name in imported.split(","):
             assert hasattr(importlib.import_module(module), name.strip())
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=names)
+def test_examples_of_settings_are_sound(document):
+    for example in EXAMPLE.findall(document.read_text()):
+        Settings.model_validate({"probe": {"path": "probe.npz"}, **tomllib.loads(example)})
 
 
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.toml")), ids=names)
