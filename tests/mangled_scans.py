@@ -48,7 +48,7 @@ class Mangled:
         torn: frames that have lost a part of their samples and are known to have.
         header: of the detector's series arrives; ``end`` likewise.
         told: what the run says of itself arrives.
-        positions: so many are received.
+        positions: so many are received, those of an alignment before it with them.
     """
 
     series: int
@@ -109,6 +109,7 @@ class Story:
     def tables(self) -> dict[str, Any]:
         dialect = self.options.dialect
         table: dict[str, Any] = {"source": dialect, "endpoint": "tcp://127.0.0.1:9", "wait_s": 6.0}
+        table["match_window_s"] = 8.0
         if dialect != "native":
             table[dialect] = getattr(self.options, dialect).model_dump()
         return {"positions": table, "detector": {"dialect": "native", "silence_s": 3.0}}
@@ -148,6 +149,8 @@ class Story:
             end=bool(random.random() < 0.8),
         )
         self.scans.append(scan)
+        if self.options.dialect != "native" and random.random() < 0.4:
+            self._add_alignment(scan, at_s - 3.2 + lag_s)
         begin_s = at_s + random.uniform(0.1, 1.5)  # of the first frame
         self._add_frames(scan, at_s, begin_s)
         self._add_positions(scan, at_s, begin_s, lag_s)
@@ -204,6 +207,16 @@ class Story:
             self.positions.append((max(last_s - early_s, first_s + 0.01), stop))
         self._work_out(scan, [parts for _, _, parts in due], stop)
 
+    def _add_alignment(self, scan: Mangled, at_s: float) -> None:
+        """A run of the same motors shortly before a scan, that is no scan's."""
+        self._stopped = True
+        series, count = self._series(scan, "alignment"), int(self._random.integers(3, 9))
+        where = np.full((count, 2), 5e-5)
+        parts = [*series.start(), *series.positions(np.arange(count), where), *series.end()]
+        for n, message in enumerate(parts):
+            self.positions.append((at_s + 0.02 * n, message))
+        scan.positions += count
+
     def _start_s(self, at_s: float, begin_s: float, batch_s: float) -> float | None:
         """When the positioner begins: before, after or without the detector's header."""
         choices = ["before", "after", "overtaken", "without"]
@@ -222,8 +235,8 @@ class Story:
             case _:
                 return None
 
-    def _series(self, scan: Mangled) -> PositionSeries:
-        series, epoch = str(scan.series), f"epoch {scan.series}"
+    def _series(self, scan: Mangled, kind: str = "epoch") -> PositionSeries:
+        series, epoch = str(scan.series), f"{kind} {scan.series}"
         metadata = {"sample": f"sample {scan.series}"}
         match self.options.dialect:
             case "native":
@@ -249,7 +262,7 @@ class Story:
                 self._events(scan, messages)
             case "panda":
                 self._samples(scan, messages, json.loads(stop[0])["emitted_frames"])
-                scan.positions = len(scan.position_yx_m)
+                scan.positions += len(scan.position_yx_m)
 
     def _events(self, scan: Mangled, messages: list[list[bytes]]) -> None:
         scale = self.options.bluesky.scale_yx_m or (1e-6, 1e-6)

@@ -399,9 +399,9 @@ def test_an_epoch_that_a_scan_holds_outlives_any_number_of_others(m: Machine):
 
 def test_positions_that_no_scan_wants_are_held_within_a_bound():
     book = EpochBook(S, max_held=10)
-    first = book.begin("first", "1", 0, ready=True)
+    first = book.begin("first", "1", 0)
     assert book.hold(first, positions("first", range(8))) == []
-    second = book.begin("second", "2", 0, ready=True)
+    second = book.begin("second", "2", 0)
     assert book.hold(second, positions("second", range(8))) == [("first", 8)]
 
 
@@ -446,8 +446,9 @@ def test_measured_positions_may_come_long_after_both_were_armed(measured: Machin
 def test_measured_positions_whose_start_and_whose_scan_come_late_are_found(measured: Machine):
     m = measured
     m.positions("e", range(3))
-    assert kinds(m.start("1")) == ["OpenScan", "BindEpoch", "StorePositions"]
-    m.frames(range(3))
+    assert kinds(m.start("1")) == ["OpenScan"]
+    assert kinds(m.frame(0)) == ["SetState", "BindEpoch", "StorePositions", "StoreFrame"]
+    m.frames(range(1, 3))
     m.positioned_frames("A", 3)
     m.end()
     m.start("2")
@@ -463,7 +464,45 @@ def test_an_armed_epoch_that_sends_nothing_does_not_keep_a_scan_from_its_own(mea
     m.feed(ev.EpochEnded(m.now_ns, "trial"))
     m.start("1")
     epoch_started(m, "own")
+    m.frame(0)
     assert m.positions("own", range(1))[0] == ev.BindEpoch("A", "own")
+
+
+def test_a_run_that_was_over_before_the_first_frame_is_not_taken_for_the_scans(measured: Machine):
+    """An alignment, between the detector's arming and the scan, or before both."""
+    m = measured
+    m.positions("before", range(9))
+    m.feed(ev.EpochEnded(m.now_ns, "before"))
+    m.later(3)
+    m.start("1")
+    assert m.positions("between", range(9)) == []
+    m.feed(ev.EpochEnded(m.now_ns, "between"))
+    m.later(3)
+    assert kinds(m.frame(0)) == ["SetState", "StoreFrame"]
+    assert m.positions("own", range(1))[0] == ev.BindEpoch("A", "own")
+
+
+def test_frames_far_behind_their_positions_get_them_when_none_come_any_more(measured: Machine):
+    m = measured
+    m.positions("e", range(3))
+    m.feed(ev.EpochEnded(m.now_ns, "e"))
+    m.later(4)
+    m.start("1")
+    m.frames(range(3))
+    assert kinds(m.end()) == ["SetState"]
+    assert kinds(m.later(10)) == ["BindEpoch", "StorePositions"]
+    assert sealed(m.positioned_frames("A", 3)).state == "complete"
+
+
+def test_a_scan_whose_positions_are_lost_takes_none_that_were_over_long_before(measured: Machine):
+    m = measured
+    m.positions("alignment", range(3))
+    m.feed(ev.EpochEnded(m.now_ns, "alignment"))
+    m.later(30)
+    m.start("1")
+    m.frames(range(3))
+    assert m.end() == [ev.SetState("A", "draining")]
+    assert sealed(m.later(10)).state == "unmatched"
 
 
 def test_an_epoch_with_a_series_is_its_scans_from_the_start(measured: Machine):
@@ -538,7 +577,8 @@ def test_an_epoch_that_begins_after_a_restart_is_another_scans(measured: Machine
     m.recovered(epoch="panda 12:00")
     epoch_started(m, "panda 12:30")
     assert m.positions("panda 12:30", range(2)) == []
-    assert ev.BindEpoch("A", "panda 12:30") in m.start("2")
+    m.start("2")
+    assert ev.BindEpoch("A", "panda 12:30") in m.frame(0, "2")
 
 
 # ---- what an epoch says of itself --------------------------------------------------------------
@@ -561,7 +601,7 @@ def test_metadata_follow_a_scan_that_is_laid_out_anew(m: Machine):
 
 def test_metadata_that_wait_for_scans_are_bounded():
     book = EpochBook(S)
-    epochs = [book.begin(f"e{n}", None, 0, ready=True) for n in range(MAX_TOLD + 1)]
+    epochs = [book.begin(f"e{n}", None, 0) for n in range(MAX_TOLD + 1)]
     for epoch in epochs:
         book.tell(epoch, {"sample": epoch.name})
     assert book.told(epochs[0]) == {}

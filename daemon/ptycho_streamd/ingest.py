@@ -288,6 +288,7 @@ class Ingest:
             self._feed(ev.ScanFailed(now_ns, scan_id, reason))
         free, needed = self._housekeeper.free_bytes, self._settings.data.min_free_bytes
         self._feed(ev.RoomChanged(now_ns, free >= needed))
+        self._commit_all()  # a scan that is sealed by the clock has the positions that came for it
         self._feed(ev.Tick(now_ns))
         for header in self._unsealed.retry(now_ns):
             self._metrics.count_sealed(header)

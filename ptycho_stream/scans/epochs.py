@@ -6,7 +6,7 @@ here, within a bound; those of a scan that is closed have no home and are given 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final, Protocol
@@ -41,7 +41,8 @@ class Epoch:
         scan_id: whose it is; None while it waits, empty when no scan will have it any more.
         begun_ns: when it was armed or, where that was not heard, when it was heard of first.
         heard_ns: when it last sent something.
-        ready: a scan may have it now.
+        measured: its positions are read while frames are taken, and it names no series.
+        sending: positions of it have come.
         joined: its arming was not heard, and was some time ago.
         suspect: it came just after a scan of its series closed without positions, so it may be that
             scan's; it goes to the next scan of the series only if that ends without one of its own.
@@ -55,7 +56,8 @@ class Epoch:
     series: str | None
     begun_ns: int
     heard_ns: int
-    ready: bool = False
+    measured: bool = False
+    sending: bool = False
     joined: bool = False
     suspect: bool = False
     resumed: bool = False
@@ -65,16 +67,42 @@ class Epoch:
     held: list[Positions] = field(default_factory=list[Positions])
 
     @property
+    def ready(self) -> bool:
+        """Whether a scan may have it: when it is measured, only with its first positions."""
+        return self.sending or not self.measured
+
+    @property
+    def over(self) -> bool:
+        """Whether it was measured and has ended.
+
+        If its scan had no frame yet, it was an alignment, or frames come long behind positions.
+        """
+        return self.measured and self.ended
+
+    @property
     def held_count(self) -> int:
         """Positions that wait."""
         return sum(len(batch.numbers) for batch in self.held)
 
 
 class EpochBook:
-    """All epochs that were seen lately, by name.  ``match_window_ns`` may change."""
+    """All epochs that were seen lately, by name.
 
-    def __init__(self, match_window_ns: int, max_held: int = MAX_HELD_POSITIONS) -> None:
+    Args:
+        match_window_ns: how far apart a scan and an epoch without a series may be armed; may be
+            changed through the attribute of this name.
+        measured: whether positions are read while frames are taken.
+        max_held: positions that may wait.
+    """
+
+    def __init__(
+        self,
+        match_window_ns: int,
+        measured: bool = False,
+        max_held: int = MAX_HELD_POSITIONS,
+    ) -> None:
         self.match_window_ns = match_window_ns
+        self.measured = measured
         self._max_held = max_held
         self._epochs: dict[str, Epoch] = {}
         self._closed_without: dict[str, int] = {}
@@ -89,31 +117,24 @@ class EpochBook:
         epoch = self._epochs.get(name)
         return None if epoch is None else epoch.scan_id
 
-    def begin(self, name: str, series: str | None, at_ns: int, *, ready: bool) -> Epoch:
-        """The epoch ``name``, new if it was not seen yet.
-
-        Args:
-            name: of the epoch.
-            series: that it names, if it names one.
-            at_ns: now.
-            ready: whether a scan may have it from now on.
-        """
+    def begin(self, name: str, series: str | None, at_ns: int) -> Epoch:
+        """The epoch ``name``, new if it was not seen yet."""
         epoch = self._epochs.get(name)
         if epoch is None:
             closed_ns = self._closed_without.get(series) if series is not None else None
             suspect = closed_ns is not None and at_ns - closed_ns <= self.match_window_ns
-            epoch = Epoch(name, series, at_ns, at_ns, suspect=suspect)
+            epoch = Epoch(name, series, at_ns, at_ns, self.measured, suspect=suspect)
             self._epochs[name] = epoch
         elif epoch.series is None and epoch.scan_id is None:
             epoch.series = series
-        epoch.ready |= ready
+        epoch.measured &= epoch.series is None
         epoch.resumed = False
         epoch.heard_ns = at_ns
         return epoch
 
     def resume(self, name: str, scan: Claimant, at_ns: int) -> None:
         """Note that a former process gave an epoch to a scan that is open again."""
-        epoch = self.begin(name, scan.series, at_ns, ready=True)
+        epoch = self.begin(name, scan.series, at_ns)
         self.bind(epoch, scan)
         epoch.resumed = True
 
@@ -141,19 +162,51 @@ class EpochBook:
             running = [scan for scan in free if scan.state == "running"]
             if running:
                 return max(running, key=lambda scan: scan.armed_ns)
-        near = [s for s in free if abs(s.armed_ns - epoch.begun_ns) <= self.match_window_ns]
+        near = self._near(epoch, free)
         return min(near, key=lambda s: abs(s.armed_ns - epoch.begun_ns), default=None)
+
+    def _near(self, epoch: Epoch, scans: Iterable[Claimant]) -> list[Claimant]:
+        """Scans that were armed within the window about an epoch's arming."""
+        return [s for s in scans if abs(s.armed_ns - epoch.begun_ns) <= self.match_window_ns]
 
     def _may_take(self, scan: Claimant, epoch: Epoch) -> bool:
         """Whether a scan has no epoch yet, or one that may go on under another name."""
+        if epoch.measured and scan.state == "armed":
+            return False
         return scan.epoch is None or (epoch.joined and self._epochs[scan.epoch].resumed)
 
-    def find_epoch(self, scan: Claimant, *, suspects: bool = False) -> Epoch | None:
-        """The waiting epoch that belongs to a scan that was just armed (or, of suspects, ends)."""
+    def find_epoch(self, scan: Claimant) -> Epoch | None:
+        """The waiting epoch that belongs to a scan that was just armed, or has its first frame."""
+        begun = scan.state != "armed"
+        return self._find(
+            scan, lambda epoch: not (epoch.suspect or epoch.over) and (begun or not epoch.measured)
+        )
+
+    def find_suspect(self, scan: Claimant) -> Epoch | None:
+        """The same of those that are suspect, for a scan that ends without one."""
+        return self._find(scan, lambda epoch: epoch.suspect)
+
+    def find_over(self, scan: Claimant, since_ns: int) -> Epoch | None:
+        """The one that was over before, for a scan that nothing comes for any more.
+
+        It must be the nearest of all, also of those that were armed and sent nothing, and have been
+        heard of at ``since_ns`` or later.
+        """
         waiting = [
             epoch
             for epoch in self._epochs.values()
-            if epoch.scan_id is None and epoch.ready and epoch.suspect == suspects
+            if epoch.scan_id is None and epoch.measured and self._near(epoch, (scan,))
+        ]
+        nearest = min(waiting, key=lambda e: abs(scan.armed_ns - e.begun_ns), default=None)
+        if nearest is None or not nearest.over or not nearest.sending:
+            return None
+        return nearest if nearest.heard_ns >= since_ns else None
+
+    def _find(self, scan: Claimant, suits: Callable[[Epoch], bool]) -> Epoch | None:
+        waiting = [
+            epoch
+            for epoch in self._epochs.values()
+            if epoch.scan_id is None and epoch.ready and suits(epoch)
         ]
         same = [
             epoch
@@ -235,18 +288,25 @@ class EpochBook:
         epoch.scan_id, epoch.held = "", []
         return epoch.name, count
 
-    def expire(self, at_ns: int) -> list[tuple[str, int]]:
+    def expire(self, at_ns: int, scans: Iterable[Claimant]) -> list[tuple[str, int]]:
         """Give up epochs that no scan was armed near; what they held is lost.
 
         Of an epoch that names its series the time counts from what it sent last: without a limit,
         what was sent for a scan that never came would reach another one of the same series.  One
         that is not ready waits for its positions, however long its scan was armed with it.
+
+        Args:
+            at_ns: now.
+            scans: that are open; an epoch that may still become one's is kept.
         """
+        free = [scan for scan in scans if scan.epoch is None]
         dropped: list[tuple[str, int]] = []
         for epoch in self._epochs.values():
             since_ns = epoch.begun_ns if epoch.series is None else epoch.heard_ns
             waits = epoch.scan_id is None and epoch.ready
-            if waits and at_ns - since_ns > self.match_window_ns:
+            if not waits or at_ns - since_ns <= self.match_window_ns:
+                continue
+            if epoch.series is not None or not self._near(epoch, free):
                 dropped.append(self._give_up(epoch))
         return dropped
 

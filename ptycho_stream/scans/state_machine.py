@@ -41,8 +41,8 @@ class ScanRules:
         resume_ns: for the stream of a scan that was found open after a crash to go on.
         positions_stream: whether positions come on their own, so that an ended scan waits for them.
         positions_measured: whether they are read while frames are taken. Then an epoch that names
-            no series is matched when its first positions come: it may be armed ahead of its scan,
-            while another one is open.
+            no series is matched when its first positions and a scan's first frame have come: it may
+            be armed ahead of its scan, while another one is open, or be an alignment.
         ends_by_silence: whether the detector never says that a series is over, so that silence is
             how scans end, and not a fault.
     """
@@ -76,7 +76,7 @@ class ScanStateMachine:
         self._refused: dict[str, None] = {}
         self._armed: tuple[str, ev.StartRequested] | None = None
         self._has_room = True
-        self._epochs = EpochBook(rules.match_window_ns)
+        self._epochs = EpochBook(rules.match_window_ns, rules.positions_measured)
         self._handlers: dict[type[Any], Callable[[Any], Out]] = {
             ev.FrameArrived: self._frame_arrived,
             ev.SeriesStarted: self._series_started,
@@ -145,6 +145,7 @@ class ScanStateMachine:
         if scan.state == "armed":
             scan.state = "running"
             out.append(ev.SetState(scan.scan_id, "running"))
+            out += self._find_epoch(scan)
         highest = scan.ledger.highest
         scan.last_frame_ns = event.at_ns
         if not scan.ledger.take(event.number):
@@ -256,8 +257,11 @@ class ScanStateMachine:
         scan.layouts += 1
         scan.accept()
         opening = ev.OpenScan(scan.scan_id, scan.start, scan.state, scan.joined_late, replaces)
+        return [opening, *self._find_epoch(scan)]
+
+    def _find_epoch(self, scan: OpenedScan) -> Out:
         epoch = self._epochs.find_epoch(scan) if scan.epoch is None else None
-        return [opening, *(self._bind(epoch, scan) if epoch else ())]
+        return self._bind(epoch, scan) if epoch else ()
 
     def _refuse(self, series: str, out: list[ev.Instruction]) -> None:
         self._refused[series] = None
@@ -282,7 +286,7 @@ class ScanStateMachine:
         scan.ended_ns = at_ns
         scan.end_state, scan.end_reason = state, reason
         out: list[ev.Instruction] = [ev.SetState(scan.scan_id, "draining", reason)]
-        if scan.epoch is None and (late := self._epochs.find_epoch(scan, suspects=True)):
+        if scan.epoch is None and (late := self._epochs.find_suspect(scan)):
             out += self._bind(late, scan)
         return [*out, *self._seal_if_done(scan, at_ns)]
 
@@ -298,6 +302,9 @@ class ScanStateMachine:
         )
         if not done:
             return ()
+        since_ns = scan.armed_ns - self.rules.wait_ns
+        if scan.epoch is None and (over := self._epochs.find_over(scan, since_ns)):
+            return self._bind(over, scan)  # how many frames find their positions is told next
         lacking = scan.ledger.count > scan.spared
         if scan.end_state == "complete" and lacking and not scan.positioned:
             return self._seal(scan, at_ns, "unmatched", self._why_unmatched(scan))
@@ -341,8 +348,7 @@ class ScanStateMachine:
     def _epoch_started(self, event: ev.EpochStarted) -> Out:
         start = event.start
         out: list[ev.Instruction] = []
-        ready = start.series is not None or not self.rules.positions_measured
-        epoch = self._begin_epoch(start.epoch, start.series, event.at_ns, ready, out)
+        epoch = self._begin_epoch(start.epoch, start.series, event.at_ns, out)
         epoch.joined = start.joined
         self._epochs.tell(epoch, start.metadata)
         scan = self._open.get(epoch.scan_id or "")
@@ -353,7 +359,8 @@ class ScanStateMachine:
     def _positions_arrived(self, event: ev.PositionsArrived) -> Out:
         positions = event.positions
         out: list[ev.Instruction] = []
-        epoch = self._begin_epoch(positions.epoch, positions.series, event.at_ns, True, out)
+        epoch = self._begin_epoch(positions.epoch, positions.series, event.at_ns, out)
+        epoch.sending = True
         out += self._try_to_bind(epoch)
         if epoch.scan_id is None:
             dropped = self._epochs.hold(epoch, positions)
@@ -364,7 +371,7 @@ class ScanStateMachine:
 
     def _epoch_ended(self, event: ev.EpochEnded) -> Out:
         out: list[ev.Instruction] = []
-        epoch = self._begin_epoch(event.epoch, None, event.at_ns, False, out)
+        epoch = self._begin_epoch(event.epoch, None, event.at_ns, out)
         epoch.ended = True
         scan = self._open.get(epoch.scan_id or "")
         return [*out, *self._seal_if_done(scan, event.at_ns)] if scan else out
@@ -374,10 +381,9 @@ class ScanStateMachine:
         name: str,
         series: str | None,
         at_ns: int,
-        ready: bool,
         out: list[ev.Instruction],
     ) -> Epoch:
-        epoch = self._epochs.begin(name, series, at_ns, ready=ready)
+        epoch = self._epochs.begin(name, series, at_ns)
         out += (ev.DropPositions(other, n) for other, n in self._epochs.forget_surplus() if n)
         return epoch
 
@@ -509,7 +515,8 @@ class ScanStateMachine:
                 if self.rules.ends_by_silence:
                     state, reason = "complete", ""
                 out += self._end(scan, event.at_ns, state, reason)
-        out += (ev.DropPositions(name, n) for name, n in self._epochs.expire(event.at_ns) if n)
+        expired = self._epochs.expire(event.at_ns, self._open.values())
+        out += (ev.DropPositions(name, n) for name, n in expired if n)
         return out
 
     def _give_up_recovered(self, scan: OpenedScan, at_ns: int, reason: str) -> Out:

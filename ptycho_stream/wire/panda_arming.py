@@ -67,15 +67,17 @@ class Arming:
             return "doubled"
         if former is not None or number <= self._highest - WINDOW:
             return "of the next"
-        late = self.stopped or number <= self._highest
-        if late and now_ns - self._last_ns > LONG_QUIET_NS:
+        late = not self.silent and (self.stopped or number <= self._highest)
+        beyond = self.emitted is not None and number >= self.emitted
+        silence_ns = now_ns - self._last_ns
+        if (late and silence_ns > LONG_QUIET_NS) or (beyond and silence_ns > QUIET_NS):
             return "of the next"
         self._last_ns = now_ns
         self._recent[number] = digest
         if len(self._recent) > WINDOW:
             del self._recent[next(iter(self._recent))]
         self._highest = max(self._highest, number)
-        if self.emitted is not None and number >= self.emitted:
+        if beyond:
             self.stopped, self.emitted, self.ended = False, None, False  # that stop was a former's
         return "new"
 
