@@ -44,7 +44,7 @@ def test_every_frame_that_has_both_is_exact_and_every_loss_is_counted(kind, fold
 
 def play(story: Story, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with IngestBench(monkeypatch, folder, story.tables, story.frames, story.positions) as bench:
-        headers = {header.series: header for header in bench.run(idle_s=12)}
+        headers = {header.series: header for header in bench.run(idle_s=30)}
         compare(story, bench, headers)
 
 

@@ -27,6 +27,9 @@ class Claimant(Protocol):
     armed_ns: int
     epoch: str | None
 
+    first_frame_ns: int
+    last_frame_ns: int
+
     @property
     def state(self) -> str:
         """Of the scan."""
@@ -42,7 +45,7 @@ class Epoch:
         begun_ns: when it was armed or, where that was not heard, when it was heard of first.
         heard_ns: when it last sent something.
         measured: its positions are read while frames are taken, and it names no series.
-        sending: positions of it have come.
+        since_ns: when its first positions came; None before.
         joined: its arming was not heard, and was some time ago.
         suspect: it came just after a scan of its series closed without positions, so it may be that
             scan's; it goes to the next scan of the series only if that ends without one of its own.
@@ -57,7 +60,7 @@ class Epoch:
     begun_ns: int
     heard_ns: int
     measured: bool = False
-    sending: bool = False
+    since_ns: int | None = None
     joined: bool = False
     suspect: bool = False
     resumed: bool = False
@@ -69,7 +72,7 @@ class Epoch:
     @property
     def ready(self) -> bool:
         """Whether a scan may have it: when it is measured, only with its first positions."""
-        return self.sending or not self.measured
+        return self.since_ns is not None or not self.measured
 
     @property
     def over(self) -> bool:
@@ -89,20 +92,24 @@ class EpochBook:
     """All epochs that were seen lately, by name.
 
     Args:
-        match_window_ns: how far apart a scan and an epoch without a series may be armed; may be
-            changed through the attribute of this name.
+        match_window_ns: how far apart a scan and an epoch without a series may be armed.
+        lag_ns: how far measured positions may come behind their frames, or frames behind them.
         measured: whether positions are read while frames are taken.
         max_held: positions that may wait.
+
+    Both times may be changed through the attributes of these names.
     """
 
     def __init__(
         self,
         match_window_ns: int,
+        lag_ns: int = 0,
         measured: bool = False,
         max_held: int = MAX_HELD_POSITIONS,
     ) -> None:
         self.match_window_ns = match_window_ns
-        self.measured = measured
+        self.lag_ns = lag_ns
+        self._measured = measured
         self._max_held = max_held
         self._epochs: dict[str, Epoch] = {}
         self._closed_without: dict[str, int] = {}
@@ -123,7 +130,7 @@ class EpochBook:
         if epoch is None:
             closed_ns = self._closed_without.get(series) if series is not None else None
             suspect = closed_ns is not None and at_ns - closed_ns <= self.match_window_ns
-            epoch = Epoch(name, series, at_ns, at_ns, self.measured, suspect=suspect)
+            epoch = Epoch(name, series, at_ns, at_ns, self._measured, suspect=suspect)
             self._epochs[name] = epoch
         elif epoch.series is None and epoch.scan_id is None:
             epoch.series = series
@@ -163,6 +170,8 @@ class EpochBook:
             if running:
                 return max(running, key=lambda scan: scan.armed_ns)
         near = self._near(epoch, free)
+        if epoch.measured:  # of a scan that is over, another may be nearer to its frames
+            near = [s for s in near if s.state == "running" or self.find_nearest(s) is epoch]
         return min(near, key=lambda s: abs(s.armed_ns - epoch.begun_ns), default=None)
 
     def _near(self, epoch: Epoch, scans: Iterable[Claimant]) -> list[Claimant]:
@@ -171,9 +180,44 @@ class EpochBook:
 
     def _may_take(self, scan: Claimant, epoch: Epoch) -> bool:
         """Whether a scan has no epoch yet, or one that may go on under another name."""
-        if epoch.measured and scan.state == "armed":
+        if epoch.measured and (scan.state == "armed" or self._too_late(epoch, scan)):
             return False
         return scan.epoch is None or (epoch.joined and self._epochs[scan.epoch].resumed)
+
+    def _too_late(self, epoch: Epoch, scan: Claimant) -> bool:
+        """Whether an epoch was armed after a scan's first frame had been taken.
+
+        Whichever is heard of first, the lag of messages included.
+        """
+        return not epoch.joined and epoch.begun_ns > scan.first_frame_ns + self.lag_ns
+
+    def find_nearest(self, scan: Claimant) -> Epoch | None:
+        """Of measured epochs the one whose positions came nearest to a scan's frames.
+
+        They may have been over before the first of them, or begin after the last.  But one that was
+        armed nearer and sent nothing is the scan's own, and lost.
+        """
+        waiting = [
+            epoch
+            for epoch in self._epochs.values()
+            if epoch.scan_id is None
+            and epoch.measured
+            and self._near(epoch, (scan,))
+            and not self._too_late(epoch, scan)
+        ]
+        apart = {
+            epoch.name: max(
+                scan.first_frame_ns - epoch.heard_ns, epoch.since_ns - scan.last_frame_ns, 0
+            )
+            for epoch in waiting
+            if epoch.since_ns is not None
+        }
+        name = min(apart, key=apart.__getitem__, default=None)
+        if name is None or apart[name] > self.lag_ns:
+            return None
+        nearest = self._epochs[name]
+        own = min(waiting, key=lambda epoch: abs(scan.armed_ns - epoch.begun_ns))
+        return nearest if own.since_ns is not None else None
 
     def find_epoch(self, scan: Claimant) -> Epoch | None:
         """The waiting epoch that belongs to a scan that was just armed, or has its first frame."""
@@ -185,22 +229,6 @@ class EpochBook:
     def find_suspect(self, scan: Claimant) -> Epoch | None:
         """The same of those that are suspect, for a scan that ends without one."""
         return self._find(scan, lambda epoch: epoch.suspect)
-
-    def find_over(self, scan: Claimant, since_ns: int) -> Epoch | None:
-        """The one that was over before, for a scan that nothing comes for any more.
-
-        It must be the nearest of all, also of those that were armed and sent nothing, and have been
-        heard of at ``since_ns`` or later.
-        """
-        waiting = [
-            epoch
-            for epoch in self._epochs.values()
-            if epoch.scan_id is None and epoch.measured and self._near(epoch, (scan,))
-        ]
-        nearest = min(waiting, key=lambda e: abs(scan.armed_ns - e.begun_ns), default=None)
-        if nearest is None or not nearest.over or not nearest.sending:
-            return None
-        return nearest if nearest.heard_ns >= since_ns else None
 
     def _find(self, scan: Claimant, suits: Callable[[Epoch], bool]) -> Epoch | None:
         waiting = [

@@ -45,6 +45,7 @@ class OpenedScan:
     epoch: str | None = None
     positioned: int = 0
     spared: int = 0
+    first_frame_ns: int = 0
     last_frame_ns: int = 0
     ended_ns: int = 0
     end_state: ScanState = "complete"

@@ -76,7 +76,7 @@ class ScanStateMachine:
         self._refused: dict[str, None] = {}
         self._armed: tuple[str, ev.StartRequested] | None = None
         self._has_room = True
-        self._epochs = EpochBook(rules.match_window_ns, rules.positions_measured)
+        self._epochs = EpochBook(rules.match_window_ns, rules.wait_ns, rules.positions_measured)
         self._handlers: dict[type[Any], Callable[[Any], Out]] = {
             ev.FrameArrived: self._frame_arrived,
             ev.SeriesStarted: self._series_started,
@@ -143,7 +143,7 @@ class ScanStateMachine:
             if scan.state == "armed":
                 out += self._lay_out(scan, event)
         if scan.state == "armed":
-            scan.state = "running"
+            scan.state, scan.first_frame_ns = "running", event.at_ns
             out.append(ev.SetState(scan.scan_id, "running"))
             out += self._find_epoch(scan)
         highest = scan.ledger.highest
@@ -302,9 +302,8 @@ class ScanStateMachine:
         )
         if not done:
             return ()
-        since_ns = scan.armed_ns - self.rules.wait_ns
-        if scan.epoch is None and (over := self._epochs.find_over(scan, since_ns)):
-            return self._bind(over, scan)  # how many frames find their positions is told next
+        if scan.epoch is None and (nearest := self._epochs.find_nearest(scan)):
+            return self._bind(nearest, scan)  # how many frames find their positions is told next
         lacking = scan.ledger.count > scan.spared
         if scan.end_state == "complete" and lacking and not scan.positioned:
             return self._seal(scan, at_ns, "unmatched", self._why_unmatched(scan))
@@ -360,7 +359,7 @@ class ScanStateMachine:
         positions = event.positions
         out: list[ev.Instruction] = []
         epoch = self._begin_epoch(positions.epoch, positions.series, event.at_ns, out)
-        epoch.sending = True
+        epoch.since_ns = epoch.since_ns or event.at_ns
         out += self._try_to_bind(epoch)
         if epoch.scan_id is None:
             dropped = self._epochs.hold(epoch, positions)
@@ -472,7 +471,7 @@ class ScanStateMachine:
         scan.recovered = event.state != "draining"
         scan.ledger.restore(event.numbers)
         scan.positioned, scan.spared = event.positioned, event.spared
-        scan.last_frame_ns = scan.ended_ns = event.at_ns
+        scan.first_frame_ns = scan.last_frame_ns = scan.ended_ns = event.at_ns
         scan.end_reason = event.reason
         scan.end_state = "complete" if event.reason in ("", STOPPED) else "interrupted"
         scan.stopped = event.state == "draining" and event.reason == STOPPED
@@ -491,6 +490,7 @@ class ScanStateMachine:
 
     def _tick(self, event: ev.Tick) -> Out:
         self._epochs.match_window_ns = self.rules.match_window_ns
+        self._epochs.lag_ns = self.rules.wait_ns
         out: list[ev.Instruction] = []
         for scan in list(self._open.values()):
             silent_ns = event.at_ns - max(scan.last_frame_ns, scan.armed_ns)
