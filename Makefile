@@ -19,6 +19,12 @@ setup: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev,interop]'
 	touch $@
 
+# tickit-devices needs another cbor2 than we do.
+.venv-tickit/installed:
+	$(PYTHON) -m venv .venv-tickit
+	.venv-tickit/bin/python -m pip install --quiet 'tickit-devices==0.4.1' 'cbor2<6'
+	touch $@
+
 demo: .venv/installed
 	$(BIN)/ptycho-stream demo
 
@@ -31,7 +37,7 @@ lint: .venv/installed
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not interop and not long'
 
-test-interop: .venv/interop
+test-interop: .venv/interop .venv-tickit/installed
 	$(BIN)/python -m pytest -m interop
 
 test-long: .venv/interop
@@ -46,4 +52,4 @@ pretrain: .venv/installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/ptycho-stream models pretrain mine --registry out/models --minutes 140 --threads 2 --work out/pretrain
 
 clean:
-	rm -rf .venv build out *.egg-info
+	rm -rf .venv .venv-tickit build out *.egg-info

@@ -245,7 +245,7 @@ class Story:
         match self.options.dialect:
             case "native":
                 named = bool(self._random.random() < 0.5)
-                return NativePositions(series, epoch, metadata, name_series=named)
+                return NativePositions(series if named else None, epoch, metadata)
             case "panda":
                 return PandaPositions(self.options, epoch)
             case "bluesky":

@@ -57,7 +57,7 @@ def scan_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "scan.npz"
 
 
-@pytest.mark.parametrize("dialect", ["dectris-v1", "native"])
+@pytest.mark.parametrize("dialect", ["dectris-v1", "dectris-v2", "native"])
 def test_a_simulated_scan_is_streamed_as_two_series(scan_path: Path, dialect: str) -> None:
     frames_at = f"tcp://127.0.0.1:{free_port()}"
     positions_at = f"tcp://127.0.0.1:{free_port()}"

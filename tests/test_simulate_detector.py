@@ -104,6 +104,8 @@ def assert_frames(messages: list[Message], scan: ScanFile) -> None:
         DetectorOptions(header_detail="none", encoding="lz4<"),
         DetectorOptions(header_detail="all", encoding="<"),
         DetectorOptions(header_detail="all", one_part_each=True),
+        DetectorOptions(dialect="dectris-v2"),
+        DetectorOptions(dialect="dectris-v2", header_detail="all", encoding="lz4"),
         DetectorOptions(dialect="native"),
         DetectorOptions(dialect="native", encoding="raw"),
     ],
@@ -274,6 +276,8 @@ def test_a_port_in_use_is_an_error() -> None:
     [
         {"dialect": "native", "encoding": "bs16-lz4<"},
         {"dialect": "native", "one_part_each": True},
+        {"dialect": "dectris-v2", "encoding": "bs16-lz4<"},
+        {"dialect": "dectris-v2", "one_part_each": True},
         {"encoding": "bslz4"},
         {"rate_hz": 0.0},
     ],

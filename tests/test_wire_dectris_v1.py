@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ptycho_stream.messages import Frame, Message, ScanEnd, ScanStart, Undecodable
-from ptycho_stream.wire import DectrisV1Decoder, DectrisV1Encoder, WireLimits
+from ptycho_stream.wire import DectrisV1Decoder, DectrisV1Encoder, DectrisV2Encoder, WireLimits
 from ptycho_stream.wire.compression import decode
 
 CONFIG = {
@@ -231,6 +231,11 @@ def test_an_absurd_image_header_is_refused(changes: dict, reason: str) -> None:
 def test_an_absurd_frame_number_is_refused(number: int) -> None:
     (problem,) = DectrisV1Decoder().receive(DectrisV1Encoder(1).frame(number, PIXELS))
     assert isinstance(problem, Undecodable) and problem.reason == "limit"
+
+
+def test_version_2_is_told_from_rubbish() -> None:
+    (problem,) = DectrisV1Decoder().receive(DectrisV2Encoder(1).end())
+    assert problem.reason == "malformed" and "dectris-v2" in problem.detail
 
 
 def test_a_part_above_the_limit_is_refused() -> None:

@@ -23,8 +23,11 @@ from ptycho_stream.simulate.detector import (
     DetectorSimulator,
     PositionSimulator,
     PositionTiming,
+    SimulatedDetector,
     play,
 )
+from ptycho_stream.simulate.outlet import SocketKind
+from ptycho_stream.simulate.pva_detector import DEFAULT_SERVER, PvaDetectorSimulator
 from ptycho_stream.simulate.series import DetectorOptions, Dialect
 from ptycho_stream.wire.dectris_v1_parts import HeaderDetail
 
@@ -49,12 +52,31 @@ class _Plan:
 def replay(
     file: Annotated[Path, typer.Argument(help="Scan file (NPZ) of `simulate` or your own.")],
     dialect: Annotated[Dialect, typer.Option(help="What the detector speaks.")] = "dectris-v1",
-    bind: Annotated[str, typer.Option(help="Where the detector binds.")] = "tcp://127.0.0.1:9999",
+    bind: Annotated[
+        str,
+        typer.Option(
+            help="Where the detector binds (dectris-v2: port 31001), its first module if it has "
+            "several; pva://CHANNEL."
+        ),
+    ] = "tcp://127.0.0.1:9999",
+    detector_socket: Annotated[
+        SocketKind | None,
+        typer.Option("--socket", help="Of the detector. [what those of the dialect have]"),
+    ] = None,
+    modules: Annotated[
+        tuple[int, int], typer.Option(help="slsdet: rows and columns; each module has a port.")
+    ] = (1, 1),
+    pva_server: Annotated[
+        str | None, typer.Option(help=f"pva: where the server listens. [{DEFAULT_SERVER}]")
+    ] = None,
+    acquire_channel: Annotated[
+        str | None, typer.Option(help="pva: a channel that is 1 during a series.")
+    ] = None,
     positions_bind: Annotated[
         str, typer.Option(help="Where the positioner binds.")
     ] = "tcp://127.0.0.1:9998",
     positions: Annotated[
-        PositionTiming, typer.Option(help="When positions come; `inline` is native only.")
+        PositionTiming, typer.Option(help="When positions come; `inline`: native and pva.")
     ] = "during",
     positions_dialect: positioner_given.Dialect = None,
     positions_from: positioner_given.From = None,
@@ -75,7 +97,7 @@ def replay(
         int | None, typer.Option(min=0, help="Abort each series after so many frames.")
     ] = None,
     encoding: Annotated[
-        str | None, typer.Option(help="Of the pixels: 'bs16-lz4<', 'lz4<', '<'; native: bslz4 ...")
+        str | None, typer.Option(help="Of the pixels: 'bs16-lz4<', 'lz4<', '<'; others: bslz4 ...")
     ] = None,
     header_detail: Annotated[HeaderDetail, typer.Option(help="Of DECTRIS headers.")] = "basic",
     one_part_each: Annotated[
@@ -105,10 +127,22 @@ def replay(
         serializer,
         pages,
     )
-    options = DetectorOptions(dialect, encoding, header_detail, rate, one_part_each)
+    options = DetectorOptions(dialect, encoding, header_detail, rate, one_part_each, modules)
     plan = _Plan(load_scan(file), positions, series, repeat, stop_after, positions_batch)
     with ExitStack() as stack:
-        detector = stack.enter_context(DetectorSimulator(bind, options, timeout_s=timeout))
+        if dialect == "pva":
+            if detector_socket is not None:
+                raise typer.BadParameter("--socket is of ZeroMQ: leave it out for pva")
+            server = pva_server or DEFAULT_SERVER
+            detector = stack.enter_context(
+                PvaDetectorSimulator(bind, options, server, acquire_channel, timeout)
+            )
+        else:
+            if pva_server is not None or acquire_channel is not None:
+                raise typer.BadParameter("--pva-server and --acquire-channel are of pva only")
+            detector = stack.enter_context(
+                DetectorSimulator(bind, options, timeout_s=timeout, kind=detector_socket)
+            )
         positioner = None
         if not (no_positions or positions == "inline"):
             kind = positioner_given.socket_kind(positions_socket, motion.dialect)
@@ -133,7 +167,7 @@ def replay(
 
 def _stream(
     plan: _Plan,
-    detector: DetectorSimulator,
+    detector: SimulatedDetector,
     positioner: PositionSimulator | None,
     console: Console,
 ) -> int:

@@ -6,9 +6,10 @@ rounding, and canvases of several workers can be added.  Used by the generations
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,17 +22,28 @@ MIN_WEIGHT = 1e-3
 """Below this sum of weights (1 = one frame at the probe's peak) a pixel counts as never seen."""
 
 
+_BLOCK_PX = 1024
+"""Tiles that lie together share arrays of about this side, so that few patches are cut."""
+
+
 @dataclass(slots=True)
 class CanvasTile:
     """Sums of one tile, for each of the two halves of the frames.
 
     ``numerator`` complex64 (2, T, T) is the sum of weight * patch, ``denominator`` float32
-    (2, T, T) the sum of weights; ``version`` grows with every change.
+    (2, T, T) the sum of weights, both parts of larger arrays; ``version`` grows with every change.
     """
 
     numerator: NDArray[np.complex64]
     denominator: NDArray[np.float32]
     version: int = 0
+
+
+class _Block(NamedTuple):
+    """Sums over a square of S tiles' sides: (2, S, S), pages of which are touched when needed."""
+
+    numerator: NDArray[np.complex64]
+    denominator: NDArray[np.float32]
 
 
 def half_of(frame_numbers: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
@@ -53,6 +65,8 @@ class Canvas:
     def __init__(self, tile_px: int) -> None:
         self.tile_px = tile_px
         self.tiles: dict[TileIndex, CanvasTile] = {}
+        self._block_tiles = max(1, _BLOCK_PX // tile_px)
+        self._blocks: dict[TileIndex, _Block] = {}
 
     def add(
         self,
@@ -65,48 +79,73 @@ class Canvas:
 
         ``half`` (B,) names the half-canvas of each.
         """
+        if not len(patches):
+            return
         weighted = patches * weights
-        size = patches.shape[-1]
-        for index in range(len(patches)):
-            self._add_one(
-                weighted[index],
-                weights[index],
-                (int(corner_yx_px[index, 0]), int(corner_yx_px[index, 1])),
-                int(half[index]),
-                size,
-            )
+        size, side = patches.shape[-1], self._block_tiles * self.tile_px
+        block_yx, at_yx = np.divmod(corner_yx_px, side)
+        self._touch(corner_yx_px, size)
+        places = zip(block_yx.tolist(), at_yx.tolist(), half.tolist(), strict=True)
+        for ((by, bx), (y, x), h), patch, weight in zip(places, weighted, weights, strict=True):
+            if y + size <= side and x + size <= side:
+                numerator, denominator = self._blocks[by, bx]
+                under = numerator[h, y : y + size, x : x + size]
+                under += patch
+                under = denominator[h, y : y + size, x : x + size]
+                under += weight
+            else:
+                self._add_in_pieces(patch, weight, (by, bx), (y, x), h)
 
-    def _add_one(
+    def _add_in_pieces(
         self,
         weighted: NDArray[np.complex64],
         weight: NDArray[np.float32],
-        corner: TileIndex,
+        block_yx: TileIndex,
+        at_yx: tuple[int, int],
         half: int,
-        size: int,
     ) -> None:
-        t = self.tile_px
-        top, left = corner
-        for ty in range(top // t, (top + size - 1) // t + 1):
-            y0, y1 = max(top, ty * t), min(top + size, (ty + 1) * t)
-            rows, from_rows = slice(y0 - ty * t, y1 - ty * t), slice(y0 - top, y1 - top)
-            for tx in range(left // t, (left + size - 1) // t + 1):
-                x0, x1 = max(left, tx * t), min(left + size, (tx + 1) * t)
-                columns, from_columns = (
-                    slice(x0 - tx * t, x1 - tx * t),
-                    slice(x0 - left, x1 - left),
-                )
-                tile = self._tile((ty, tx))
-                tile.numerator[half, rows, columns] += weighted[from_rows, from_columns]
-                tile.denominator[half, rows, columns] += weight[from_rows, from_columns]
-                tile.version += 1
+        """Add a patch that reaches over the border of its block."""
+        size, side = len(weight), self._block_tiles * self.tile_px
+        for rows, from_rows, down in _pieces(at_yx[0], size, side):
+            for columns, from_columns, across in _pieces(at_yx[1], size, side):
+                block = self._blocks[block_yx[0] + down, block_yx[1] + across]
+                block.numerator[half, rows, columns] += weighted[from_rows, from_columns]
+                block.denominator[half, rows, columns] += weight[from_rows, from_columns]
 
-    def _tile(self, index: TileIndex) -> CanvasTile:
-        tile = self.tiles.get(index)
-        if tile is None:
-            shape = (2, self.tile_px, self.tile_px)
-            tile = CanvasTile(np.zeros(shape, np.complex64), np.zeros(shape, np.float32))
-            self.tiles[index] = tile
-        return tile
+    def _touch(self, corner_yx_px: NDArray[np.int64], size: int) -> None:
+        """Make the tiles under patches where there are none, and count a change of each."""
+        first, last = (at // self.tile_px for at in (corner_yx_px, corner_yx_px + (size - 1)))
+        changes: dict[tuple[int, int, int, int], int] = {}
+        for ends in np.concatenate([first, last], 1).tolist():
+            ends = tuple(ends)
+            changes[ends] = changes.get(ends, 0) + 1
+        for (ty, tx, to_ty, to_tx), count in changes.items():
+            for index in product(range(ty, to_ty + 1), range(tx, to_tx + 1)):
+                tile = self.tiles.get(index)
+                if tile is None:
+                    tile = self.tiles[index] = self._new_tile(index)
+                tile.version += count
+
+    def _new_tile(self, index: TileIndex) -> CanvasTile:
+        count, t = self._block_tiles, self.tile_px
+        (by, y), (bx, x) = divmod(index[0], count), divmod(index[1], count)
+        block = self._blocks.get((by, bx))
+        if block is None:
+            shape = (2, count * t, count * t)
+            block = _Block(np.zeros(shape, np.complex64), np.zeros(shape, np.float32))
+            self._blocks[by, bx] = block
+        part = (slice(None), slice(y * t, (y + 1) * t), slice(x * t, (x + 1) * t))
+        return CanvasTile(block.numerator[part], block.denominator[part])
+
+    def merge(self, other: Canvas) -> None:
+        """Add all sums of ``other``, a canvas with tiles of the same size."""
+        for index, theirs in other.tiles.items():
+            tile = self.tiles.get(index)
+            if tile is None:
+                tile = self.tiles[index] = self._new_tile(index)
+            tile.numerator += theirs.numerator
+            tile.denominator += theirs.denominator
+            tile.version += theirs.version
 
     def object_tile(self, index: TileIndex) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
         """Object complex64 (T, T), NaN where never seen, and weight float32 (T, T) of one tile."""
@@ -141,7 +180,12 @@ class Canvas:
             strict=True,
         )
         for (ty, tx), version, numerator, denominator in rows:
-            canvas.tiles[ty, tx] = CanvasTile(numerator.copy(), denominator.copy(), version)
+            tile = canvas.tiles[ty, tx] = canvas._new_tile((ty, tx))  # pyright: ignore[reportPrivateUsage]
+            tile.numerator[...], tile.denominator[...], tile.version = (
+                numerator,
+                denominator,
+                version,
+            )
         return canvas
 
 
@@ -153,3 +197,13 @@ def divide(
     result = np.full(numerator.shape, complex(np.nan, np.nan), np.complex64)
     np.divide(numerator, denominator, out=result, where=seen)
     return result, np.where(seen, denominator, np.float32(0))
+
+
+def _pieces(at: int, size: int, side: int) -> Iterator[tuple[slice, slice, int]]:
+    """How a length from ``at`` on lies in blocks: where there, which part of it, how many on."""
+    done = 0
+    while done < size:
+        block, start = divmod(at + done, side)
+        length = min(size - done, side - start)
+        yield slice(start, start + length), slice(done, done + length), block
+        done += length

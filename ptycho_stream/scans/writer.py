@@ -181,6 +181,11 @@ class ScanWriter:
         """Frames taken and not yet committed."""
         return self._buffer.pending
 
+    @property
+    def full(self) -> bool:
+        """Whether a commit must come before the next frame: 64 of them, or 64 MiB, are pending."""
+        return self._buffer.pending >= self._buffer.capacity
+
     def records(self, start: int = 0, stop: int | None = None) -> NDArray[np.void]:
         """Committed frame records [start, stop): what a recovered scan already has."""
         return self._frames.read(start, self._frames.count if stop is None else stop)

@@ -71,16 +71,14 @@ class PositionSeries(Protocol):
 
 def position_series(
     options: PositionOptions,
-    series: str,
+    series: str | None,
     epoch: str | None,
     metadata: Mapping[str, Any],
-    *,
-    name_series: bool,
 ) -> PositionSeries:
-    """An epoch of ``series``, whose own name is made up where ``epoch`` is None."""
+    """An epoch of ``series``, where it names one; its own name is made up where None is given."""
     match options.dialect:
         case "native":
-            return NativePositions(series, epoch, metadata, name_series=name_series)
+            return NativePositions(series, epoch, metadata)
         case "panda":
             return PandaPositions(options, epoch)
         case "bluesky":
@@ -90,12 +88,10 @@ def position_series(
 class NativePositions:
     """An epoch in our own dialect."""
 
-    def __init__(
-        self, series: str, epoch: str | None, metadata: Mapping[str, Any], *, name_series: bool
-    ) -> None:
-        self._encoder = NativeEncoder(series, epoch or f"positions-{uuid.uuid4().hex}")
+    def __init__(self, series: str | None, epoch: str | None, metadata: Mapping[str, Any]) -> None:
+        self._encoder = NativeEncoder(str(series), epoch or f"positions-{uuid.uuid4().hex}")
         self._metadata = metadata
-        self._name_series = name_series
+        self._name_series = series is not None
 
     def start(self) -> Messages:
         """``positions_start``."""
@@ -165,7 +161,7 @@ class BlueskyPositions:
     def __init__(
         self,
         options: PositionOptions,
-        series: str,
+        series: str | None,
         epoch: str | None,
         metadata: Mapping[str, Any],
     ) -> None:
@@ -177,11 +173,12 @@ class BlueskyPositions:
         more = (bluesky.i0, bluesky.frame)
         units |= {name: None for name in more if name is not None}
         self._encoder = BlueskyEncoder(units, epoch, options.serializer, bluesky.prefix or "")
-        told = {key: accepted[0] for key, accepted in bluesky.only.items() if accepted}
-        if bluesky.series_key is not None:
-            told[bluesky.series_key] = series
-        number = int(series) if series.isdecimal() else series
-        self._metadata = {**metadata, "scan_id": number, "plan_name": "replay", **told}
+        told: dict[str, Any] = {key: held[0] for key, held in bluesky.only.items() if held}
+        if series is not None:
+            told["scan_id"] = int(series) if series.isdecimal() else series
+            if bluesky.series_key is not None:
+                told[bluesky.series_key] = series
+        self._metadata = {**metadata, "plan_name": "replay", **told}
 
     def start(self) -> Messages:
         """The run's start and the descriptor of its events."""

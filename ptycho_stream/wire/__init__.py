@@ -15,6 +15,8 @@ from ptycho_stream.settings import DetectorSettings, PositionSettings
 from ptycho_stream.wire.bluesky import BlueskyDecoder
 from ptycho_stream.wire.dectris_v1 import DectrisV1Decoder
 from ptycho_stream.wire.dectris_v1_encoder import DectrisV1Encoder
+from ptycho_stream.wire.dectris_v2 import DectrisV2Decoder
+from ptycho_stream.wire.dectris_v2_encoder import DectrisV2Encoder
 from ptycho_stream.wire.json_blob import StinsDecoder, odin_decoder, psi_decoder
 from ptycho_stream.wire.limits import WireLimits
 from ptycho_stream.wire.native import NativeDecoder, NativeEncoder
@@ -24,6 +26,8 @@ from ptycho_stream.wire.slsdet import SlsdetDecoder
 __all__ = [
     "DectrisV1Decoder",
     "DectrisV1Encoder",
+    "DectrisV2Decoder",
+    "DectrisV2Encoder",
     "FrameDecoder",
     "NativeDecoder",
     "NativeEncoder",
@@ -59,6 +63,9 @@ def frame_decoders(detector: DetectorSettings, limits: WireLimits) -> list[Frame
     Raises:
         SettingsError: the dialect is none of ZeroMQ.
     """
+    if detector.dialect == "slsdet":
+        modules = SlsdetDecoder(detector.slsdet, limits, round(detector.silence_s * 1e9))
+        return [modules.endpoint() for _ in detector.endpoints]
     shared = _shared_decoder(detector, limits)
     if shared is not None:
         return [shared for _ in detector.endpoints]
@@ -83,12 +90,12 @@ def position_decoder(positions: PositionSettings, limits: WireLimits) -> FrameDe
 def _shared_decoder(detector: DetectorSettings, limits: WireLimits) -> FrameDecoder | None:
     silence_ns = round(detector.silence_s * 1e9)
     match detector.dialect:
+        case "dectris-v2":
+            return DectrisV2Decoder(detector.dectris_v2.channel, limits)
         case "stins":
             return StinsDecoder(limits)
         case "psi":
             return psi_decoder(detector.psi, limits, silence_ns)
-        case "slsdet":
-            return SlsdetDecoder(detector.slsdet, limits, silence_ns)
         case "odin":
             return odin_decoder(detector.odin, limits, silence_ns)
         case _:

@@ -2,7 +2,7 @@
 
 Ingest feeds :class:`DectrisV1Decoder` whatever the socket gives.  It works on parts, not messages,
 because proxies break multipart messages up; a whole image message takes a short cut.  The format
-is described in ``docs/protocol.md``.
+is described in ``docs/dialects/dectris.md``.
 """
 
 from __future__ import annotations
@@ -177,6 +177,11 @@ class DectrisV1Decoder:
             return False
         self._flush(out)
         start = bytes(part[:40])
+        if start.startswith(_DESCRIBED_AS_CBOR):
+            raise MalformedMessage(
+                "CBOR came, as the detector sends it in version 2: set detector.dialect to "
+                "'dectris-v2', or the detector's stream format to 'legacy'"
+            )
         raise MalformedMessage(f"a part of {len(part)} bytes is no JSON with htype: {start!r}")
 
     def _flush(self, out: list[Message]) -> None:
@@ -221,6 +226,7 @@ class DectrisV1Decoder:
 
 _ITEMSIZES = {name: int(code[1:]) for name, code in PIXEL_TYPES.items()}
 _INT64_MAX = 2**63 - 1
+_DESCRIBED_AS_CBOR = b"\xd9\xd9\xf7"
 
 
 def _nanoseconds(value: object) -> int | None:

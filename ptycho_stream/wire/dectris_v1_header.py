@@ -8,8 +8,7 @@ blob each.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -30,12 +29,16 @@ from ptycho_stream.wire.dectris_v1_parts import (
     kind_of,
     parse_array_head,
 )
-from ptycho_stream.wire.detector_config import expected_frames, geometry_of, is_count
+from ptycho_stream.wire.detector_config import (
+    expected_frames,
+    geometry_of,
+    is_count,
+    unless_refused,
+)
 from ptycho_stream.wire.limits import WireLimits
 
 _TABLE_DTYPES = {"float32": "<f4", "uint32": "<u4", "uint16": "<u2", "uint8": "u1"}
 _BIT_DEPTHS = {8: "|u1", 16: "<u2", 32: "<u4"}
-_T = TypeVar("_T")
 
 
 class PendingHeader:
@@ -104,13 +107,11 @@ class PendingHeader:
         start = ScanStart(
             source=source,
             series=self.series,
-            expected_frames=_unless_refused(
-                lambda: expected_frames(config, self._limits), problems
-            ),
-            frame_shape_yx=_unless_refused(lambda: self._frame_shape_yx(dtype), problems),
+            expected_frames=unless_refused(lambda: expected_frames(config, self._limits), problems),
+            frame_shape_yx=unless_refused(lambda: self._frame_shape_yx(dtype), problems),
             dtype=dtype,
             geometry=geometry_of(config),
-            metadata=_unless_refused(self._metadata, problems) or {},
+            metadata=unless_refused(self._metadata, problems) or {},
             pixel_mask=self._pixel_mask,
         )
         refused = [Undecodable(error.reason, str(error), self.series) for error in problems]
@@ -166,11 +167,3 @@ class PendingHeader:
             return  # flat field and count rates: the detector has corrected for them, or not
         self._limits.check_shape(table.shape_yx, np.dtype(dtype).itemsize)
         self._pixel_mask = np.frombuffer(blob, dtype).reshape(table.shape_yx) != 0
-
-
-def _unless_refused(make: Callable[[], _T], problems: list[WireError]) -> _T | None:
-    try:
-        return make()
-    except WireError as error:
-        problems.append(error)
-        return None

@@ -14,7 +14,7 @@ import numpy as np
 
 from ptycho_stream.errors import MalformedMessage
 from ptycho_stream.messages import BytesLike
-from ptycho_stream.wire.limits import checked_name
+from ptycho_stream.wire.detector_config import series_name
 
 HeaderDetail = Literal["none", "basic", "all"]
 
@@ -47,12 +47,7 @@ class Head(msgspec.Struct, gc=False):
         Raises:
             MalformedMessage: it is missing, absurdly long or not printable.
         """
-        series = self.series
-        if isinstance(series, int) and abs(series) < 2**64:
-            return str(series)
-        if isinstance(series, str):
-            return checked_name(series)
-        raise MalformedMessage(f"a {self.htype!r} part names no series")
+        return series_name(self.series, self.htype)
 
 
 class ArrayHead(msgspec.Struct, gc=False):

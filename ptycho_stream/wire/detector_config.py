@@ -1,19 +1,44 @@
 """A detector's flat configuration, in the words of the SIMPLON interface.
 
-Used for the headers of the DECTRIS version 1 and STINS dialects, which carry it as JSON.  All of it
-is from outside: what makes no sense is left out.
+Used for the headers of the DECTRIS and STINS dialects.  All of it is from outside: what makes no
+sense is left out.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
 
-from ptycho_stream.errors import LimitExceeded
+from ptycho_stream.errors import LimitExceeded, MalformedMessage, WireError
 from ptycho_stream.geometry import PLANCK_TIMES_LIGHT_EV_M
 from ptycho_stream.messages import DetectorGeometry
-from ptycho_stream.wire.limits import WireLimits
+from ptycho_stream.wire.limits import WireLimits, checked_name
+
+_T = TypeVar("_T")
+
+
+def series_name(series: object, kind: str) -> str:
+    """A detector's number of a series, or its name, as text.
+
+    Raises:
+        MalformedMessage: a message of this ``kind`` came without one, or it is absurdly long or not
+            printable.
+    """
+    if isinstance(series, int) and not isinstance(series, bool) and abs(series) < 2**64:
+        return str(series)
+    if isinstance(series, str):
+        return checked_name(series)
+    raise MalformedMessage(f"a {kind!r:.40} message names no series")
+
+
+def unless_refused(make: Callable[[], _T], problems: list[WireError]) -> _T | None:
+    """What ``make`` makes; None, and a problem more, where it refuses what came."""
+    try:
+        return make()
+    except WireError as error:
+        problems.append(error)
+        return None
 
 
 def is_count(value: object) -> bool:

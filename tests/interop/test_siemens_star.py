@@ -111,11 +111,13 @@ def check_file(
     assert np.isfinite(explained["r_factor"])
 
 
-def test_replayed_by_us(daemon, scan, figures, data_folder, tmp_path):
+@pytest.mark.parametrize("dialect", ["dectris-v1", "dectris-v2"])
+def test_replayed_by_us(daemon, scan, dialect, figures, data_folder, tmp_path):
     save_scan(tmp_path / "scan.npz", scan)
+    daemon.write_config({"detector": {"dialect": dialect}})
     out, again = tmp_path / "object.npz", tmp_path / "once.npz"
     with daemon:
-        replay = [PROGRAM, "replay", tmp_path / "scan.npz", "--rate", "200"]
+        replay = [PROGRAM, "replay", tmp_path / "scan.npz", "--rate", "200", "--dialect", dialect]
         replay += ["--bind", daemon.detector_endpoint]
         replay += ["--positions-bind", daemon.positions_endpoint]
         with watched(daemon, out):
