@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import msgpack
 import numpy as np
 import pytest
 from beamline import sealed_headers
-from daemon_harness import DaemonHarness, wait_for
+from daemon_harness import DaemonHarness, free_port, wait_for
+from dialect_profiles import tables_of
 
 from ptycho_stream.files.npz import ScanFile
 from ptycho_stream.scans.catalogue import Catalogue
@@ -90,8 +94,8 @@ class Hutch:
         from ophyd.sim import SynAxis
 
         self.daemon = daemon
-        options = DetectorOptions("dectris-v1")
-        self.simulator = DetectorSimulator(daemon.detector_endpoint, options)
+        endpoint, options = daemon.settings.detector.endpoint, DetectorOptions("dectris-v1")
+        self.simulator = DetectorSimulator(endpoint, options)
         self.simulator.wait_for_receiver()
         self.detector = TriggeredDetector(self.simulator, scan_file(frames))
         self.y, self.x = SynAxis(name="samy"), SynAxis(name="samx")
@@ -137,6 +141,12 @@ class Hutch:
 def peers(daemon: DaemonHarness) -> dict[str, int]:
     with daemon.control() as control:
         return {stream["name"]: stream["peers"] for stream in control.endpoints()}
+
+
+def heard(daemon: DaemonHarness) -> int:
+    """Messages of the positioner."""
+    with daemon.control() as control:
+        return next(s["messages"] for s in control.endpoints() if s["name"] == "positions")
 
 
 def grid_yx_m() -> list[tuple[float, float]]:
@@ -260,3 +270,42 @@ def test_a_step_that_is_repeated_after_a_pause_shifts_no_frame(tmp_path):
         grid = grid_yx_m()
         taken = [number for number in range(frames) if number != 7]  # the step of frame 7 was lost
         assert pairs == dict(zip(taken, grid, strict=True))
+
+
+def test_documents_come_through_bluesky_s_own_proxy(tmp_path):
+    """As configs/lab-eiger-bluesky.toml has it, and its first lines tell the session to do."""
+    from bluesky.callbacks.zmq import Publisher
+
+    ins, outs = free_port(), free_port()
+    detector = f"tcp://127.0.0.1:{free_port()}"
+    daemon = DaemonHarness(
+        tmp_path,
+        tables_of("lab-eiger-bluesky", [detector], f"tcp://127.0.0.1:{outs}"),
+        stages=("ingest",),
+    )
+    program = shutil.which("bluesky-0MQ-proxy")
+    assert program is not None, "it comes with bluesky"
+    with ExitStack() as stack:
+        proxy = stack.enter_context(subprocess.Popen([program, str(ins), str(outs)]))
+        stack.callback(proxy.kill)
+        stack.enter_context(daemon)
+        hutch = Hutch(daemon)
+        stack.enter_context(hutch.simulator)
+        publisher = Publisher(f"127.0.0.1:{ins}", serializer=msgpack.packb)
+        stack.callback(publisher.close)
+
+        def through() -> int:
+            """Whether the proxy passes on what is published: documents that concern nobody."""
+            publisher("datum", {})
+            return heard(daemon)
+
+        wait_for(through, 30, "a document through the proxy")
+        hutch.engine.subscribe(publisher)
+        hutch.grid(sample="star")
+        (first,) = sealed(hutch, 1)
+        check(hutch, first)
+        assert first.metadata["sample"] == "star" and first.metadata["beamline"] == "lab"
+        hutch.grid(plan_name="align")  # none of those that the file wants
+        second = sealed(hutch, 2)[-1]
+        assert second.state == "unmatched" and second.counts["frames"] == ROWS * COLUMNS
+        daemon.metric("ptycho_stream_positions_received_total", ROWS * COLUMNS)
