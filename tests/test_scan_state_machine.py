@@ -505,6 +505,62 @@ def test_a_scan_whose_positions_are_lost_takes_none_that_were_over_long_before(m
     assert sealed(m.later(10)).state == "unmatched"
 
 
+def test_positions_behind_their_frames_reach_the_scan_that_has_ended(measured: Machine):
+    """Though the next positioner was armed meanwhile, whose scan has not come."""
+    m = measured
+    m.start("1")
+    epoch_started(m, "own")
+    m.frames(range(3))
+    m.end()
+    m.later(2)
+    epoch_started(m, "next")
+    m.later(1)
+    assert m.positions("own", range(3))[0] == ev.BindEpoch("A", "own")
+    assert sealed(m.positioned_frames("A", 3)).state == "complete"
+    m.start("2")
+    m.frame(0, "2")
+    assert m.positions("next", range(1))[0] == ev.BindEpoch("B", "next")
+
+
+def test_of_two_runs_that_were_over_a_scan_takes_the_one_nearer_to_its_frames(measured: Machine):
+    m = measured
+    for name in ("alignment", "own"):
+        m.positions(name, range(3))
+        m.feed(ev.EpochEnded(m.now_ns, name))
+        m.later(3)
+    m.start("1")
+    m.frames(range(3))
+    m.end()
+    assert m.later(10)[0] == ev.BindEpoch("A", "own")
+
+
+def test_an_alignment_is_not_taken_for_a_run_that_was_armed_and_lost(measured: Machine):
+    m = measured
+    m.positions("alignment", range(3))
+    m.feed(ev.EpochEnded(m.now_ns, "alignment"))
+    m.later(3)
+    epoch_started(m, "lost")
+    m.start("1")
+    m.frames(range(3))
+    m.end()
+    assert sealed(m.later(10)).state == "unmatched"
+
+
+def test_a_run_that_begins_long_after_the_first_frame_is_another_scans(measured: Machine):
+    """Of a scan whose own was lost, within the time for matching but not for waiting."""
+    m = measured
+    m.start("1")
+    m.frame(0)
+    m.later(11)
+    epoch_started(m, "later")
+    assert m.positions("later", range(1)) == []
+    m.end()
+    seal = sealed(m.later(10))
+    assert seal.state == "unmatched"
+    assert "epoch later" in seal.reason and "armed 11.0 s after it" in seal.reason
+    assert "positions.wait_s = 10" in seal.reason
+
+
 def test_an_epoch_with_a_series_is_its_scans_from_the_start(measured: Machine):
     measured.start("1")
     assert epoch_started(measured, "e", "1") == [ev.BindEpoch("A", "e")]

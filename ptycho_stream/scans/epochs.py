@@ -25,10 +25,9 @@ class Claimant(Protocol):
     scan_id: str
     series: str
     armed_ns: int
-    epoch: str | None
-
     first_frame_ns: int
     last_frame_ns: int
+    epoch: str | None
 
     @property
     def state(self) -> str:
@@ -254,7 +253,7 @@ class EpochBook:
     def missed(self, scan: Claimant) -> Epoch | None:
         """An epoch without a series that sent something during a scan and was not matched with it.
 
-        It was armed too far from that scan, and from all others.
+        Nor with any other.
         """
         return next(
             (

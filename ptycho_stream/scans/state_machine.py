@@ -313,14 +313,21 @@ class ScanStateMachine:
         missed = None if scan.epoch is not None else self._epochs.missed(scan)
         if missed is None:
             return "no positions came for it"
-        apart_s, window_s = (
-            (missed.begun_ns - scan.armed_ns) / 1e9,
-            self.rules.match_window_ns / 1e9,
+        apart_s, window_s, wait_s = (
+            ns / 1e9
+            for ns in (
+                missed.begun_ns - scan.armed_ns,
+                self.rules.match_window_ns,
+                self.rules.wait_ns,
+            )
         )
         when = f"{abs(apart_s):.1f} s {'before' if apart_s < 0 else 'after'} it"
+        came = f"positions came, of epoch {missed.name}, which names no series and was armed {when}"
+        if abs(apart_s) > window_s:
+            return f"{came}, more than positions.match_window_s = {window_s:g}"
         return (
-            f"positions came, of epoch {missed.name}, which names no series and was armed {when}, "
-            f"more than positions.match_window_s = {window_s:g}"
+            f"{came}: too long before or after its frames (positions.wait_s = {wait_s:g}), or "
+            "another epoch was armed nearer and sent nothing"
         )
 
     def _seal(self, scan: OpenedScan, at_ns: int, state: ScanState, reason: str) -> Out:
