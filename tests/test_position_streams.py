@@ -17,8 +17,9 @@ from mangled_scans import KINDS, Story, check
 
 from ptycho_stream.scans.header import ScanHeader
 
-SEEDS = 40
-"""Of each kind of positioner."""
+FEW, MANY = range(20), range(20, 200)
+"""Seeds of each kind of positioner."""
+LONG = (pytest.mark.long, pytest.mark.timeout(600))
 
 
 @pytest.fixture
@@ -32,9 +33,12 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         yield Path(name)
 
 
+@pytest.mark.parametrize("seeds", [FEW, pytest.param(MANY, marks=LONG)], ids=["few", "many"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_frame_that_has_both_is_exact_and_every_loss_is_counted(kind, folder, monkeypatch):
-    for seed in range(SEEDS):
+def test_every_frame_that_has_both_is_exact_and_every_loss_is_counted(
+    kind: str, seeds: range, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in seeds:
         try:
             play(Story(kind, seed), folder / str(seed), monkeypatch)
         except AssertionError as error:
