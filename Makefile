@@ -35,10 +35,10 @@ lint: .venv/installed
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not interop and not long'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not interop and not slow and not long' --durations=25
 
 test-interop: .venv/interop .venv-tickit/installed chromium prometheus
-	$(BIN)/python -m pytest -m interop
+	$(BIN)/python -m pytest -m 'interop or slow' --durations=25
 
 # Debian's programs for these tests; without one its tests are skipped and say so.
 chromium prometheus:
