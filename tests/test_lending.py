@@ -146,7 +146,7 @@ def test_damaged_frames_are_named_to_who_lent_them(bench):
     image.step(5, list[int]().extend)
     loan = image.lend(15)
     slot = int(image.reader.pairs(int(loan.indices[3]), int(loan.indices[3]) + 1)["slot"][0])
-    file = sorted(bench.root.rglob("frames*"))[0]
+    file = min(bench.root.rglob("frames*"))
     frame_bytes = image.reader.header.frame_bytes
     data = bytearray(file.read_bytes())
     data[slot * frame_bytes + 40] ^= 0xFF

@@ -37,11 +37,11 @@ class HelperStage:
         config: the daemon's settings, in the folder of its bus.
     """
 
-    def __init__(self, stage: Stage, config: Path, settings: Settings, number: int) -> None:
+    def __init__(self, stage: Stage, config: Path, settings: Settings) -> None:
         torch.set_num_threads(settings.reconstruct.threads)
         self._stage = stage
         self._config = config
-        self._number = number
+        self._number = int(stage.name.rpartition("-")[2])
         self._images = ImageStore(settings)
         self._scan: LentScan | None = None
         self._frame_s = 0.0
@@ -54,7 +54,7 @@ class HelperStage:
             "Frames that helpers have predicted",
             ["helper"],
             registry=self._registry,
-        ).labels(str(number))
+        ).labels(str(self._number))
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, stage.name.encode())
@@ -197,3 +197,12 @@ def device_of(device: str, number: int, gpus: int) -> str:
     if gpus > 1 and device in ("auto", "cuda"):
         return f"cuda:{number % gpus}"
     return device
+
+
+def body(stage: Stage, config: Path, settings: Settings) -> None:
+    """The stage's life, for :func:`ptycho_streamd.stage.run_stage`."""
+    HelperStage(stage, config, settings).run()
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("helper", body))
