@@ -32,7 +32,9 @@ from ptycho_stream.errors import (
 )
 from ptycho_stream.models.active import check_unpinned, former_model
 from ptycho_stream.models.registry import ModelRegistry
+from ptycho_stream.reconstruct.open_scan import OpenScan
 from ptycho_stream.reconstruct.recipe import Recipe, load_recipe
+from ptycho_stream.reconstruct.spare_time import SpareTime
 from ptycho_stream.results import ImageState
 from ptycho_stream.scans.ulid import new_scan_id
 from ptycho_stream.settings import Settings, load_settings
@@ -40,11 +42,9 @@ from ptycho_streamd.bus import StageRequest
 from ptycho_streamd.exports import export
 from ptycho_streamd.image_store import ImageStore, Reprocessing
 from ptycho_streamd.misfit_watch import MisfitWatch
-from ptycho_streamd.open_scan import OpenScan
 from ptycho_streamd.publish import Publisher
 from ptycho_streamd.reconstruct_metrics import ReconstructMetrics
 from ptycho_streamd.snapshots import snapshot
-from ptycho_streamd.spare_time import SpareTime
 from ptycho_streamd.stage import Stage, run_stage
 
 log = logging.getLogger(__name__)

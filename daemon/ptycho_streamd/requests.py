@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ptycho_stream.errors import ControlError, PtychoStreamError, ScanNotFound
+from ptycho_stream.files.view_change import WORDS as VIEW_WORDS
+from ptycho_stream.files.view_change import asks_for_a_view
 from ptycho_stream.reconstruct.history import HistoryEntry, read_history
 from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_stream.scans.header import ScanHeader, read_header
@@ -22,8 +24,6 @@ from ptycho_streamd.child import Child
 from ptycho_streamd.control import ControlServer, Request
 from ptycho_streamd.snapshots import list_snapshots
 from ptycho_streamd.stage import stage_of_detector
-from ptycho_streamd.view_change import WORDS as VIEW_WORDS
-from ptycho_streamd.view_change import asks_for_a_view
 
 log = logging.getLogger(__name__)
 

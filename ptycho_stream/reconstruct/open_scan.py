@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_stream.errors import StoreError
+from ptycho_stream.reconstruct.allowance import Allowance
 from ptycho_stream.reconstruct.saved_image import write_state
 from ptycho_stream.reconstruct.scan_image import ScanImage
+from ptycho_stream.reconstruct.scan_trust import ScanTrust
 from ptycho_stream.results import ImageState
 from ptycho_stream.scans.leases import Lease
 from ptycho_stream.scans.reader import ScanReader
-from ptycho_streamd.allowance import Allowance
-from ptycho_streamd.scan_trust import ScanTrust
 
 HEADER_POLL_S = 0.02
 RETRY_S = 5.0

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ptycho_stream.errors import GeometryError
+from ptycho_stream.files.view_files import FILES, requested_files, with_bad_pixels
 from ptycho_stream.geometry import View
 from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_stream.scans.header import ScanHeader
-from ptycho_streamd.view_files import FILES, requested_files, with_bad_pixels
 
 _WORDS = ("orientation", "center_yx_px", "dc")
 WORDS = (*_WORDS, *FILES)
