@@ -31,7 +31,7 @@ from ptycho_stream.training.job import JobProgress, JobSpec
 from ptycho_stream.training.job_plan import read_plan
 from ptycho_stream.training.jobs import run_job
 from ptycho_stream.training.scan_frames import open_frames
-from ptycho_stream.training.stored_scan import store_scan
+from ptycho_stream.files.stored_scan import store_scan
 from ptycho_stream.training.validation import stitched
 
 PIXEL_M = 10e-9

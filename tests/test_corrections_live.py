@@ -27,7 +27,7 @@ from ptycho_stream.scans import Catalogue, ScanReader
 from ptycho_stream.settings import Settings
 from ptycho_stream.simulate.experiment import simulate_experiment
 from ptycho_stream.simulate.scan_file import scan_file_of
-from ptycho_stream.training.stored_scan import store_scan
+from ptycho_stream.files.stored_scan import store_scan
 from ptycho_stream.wire import NativeEncoder
 
 pytestmark = pytest.mark.timeout(120)

@@ -22,7 +22,7 @@ from ptycho_stream.simulate.scan_file import scan_file_of
 from ptycho_stream.training import fitting
 from ptycho_stream.training.job import JobProgress, JobSpec
 from ptycho_stream.training.jobs import run_job
-from ptycho_stream.training.stored_scan import store_scan
+from ptycho_stream.files.stored_scan import store_scan
 
 SIZE = 32
 PARENT = "parent"

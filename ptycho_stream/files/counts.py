@@ -43,6 +43,10 @@ class CountsArray(Protocol):
         """Frame (h, w) of an index, frames (n, h, w) of a slice or of indices (n,)."""
         ...
 
+    def __array__(self) -> NDArray[Any]:
+        """All frames at once."""
+        ...
+
 
 class FrameSource(Protocol):
     """Frames as a file holds them."""

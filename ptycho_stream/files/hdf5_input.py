@@ -90,19 +90,17 @@ class Hdf5Input:
         """Datasets of a path whose last part may hold ``*``, in the order of their names.
 
         Raises:
-            FileFormatError: there is none.
+            FileFormatError: a link to one leads nowhere.
         """
         if "*" not in pattern:
-            return [self.get(pattern)]
+            found = self.find(pattern)
+            return [] if found is None else [found]
         folder, _, last = pattern.rpartition("/")
         with self._faults(pattern):
             group = self._file.get(folder or "/")
             names = sorted(group) if isinstance(group, h5py.Group) else []
-        found = [self.find(f"{folder}/{name}") for name in fnmatch.filter(names, last)]
-        datasets = [dataset for dataset in found if dataset is not None]
-        if not datasets:
-            raise FileFormatError(f"{self.path} has no dataset {pattern}; {self.names()}")
-        return datasets
+        held = [self.find(f"{folder}/{name}") for name in fnmatch.filter(names, last)]
+        return [dataset for dataset in held if dataset is not None]
 
     def array(self, path: str, kinds: str, *, what: str = "") -> NDArray[Any] | None:
         """A whole dataset, None if it is not there.
@@ -173,8 +171,28 @@ class Hdf5Input:
             held = cast("Any", self._file.get(path))
             return None if held is None else held.attrs.get(name)
 
+    def attributes(self, path: str) -> dict[str, Any]:
+        """All attributes of a group or dataset, by name."""
+        with self._faults(path):
+            held = cast("Any", self._file.get(path))
+            return {} if held is None else dict(held.attrs)
+
+    def root_names(self) -> list[str]:
+        """What lies at the root."""
+        with self._faults("/"):
+            return list(self._file)
+
     def attribute_number(self, name: str, path: str = "/") -> float | None:
-        """An attribute that is a number; None if it is not there, or not above 0.
+        """An attribute that is a number above 0; None if it is not there, or not above 0.
+
+        Raises:
+            FileFormatError: it is no number.
+        """
+        number = self.coordinate(name, path)
+        return number if number is not None and number > 0 else None
+
+    def coordinate(self, name: str, path: str = "/") -> float | None:
+        """An attribute that is any finite number; None if it is not there.
 
         Raises:
             FileFormatError: it is no number.
@@ -188,7 +206,7 @@ class Hdf5Input:
             raise FileFormatError(
                 f"{self.path}: attribute {name} of {path} is {value!r}, not a number"
             ) from error
-        return number if 0 < number < np.inf else None
+        return number if np.isfinite(number) else None
 
     def names(self) -> str:
         """Some datasets of the file, as the end of a sentence."""

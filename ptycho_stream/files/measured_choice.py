@@ -33,8 +33,10 @@ class MeasuredChoice:
         y: HDF5 path of positions along the rows: (N,), (rows, columns), or (rows,) of a raster.
         x: likewise along the columns.
         positions: HDF5 path of an (N, 2) or (N, 3) array instead; columns x, y as in CXI.
+        positions_file: where these paths are, if not in the file of the frames; or a CSV or NPZ as
+            ``positions.path`` of the settings takes it.
         mask: HDF5 path of the bad pixels (h, w), not 0 where bad.
-        position_unit: of y, x or positions; None: their ``units`` attribute, else metres.
+        position_unit: of y, x or positions; None: as their ``units`` attribute says.
         photon_energy_eV: of the beam.
         detector_distance_m: from the sample.
         detector_pixel_yx_m: size of a pixel.
@@ -52,6 +54,7 @@ class MeasuredChoice:
     y: str | None = None
     x: str | None = None
     positions: str | None = None
+    positions_file: Path | None = None
     mask: str | None = None
     position_unit: LengthUnit | None = None
     photon_energy_eV: float | None = None
