@@ -237,6 +237,21 @@ class Hdf5Input:
             yield
 
 
+@contextmanager
+def opened_for_frames(path: Path) -> Generator[Hdf5Input]:
+    """An HDF5 file that stays open after the block as long as one of its datasets is held.
+
+    Raises:
+        FileFormatError: it is missing or no HDF5 file.
+    """
+    file = Hdf5Input(path)
+    try:
+        yield file
+    except BaseException:
+        file.close()
+        raise
+
+
 def _linked(file: Any, path: str) -> Sequence[str]:
     """``path`` if its folder is there and holds a link of that name, else nothing."""
     folder, _, last = path.rstrip("/").rpartition("/")

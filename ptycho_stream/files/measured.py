@@ -17,7 +17,7 @@ from ptycho_stream.errors import FileFormatError
 from ptycho_stream.files import cxi_names
 from ptycho_stream.files.assemble import EAGER_BYTES
 from ptycho_stream.files.cxi_input import load_cxi
-from ptycho_stream.files.hdf5_input import Hdf5Input
+from ptycho_stream.files.hdf5_input import opened_for_frames
 from ptycho_stream.files.measured_choice import MeasuredChoice
 from ptycho_stream.files.nexus_input import load_nexus
 from ptycho_stream.files.npz import ScanFile, load_scan
@@ -94,18 +94,19 @@ def _of_npz(path: Path, choice: MeasuredChoice) -> ScanFile:
 
 
 def _of_hdf5(path: Path, choice: MeasuredChoice, eager_bytes: int) -> ScanFile:
-    # Not closed here: frames may be read later, and the file ends with the last of its datasets.
-    file = Hdf5Input(path)
-    if all(getattr(choice, name) is None for name in _PATHS):
-        names = file.root_names()
-        if is_product(names) or is_diffraction(names):
-            _check_use(path, choice, "ptychodus'", (*_GEOMETRY, *_FRAMES, "product"))
-            return load_ptychodus(path, choice, eager_bytes)
-        if cxi_names.VERSION in names:
-            _check_use(path, choice, "a CXI file", (*_GEOMETRY, *_FRAMES, "frames_axis"))
-            return load_cxi(file, choice, eager_bytes)
-    _check_use(path, choice, "read by named paths", (*_PATHS, *_GEOMETRY, *_FRAMES, "frames_axis"))
-    return load_nexus(file, choice, eager_bytes)
+    with opened_for_frames(path) as file:
+        if all(getattr(choice, name) is None for name in _PATHS):
+            names = file.root_names()
+            if is_product(names) or is_diffraction(names):
+                _check_use(path, choice, "ptychodus'", (*_GEOMETRY, *_FRAMES, "product"))
+                return load_ptychodus(path, choice, eager_bytes)
+            if cxi_names.VERSION in names:
+                _check_use(path, choice, "a CXI file", (*_GEOMETRY, *_FRAMES, "frames_axis"))
+                return load_cxi(file, choice, eager_bytes)
+        _check_use(
+            path, choice, "read by named paths", (*_PATHS, *_GEOMETRY, *_FRAMES, "frames_axis")
+        )
+        return load_nexus(file, choice, eager_bytes)
 
 
 def _check_use(path: Path, choice: MeasuredChoice, what: str, used: tuple[str, ...]) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ptycho_stream.errors import FileFormatError
 from ptycho_stream.files.assemble import EAGER_BYTES, Found, assembled
 from ptycho_stream.files.counts import FrameSource, HeldFrames
-from ptycho_stream.files.hdf5_input import Hdf5Frames, Hdf5Input
+from ptycho_stream.files.hdf5_input import Hdf5Frames, Hdf5Input, opened_for_frames
 from ptycho_stream.files.measured_choice import MeasuredChoice
 from ptycho_stream.files.npz import Pair, ScanFile
 from ptycho_stream.files.npz_members import npz_keys, read_npz
@@ -91,7 +91,10 @@ def load_ptychodus(path: Path, choice: MeasuredChoice, eager_bytes: int = EAGER_
             f"{path} and {other} are not a ptychodus product and its diffraction file: name the "
             "one that belongs to it with product"
         )
-    return _joined(_read_product(product), _read_diffraction(frames), choice, eager_bytes)
+    if _is_npz(frames):
+        return _joined(_read_product(product), _diffraction_of_npz(frames), choice, eager_bytes)
+    with opened_for_frames(frames) as file:
+        return _joined(_read_product(product), _read_diffraction(file), choice, eager_bytes)
 
 
 def _keys(path: Path) -> list[str]:
@@ -271,24 +274,26 @@ def _layer(obj: NDArray[Any]) -> NDArray[np.complex64] | None:
 # ---- diffraction -----------------------------------------------------------------------------
 
 
-def _read_diffraction(path: Path) -> _Diffraction:
-    if _is_npz(path):
-        held = read_npz(path)
-        index, mask = held.get("indexes"), held.get("bad_pixels")
-        return _Diffraction(
-            f"{path}: patterns",
-            HeldFrames(held["patterns"]),
-            None if index is None else _integers(path, index),
-            None if mask is None else mask != 0,
-            None,
-        )
-    file = Hdf5Input(path)
+def _diffraction_of_npz(path: Path) -> _Diffraction:
+    held = read_npz(path)
+    index, mask = held.get("indexes"), held.get("bad_pixels")
+    return _Diffraction(
+        f"{path}: patterns",
+        HeldFrames(held["patterns"]),
+        None if index is None else _integers(path, index),
+        None if mask is None else mask != 0,
+        None,
+    )
+
+
+def _read_diffraction(file: Hdf5Input) -> _Diffraction:
+    where = f"{file.path}: patterns"
     index = file.array("indexes", "iu", what="index")
     mask = file.array("bad_pixels", "biu", what="mask")
     return _Diffraction(
-        f"{path}: patterns",
-        Hdf5Frames([file.get("patterns")], f"{path}: patterns"),
-        None if index is None else _integers(path, index),
+        where,
+        Hdf5Frames([file.get("patterns")], where),
+        None if index is None else _integers(file.path, index),
         None if mask is None else mask != 0,
         _pair(
             file.attribute_number, "detector_pixel_height_m", "detector_pixel_width_m", "patterns"
