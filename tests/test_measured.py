@@ -308,7 +308,7 @@ def test_positions_in_a_file_of_their_own(tmp_path):
     scan = asymmetric_scan()
     path = write_nexus(tmp_path)
     other = write_hdf5(tmp_path / "stage.h5", {"points": scan.positions_yx_m[:, ::-1].T}, {})
-    choice = MeasuredChoice(positions="points", positions_file=other, position_unit="m")
+    choice = MeasuredChoice(xy="points", positions_file=other, position_unit="m")
     check(load_measured(path, choice))
     table = tmp_path / "stage.csv"
     lines = [f"{n},{y},{x}" for n, (y, x) in enumerate(scan.positions_yx_m.tolist()) if n != 4]
@@ -402,7 +402,7 @@ def test_a_fault_that_shows_late_names_the_frames(tmp_path):
     counts[101, 7, 7] = 0.5
     positions = np.repeat(asymmetric_scan().positions_yx_m, 8, axis=0)
     path = write_nexus(tmp_path, **{"entry/data/data": counts, "p": positions[:, ::-1]})
-    choice = MeasuredChoice(positions="p", position_unit="m")
+    choice = MeasuredChoice(xy="p", position_unit="m")
     found = load_measured(path, choice, eager_bytes=0)
     assert found.counts[90:100].shape == (10, SIZE, SIZE)
     with pytest.raises(FileFormatError, match=r"fractions from frame 100 on"):
@@ -457,7 +457,7 @@ def test_unknown_versions_are_refused(tmp_path):
         write_cxi(tmp_path, cxi_version=170),
         MeasuredChoice(
             data="/entry_1/instrument_1/detector_1/data",
-            positions="/entry_1/sample_1/geometry_1/translation",
+            xy="/entry_1/sample_1/geometry_1/translation",
             position_unit="m",
             pixel_yx_m=asymmetric_scan().pixel_yx_m,
         ),
@@ -618,7 +618,7 @@ def test_answers_that_contradict_each_other_are_refused():
     for choice in (
         {"photons": 1.0, "counts_per_unit": 1.0},
         {"y": "/y"},
-        {"y": "/y", "x": "/x", "positions": "/p"},
+        {"y": "/y", "x": "/x", "xy": "/p"},
         {"photon_energy_eV": -1.0},
     ):
         with pytest.raises(FileFormatError):

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_stream.errors import FileFormatError
-from ptycho_stream.files.measured_choice import Domain
+from ptycho_stream.files.measured_choice import Domain, Negative
 
 Counts = NDArray[np.unsignedinteger[Any]]
 
@@ -107,7 +107,7 @@ class Conversion:
     where: str
     domain: Domain = "counts"
     counts_per_unit: float | None = None
-    negative: Literal["refuse", "zero"] = "refuse"
+    negative: Negative = "refuse"
     bad_pixels: NDArray[np.bool_] | None = None
 
     def dtype(self, of: np.dtype[Any]) -> np.dtype[Any]:

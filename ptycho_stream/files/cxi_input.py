@@ -39,7 +39,7 @@ def load_cxi(file: Hdf5Input, choice: MeasuredChoice, eager_bytes: int) -> ScanF
         told = "none" if version is None else f"{version:g}"
         raise FileFormatError(
             f"{file.path}: cxi_version is {told}, and {names.NEWEST_VERSION} and before are known: "
-            "name its datasets (data, positions ...) instead"
+            "name its datasets (data, xy ...) instead"
         )
     data = file.find(names.DATA, f"{names.DETECTOR}/data")
     if data is None:
@@ -93,7 +93,7 @@ def _positions(file: Hdf5Input) -> NDArray[np.float64]:
     held = None if dataset is None else file.array(dataset.name, "iuf", what="translation")
     if held is None:
         raise FileFormatError(
-            f"{file.path} has no {names.TRANSLATION}: name its positions (positions, or y and x)"
+            f"{file.path} has no {names.TRANSLATION}: name its positions (xy, or y and x)"
         )
     if held.ndim != 2 or held.shape[1] not in (2, 3):
         raise FileFormatError(

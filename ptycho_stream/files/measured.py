@@ -28,7 +28,7 @@ from ptycho_stream.files.store_input import is_stored_scan, load_stored
 
 _GEOMETRY: Final = ("photon_energy_eV", "detector_distance_m", "detector_pixel_yx_m", "pixel_yx_m")
 _FRAMES: Final = ("domain", "photons", "counts_per_unit", "negative")
-_PATHS: Final = ("data", "y", "x", "positions", "positions_file", "mask", "position_unit")
+_PATHS: Final = ("data", "y", "x", "xy", "positions_file", "mask", "position_unit")
 _PICKLE: Final = b"\x80"
 
 

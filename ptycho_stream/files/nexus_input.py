@@ -115,13 +115,13 @@ def _positions(
 def _named_positions(
     file: Hdf5Input, choice: MeasuredChoice, datasets: Sequence[Any]
 ) -> tuple[NDArray[np.float64], bool]:
-    if choice.positions is not None:
-        held, unit = _column(file, choice.positions, choice)
+    if choice.xy is not None:
+        held, unit = _column(file, choice.xy, choice)
         if held.ndim == 2 and held.shape[0] in (2, 3) and held.shape[1] > 3:
             held = held.T
         if held.ndim != 2 or held.shape[1] not in (2, 3):
             raise FileFormatError(
-                f"{file.path}: {choice.positions} has shape {held.shape}; positions are (N, 2) or "
+                f"{file.path}: {choice.xy} has shape {held.shape}; positions are (N, 2) or "
                 "(N, 3), columns x, y"
             )
         return held[:, 1::-1] * unit, choice.position_unit == "px"
@@ -133,7 +133,7 @@ def _named_positions(
     if paths[0] is None or paths[1] is None:
         raise FileFormatError(
             f"{file.path}: where the positions are is not known: name their paths with y and x (or "
-            f"positions), or another file with positions_file; {file.names()}"
+            f"xy), or another file with positions_file; {file.names()}"
         )
     (y, y_unit), (x, x_unit) = (_column(file, path, choice) for path in paths if path)
     y, x = _on_raster(y * y_unit, x * x_unit, datasets)

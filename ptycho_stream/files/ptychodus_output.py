@@ -37,12 +37,7 @@ def save_product(path: Path, image: Image, geometry: DetectorGeometry, losses: L
     Raises:
         FileFormatError: energy or distance are not known, or the path cannot be written.
     """
-    energy, distance = geometry.photon_energy_eV, geometry.detector_distance_m
-    if energy is None or distance is None:
-        raise FileFormatError(
-            f"{path}: ptychodus needs photon energy and detector distance, which scan "
-            f"{image.scan_id} does not tell: set them under [geometry], or write NPZ"
-        )
+    energy, distance = required_geometry(path, geometry)
     metadata = image.metadata
     attributes: dict[str, Any] = {
         "name": word(metadata, "sample", "name") or image.scan_id,
@@ -72,6 +67,21 @@ def save_product(path: Path, image: Image, geometry: DetectorGeometry, losses: L
         file["loss_values"] = np.array([value for _, value in losses], np.float64)
         file["object_weight"] = image.weight_yx  # ours: 0 where the object was never seen
         file["ptycho_stream"] = described(image)
+
+
+def required_geometry(path: Path, geometry: DetectorGeometry) -> tuple[float, float]:
+    """Photon energy and detector distance of a product.
+
+    Raises:
+        FileFormatError: they are not known.
+    """
+    energy, distance = geometry.photon_energy_eV, geometry.detector_distance_m
+    if energy is None or distance is None:
+        raise FileFormatError(
+            f"{path}: ptychodus needs photon energy and detector distance, which the scan does not "
+            "tell: give them (under [geometry]), or write NPZ or CXI"
+        )
+    return energy, distance
 
 
 def save_diffraction(path: Path, scan: ScanFile, progress: Progress | None = None) -> None:

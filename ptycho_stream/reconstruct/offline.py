@@ -22,6 +22,7 @@ from ptycho_stream.files.measured import load_measured
 from ptycho_stream.files.measured_choice import MeasuredChoice
 from ptycho_stream.files.npz import ScanFile, save_arrays
 from ptycho_stream.files.products import ENDINGS, format_of, write_result
+from ptycho_stream.files.ptychodus_output import required_geometry
 from ptycho_stream.files.store_input import is_stored_scan
 from ptycho_stream.files.stored_scan import store_as_settings_say
 from ptycho_stream.files.view_change import change_sealed
@@ -101,9 +102,7 @@ def reconstruct_file(
         GeometryError: frames and probe do not fit each other.
         StoreError: the store cannot be written.
     """
-    for output in outputs:
-        if format_of(output) is None:
-            raise FileFormatError(f"{output}: the name must end in one of {', '.join(ENDINGS)}")
+    _check_outputs(outputs)
     report = report or _unheard
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ptycho-stream-")))
@@ -125,6 +124,9 @@ def reconstruct_file(
         recipe = load_recipe(settings)
         opened = _open(root, scan_id, settings, recipe)
         stack.callback(opened.close)
+        for output in outputs:  # before the work, not after it
+            if format_of(output) == "ptychodus":
+                required_geometry(output, opened.reader.header.geometry)
         _finish(root, opened, settings, recipe, report)
         image = Image(opened.state(final=True))
         if data is not None:
@@ -132,6 +134,14 @@ def reconstruct_file(
             opened.end_save(wait=True)
         _write(image, outputs, opened, report)
         return image
+
+
+def _check_outputs(outputs: Sequence[Path]) -> None:
+    for output in outputs:
+        if format_of(output) is None:
+            raise FileFormatError(f"{output}: the name must end in one of {', '.join(ENDINGS)}")
+        if not output.parent.is_dir():
+            raise FileFormatError(f"{output}: there is no folder {output.parent}: make it first")
 
 
 def _check_stored(path: Path, choice: MeasuredChoice | None, data: Path | None) -> None:
