@@ -804,11 +804,20 @@ class HttpSettings(Section):
     port: int = Field(default=9603, ge=0, le=65535, description="0: any free port, said in the log")
 
 
+ExportFormat = Literal["npz", "png", "tiff", "ptychodus", "cxi", "ptychopinn"]
+
+
 class ExportSettings(Section):
-    """Files written when a scan ends."""
+    """Files of images, written when a scan ends and while it runs (docs/files.md)."""
 
     directory: Path = Path("exports")
-    formats: tuple[Literal["npz", "png"], ...] = ()
+    formats: tuple[ExportFormat, ...] = Field(default=(), description="written when a scan ends")
+    partial_interval_s: float | None = Field(
+        default=None,
+        ge=1,
+        description="between ptychodus products of a scan that runs; unset: there are none",
+    )
+    partial_keep: int = Field(default=20, ge=1, description="so many of these stay, the newest")
 
 
 class SupervisorSettings(Section):

@@ -91,9 +91,14 @@ class ReconstructMetrics:
             "States of an image that could not be written to disk",
             registry=self.registry,
         )
+        self.exports_written = Counter(
+            "ptycho_stream_exports_written",
+            "Files of images that were written",
+            registry=self.registry,
+        )
         self.exports_failed = Counter(
             "ptycho_stream_exports_failed",
-            "Files that could not be written at a scan's end",
+            "Files of images that could not be written",
             registry=self.registry,
         )
         self.latency = Histogram(

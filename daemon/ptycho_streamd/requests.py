@@ -49,7 +49,7 @@ FORWARDED: dict[str, Step] = {
     "models": Step("reconstruct", "models", 10.0),
     "use_model": Step("reconstruct", "use_model", 30.0),
     "rollback_model": Step("reconstruct", "rollback_model", 30.0),
-    "export": Step("reconstruct", "export", 120.0),
+    "export": Step("reconstruct", "export", 600.0),
     "snapshot": Step("reconstruct", "snapshot", 120.0),
 }
 SET_VIEW = Step("ingest", "set_view", 10.0)

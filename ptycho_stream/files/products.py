@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final, get_args
 
 from ptycho_stream.errors import FileFormatError
 from ptycho_stream.files.cxi_output import save_cxi
@@ -21,8 +21,8 @@ from ptycho_stream.files.ptychopinn_npz import save_ptychopinn
 from ptycho_stream.messages import DetectorGeometry
 from ptycho_stream.results import Image
 from ptycho_stream.scans.reader import ScanReader
+from ptycho_stream.settings import ExportFormat
 
-ExportFormat = Literal["npz", "png", "tiff", "ptychodus", "cxi", "ptychopinn"]
 FORMATS: Final[tuple[ExportFormat, ...]] = get_args(ExportFormat)
 
 _ENDINGS: Final[Mapping[str, ExportFormat]] = {
