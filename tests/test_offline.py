@@ -79,7 +79,7 @@ def test_refinement_trust_progress_and_files(path, scan, tmp_path):
     outputs = [tmp_path / name for name in ("a.h5", "a.cxi", "a.npz", "a.tiff")]
     image = reconstruct_file(
         path,
-        tables={"refine": {"seconds": 2.0}, "trust": {"seconds": 3.0}},
+        tables={"refine": {"seconds": 60.0, "sweeps": 20}, "trust": {"seconds": 60.0}},
         outputs=outputs,
         report=told.append,
     )

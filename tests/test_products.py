@@ -243,6 +243,21 @@ def test_a_folder_that_is_not_there_is_an_error(folder, image, reader):
             write_result(image, folder / "none" / "a", kind, reader)
 
 
+def test_frames_are_written_by_their_numbers(folder, image, reader):
+    """Not in the order in which they got into the image."""
+    order = np.random.default_rng(2).permutation(FRAMES)
+    content = replace(
+        image.content,
+        frame_numbers=image.frame_numbers[order],
+        position_yx_m=image.positions_yx_m[order],
+    )
+    write_result(Image(content), folder / "a.cxi", "cxi", reader)
+    found = load_measured(folder / "a.cxi")
+    assert found.frame_numbers.tolist() == NUMBERS.tolist()
+    np.testing.assert_array_equal(found.positions_yx_m, asymmetric_scan().positions_yx_m)
+    np.testing.assert_array_equal(np.asarray(found.counts), good_counts(asymmetric_scan()))
+
+
 def test_frames_of_another_scan_are_refused(folder, image, reader):
     other = Image(replace(image.content, frame_numbers=image.frame_numbers + 1))
     with pytest.raises(FileFormatError, match=r"has frames that the scan in .* has not"):

@@ -19,7 +19,6 @@ from typing import Any
 from ptycho_stream.errors import FileFormatError, PtychoStreamError
 from ptycho_stream.files.image_npz import load_image
 from ptycho_stream.files.products import result_path, write_result
-from ptycho_stream.files.ptychodus_output import save_product
 from ptycho_stream.reconstruct.history import losses_of
 from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_stream.scans.reader import ScanReader
@@ -96,7 +95,7 @@ def carry_out(task: ExportTask) -> ExportOutcome:
         if not task.formats:
             folder = made(directory / image.scan_id)
             path = _next_partial(folder)
-            save_product(path, image, reader.header.geometry, losses)
+            write_result(image, path, "ptychodus", geometry=reader.header.geometry, losses=losses)
             _forget_old(folder, task.keep_partial)
             return ExportOutcome((str(path),), ())
         for kind in task.formats:

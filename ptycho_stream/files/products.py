@@ -18,6 +18,7 @@ from ptycho_stream.files.images import save_png, save_tiff
 from ptycho_stream.files.ptychodus_names import diffraction_path
 from ptycho_stream.files.ptychodus_output import Losses, save_diffraction, save_product
 from ptycho_stream.files.ptychopinn_npz import save_ptychopinn
+from ptycho_stream.files.result_values import in_order
 from ptycho_stream.messages import DetectorGeometry
 from ptycho_stream.results import Image
 from ptycho_stream.scans.reader import ScanReader
@@ -95,8 +96,9 @@ def write_result(
     if geometry is None:
         geometry = DetectorGeometry() if frames is None else frames.header.geometry
     held = None
-    if frames is not None and kind in ("ptychodus", "cxi", "ptychopinn"):
-        held = frames_of_image(image, frames)
+    if kind in ("ptychodus", "cxi", "ptychopinn"):
+        image = in_order(image)
+        held = None if frames is None else frames_of_image(image, frames)
     match kind:
         case "npz":
             image.save(path)

@@ -7,12 +7,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_stream.results import Image
+
+
+def in_order(image: Image) -> Image:
+    """The image with its frames by their numbers, instead of in the order of their coming."""
+    content, order = image.content, np.argsort(image.frame_numbers, kind="stable")
+    ordered = replace(
+        content,
+        frame_numbers=content.frame_numbers[order],
+        position_yx_m=content.position_yx_m[order],
+    )
+    return replace(image, content=ordered)
 
 
 def whole_object(image: Image) -> NDArray[np.complex64]:
