@@ -255,3 +255,21 @@ def test_what_does_not_fit_is_said_before_the_work(scan, tmp_path, path):
     far = {"view": {"center_yx_px": [500.0, 500.0]}}
     with pytest.raises(GeometryError, match="nothing"):
         reconstruct_file(path, tables={**QUICK, **far})
+
+
+@pytest.mark.interop
+@pytest.mark.timeout(240)
+def test_a_detector_that_is_the_wrong_way_round_is_turned_where_settings_say_so(tmp_path):
+    experiment = simulate_experiment(seed=4, frames=90, size_px=SIZE)
+    truth = scan_file_of(experiment)
+    turned = View(SIZE, orientation="flip_x").apply(np.asarray(truth.counts))
+    save_scan(tmp_path / "scan.npz", replace(truth, counts=np.ascontiguousarray(turned)))
+    trust = {"diagnosis": "auto", "seconds": 60.0}
+    tables = {"refine": {"seconds": 30.0, "sweeps": 8.0}, "trust": trust}
+    image = reconstruct_file(tmp_path / "scan.npz", tables=tables)
+    assert image.content.generation == 2 and image.verdict == "good"
+    assert image.trust["excess"] < 0.02
+    said = reconstruct_file(
+        tmp_path / "scan.npz", tables={**tables, "trust": {**trust, "diagnosis": "suggest"}}
+    )
+    assert said.verdict == "orientation suspect" and "flip_x" in " ".join(said.reasons)
