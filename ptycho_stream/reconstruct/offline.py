@@ -39,13 +39,15 @@ from ptycho_stream.scans.borrowed import borrow_scan
 from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_stream.settings import Settings, checked_settings
 
-_GRID_PX = 32
-"""Sizes of a patch are multiples of it."""
-
-_log = logging.getLogger(__name__)
-
 Tables = Mapping[str, Mapping[str, Any]]
 """Settings by table and key, as in a configuration file."""
+
+_GRID_PX = 32
+"""Sizes of a patch are multiples of it."""
+_UNHURRIED: Tables = {"refine": {"seconds": 60.0}, "trust": {"seconds": 60.0}}
+"""Where there is no configuration: no other scan waits for the end of this one."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def reconstruct_file(
     Args:
         path: of any format that :func:`~ptycho_stream.files.measured.load_measured` reads.
         config: a daemon's settings, by which the scan is cropped, looked at, reconstructed, refined
-            and judged; None: the defaults, with the probe in the file.
+            and judged; None: the defaults, with the probe in the file and more time.
         tables: settings that go before these, such as ``{"refine": {"seconds": 30}}``.
         choice: what the file does not say of itself.
         outputs: files to write, in the formats that their endings ask for.
@@ -154,13 +156,14 @@ def _check_stored(path: Path, choice: MeasuredChoice | None, data: Path | None) 
 
 def _settings(scan: ScanFile, config: Settings | None, tables: Tables, folder: Path) -> Settings:
     """The settings of ``config`` with ``tables`` before them, and the file's probe behind them."""
-    held: dict[str, Any] = {} if config is None else config.model_dump(exclude_unset=True)
+    base = _UNHURRIED if config is None else config.model_dump(exclude_unset=True)
+    held: dict[str, Any] = dict(base)
     for name, table in tables.items():
         held[name] = {**held.get(name, {}), **table}
     told = tables.get("probe", {})
     if "path" in told or "optics" in told:  # there is one of them only
         held["probe"].pop("optics" if "path" in told else "path", None)
-    probe = held.setdefault("probe", {})
+    probe = held["probe"] = dict(held.get("probe", {}))
     if probe.get("path") is None and probe.get("optics") is None:
         if scan.probe is None:
             raise ProbeError(
@@ -169,7 +172,7 @@ def _settings(scan: ScanFile, config: Settings | None, tables: Tables, folder: P
             )
         probe["path"] = folder / "probe.npz"
         save_arrays(probe["path"], {"probe": scan.probe})
-    reconstruct = held.setdefault("reconstruct", {})
+    reconstruct = held["reconstruct"] = dict(held.get("reconstruct", {}))
     if "size_px" not in reconstruct and probe.get("path") is not None:
         reconstruct["size_px"] = _size_px(Path(probe["path"]))
     return checked_settings(held, "what the reconstruction is made with")
