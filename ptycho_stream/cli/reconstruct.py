@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 Setting = str | int | float | bool | Path | tuple[float, float] | None
 
 
+@given.explained
 def reconstruct(
     file: given.ScanArgument,
+    choice: MeasuredChoice,
     out: Annotated[
         list[Path] | None,
         typer.Option(
@@ -72,23 +74,6 @@ def reconstruct(
         Path | None,
         typer.Option("--keep", metavar="DIR", help="Keep scan and image in this data directory."),
     ] = None,
-    data: given.Data = None,
-    y: given.Y = None,
-    x: given.X = None,
-    xy: given.XY = None,
-    positions_file: given.PositionsFile = None,
-    mask: given.Mask = None,
-    position_unit: given.PositionUnit = None,
-    energy_ev: given.EnergyEv = None,
-    distance_m: given.DistanceM = None,
-    detector_pixel_m: given.DetectorPixelM = None,
-    object_pixel_m: given.ObjectPixelM = None,
-    domain: given.FrameDomain = None,
-    photons: given.Photons = None,
-    counts_per_unit: given.CountsPerUnit = None,
-    frames_axis: given.FramesAxis = "first",
-    negative: given.Negative = "refuse",
-    product: given.Product = None,
     as_json: AsJson = False,
 ) -> None:
     """Reconstruct a recorded scan, with the probe in its file or another one.
@@ -104,25 +89,6 @@ def reconstruct(
     Example: ptycho-stream reconstruct master.h5 --probe probe.npz --y /entry/samy --x /entry/samx
     --position-unit um --out object.cxi
     """
-    choice = MeasuredChoice(
-        data=data,
-        y=y,
-        x=x,
-        xy=xy,
-        positions_file=positions_file,
-        mask=mask,
-        position_unit=position_unit,
-        photon_energy_eV=energy_ev,
-        detector_distance_m=distance_m,
-        detector_pixel_yx_m=detector_pixel_m,
-        pixel_yx_m=object_pixel_m,
-        domain=domain,
-        photons=photons,
-        counts_per_unit=counts_per_unit,
-        frames_axis=frames_axis,
-        negative=negative,
-        product=product,
-    )
     path = given.scan_path(file, config)
     outputs = out or [Path(f"{_stem(path)}-object{ending}") for ending in (".npz", ".png")]
     for output in outputs:

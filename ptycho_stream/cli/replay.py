@@ -50,8 +50,10 @@ class _Plan:
         return count * self.repeat
 
 
+@given.explained
 def replay(
     file: given.ScanArgument,
+    choice: MeasuredChoice,
     dialect: Annotated[Dialect, typer.Option(help="What the detector speaks.")] = "dectris-v1",
     bind: Annotated[
         str,
@@ -105,23 +107,6 @@ def replay(
     ] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for a receiver.")] = 30.0,
     config: given.StoreConfig = None,
-    data: given.Data = None,
-    y: given.Y = None,
-    x: given.X = None,
-    xy: given.XY = None,
-    positions_file: given.PositionsFile = None,
-    mask: given.Mask = None,
-    position_unit: given.PositionUnit = None,
-    energy_ev: given.EnergyEv = None,
-    distance_m: given.DistanceM = None,
-    detector_pixel_m: given.DetectorPixelM = None,
-    object_pixel_m: given.ObjectPixelM = None,
-    domain: given.FrameDomain = None,
-    photons: given.Photons = None,
-    counts_per_unit: given.CountsPerUnit = None,
-    frames_axis: given.FramesAxis = "first",
-    negative: given.Negative = "refuse",
-    product: given.Product = None,
     as_json: AsJson = False,
 ) -> None:
     """Stream a recorded scan, of any format, as if it were being measured.
@@ -136,25 +121,6 @@ def replay(
     Example: ptycho-stream replay master.h5 --y /entry/samy --x /entry/samx --position-unit um
     --rate 50
     """
-    choice = MeasuredChoice(
-        data=data,
-        y=y,
-        x=x,
-        xy=xy,
-        positions_file=positions_file,
-        mask=mask,
-        position_unit=position_unit,
-        photon_energy_eV=energy_ev,
-        detector_distance_m=distance_m,
-        detector_pixel_yx_m=detector_pixel_m,
-        pixel_yx_m=object_pixel_m,
-        domain=domain,
-        photons=photons,
-        counts_per_unit=counts_per_unit,
-        frames_axis=frames_axis,
-        negative=negative,
-        product=product,
-    )
     scan = load_measured(given.scan_path(file, config), choice)
     options = DetectorOptions(dialect, encoding, header_detail, rate, one_part_each, modules)
     plan = _Plan(scan, positions, series, repeat, stop_after, positions_batch)

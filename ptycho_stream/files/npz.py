@@ -31,9 +31,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_stream.atomic_file import atomic_file
-from ptycho_stream.errors import FileFormatError
+from ptycho_stream.errors import FileFormatError, GeometryError
 from ptycho_stream.files.counts import CountsArray
 from ptycho_stream.files.npz_members import read_npz
+from ptycho_stream.geometry import object_pixel_yx_m
 
 Pair = tuple[float, float]
 _DTYPES = (np.uint8, np.uint16, np.uint32)
@@ -99,6 +100,25 @@ class ScanFile:
 
     def __len__(self) -> int:
         return len(self.counts)
+
+    def pixel_for(self, size_px: int) -> Pair:
+        """Size (y, x) of an object pixel, metres: the file's, else from the geometry.
+
+        Args:
+            size_px: N of a patch, which the file's pixel is taken to be of.
+
+        Raises:
+            GeometryError: the scan tells neither.
+        """
+        if self.pixel_yx_m is not None:
+            return self.pixel_yx_m
+        energy, distance = self.photon_energy_eV, self.detector_distance_m
+        if energy is None or distance is None or self.detector_pixel_yx_m is None:
+            raise GeometryError(
+                "the scan tells no object pixel: give pixel_yx_m, or photon_energy_eV, "
+                "detector_distance_m and detector_pixel_yx_m"
+            )
+        return object_pixel_yx_m(energy, distance, self.detector_pixel_yx_m, size_px)
 
 
 def load_scan(path: Path) -> ScanFile:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ptycho_stream.errors import FileFormatError
 from ptycho_stream.files.npz import ScanFile
 from ptycho_stream.files.view_files import view_of_settings
-from ptycho_stream.geometry import View, object_pixel_yx_m
+from ptycho_stream.geometry import View
 from ptycho_stream.messages import DetectorGeometry, ScanStart
 from ptycho_stream.scans import PAIR_RECORD, ScanHeader, ScanWriter, new_scan_id
 from ptycho_stream.scans.folders import scan_directory
@@ -47,7 +47,7 @@ def store_scan(root: Path, scan: ScanFile, size_px: int | None = None) -> str:
         Id of the new scan.
 
     Raises:
-        FileFormatError: the scan tells no pixel size, nor what it follows from.
+        GeometryError: the scan tells no pixel size, nor what it follows from.
         StoreError: the store cannot be written.
     """
     size = size_px or scan.frame_shape_yx[0]
@@ -60,7 +60,7 @@ def store_scan(root: Path, scan: ScanFile, size_px: int | None = None) -> str:
         frame_shape_yx=scan.frame_shape_yx,
         dtype=scan.counts.dtype.str,
         size_px=size,
-        pixel_yx_m=_pixel_yx_m(scan, size),
+        pixel_yx_m=scan.pixel_for(size),
         geometry=_geometry(scan),
         views=(View(size),),
         metadata=scan.metadata,
@@ -175,14 +175,3 @@ def _told_pixel(
     window = min(scan.frame_shape_yx) if scan.probe is None else scan.probe.shape[-1]
     factor = window / (header.size_px * header.bin_px)
     return scan.pixel_yx_m[0] * factor, scan.pixel_yx_m[1] * factor
-
-
-def _pixel_yx_m(scan: ScanFile, size_px: int) -> tuple[float, float]:
-    if scan.pixel_yx_m is not None:
-        return scan.pixel_yx_m
-    energy, distance = scan.photon_energy_eV, scan.detector_distance_m
-    if energy is None or distance is None or scan.detector_pixel_yx_m is None:
-        raise FileFormatError(
-            "the scan tells neither pixel_yx_m nor energy, distance and detector pixel: add one"
-        )
-    return object_pixel_yx_m(energy, distance, scan.detector_pixel_yx_m, size_px)

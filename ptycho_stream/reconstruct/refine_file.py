@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from ptycho_stream.errors import GeometryError, ProbeError
 from ptycho_stream.files.measured import load_measured
-from ptycho_stream.files.npz import ScanFile, save_arrays
-from ptycho_stream.geometry import object_pixel_yx_m, patch_corners
+from ptycho_stream.files.npz import save_arrays
+from ptycho_stream.geometry import patch_corners
 from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.physics.probe import Probe
 from ptycho_stream.reconstruct.canvas import Canvas, half_of
@@ -133,7 +133,7 @@ def refine_file(
     size = probe.size_px
     if scan.frame_shape_yx != (size, size):
         raise GeometryError(f"{path} holds frames of {scan.frame_shape_yx}, the probe has {size}")
-    pixel_yx_m = _pixel_yx_m(scan, size)
+    pixel_yx_m = scan.pixel_for(size)
     probe = probe.normalised(photons or measured_photons(counts, valid))
     refiner = Refiner(counts, probe, settings, valid=valid, device=device, seed=seed)
     refiner.add(np.arange(len(scan)), scan.positions_yx_m / np.asarray(pixel_yx_m))
@@ -183,15 +183,3 @@ def predicted_image(
     tiles = {index: Tile(1, *canvas.object_tile(index)) for index in canvas.tiles}
     image, _, corner = stitch(tiles, _TILE_PX)
     return image, corner
-
-
-def _pixel_yx_m(scan: ScanFile, size_px: int) -> tuple[float, float]:
-    if scan.pixel_yx_m is not None:
-        return scan.pixel_yx_m
-    energy, distance = scan.photon_energy_eV, scan.detector_distance_m
-    if energy is None or distance is None or scan.detector_pixel_yx_m is None:
-        raise GeometryError(
-            "the scan file tells no object pixel: store pixel_yx_m, or photon_energy_eV, "
-            "detector_distance_m and detector_pixel_yx_m"
-        )
-    return object_pixel_yx_m(energy, distance, scan.detector_pixel_yx_m, size_px)
