@@ -78,7 +78,7 @@ class Exports:
         """Exports that have ended since the last call."""
         ended = [(export, future) for export, future in self._running if future.done()]
         self._running = [held for held in self._running if not held[1].done()]
-        return [(export, future.result()) for export, future in ended]
+        return [(export, _outcome(future)) for export, future in ended]
 
     def close(self) -> None:
         """Give up what is not done; what is half written is deleted."""
@@ -125,3 +125,9 @@ class Exports:
             return ExportOutcome.from_json(told)
         except (ValueError, KeyError, TypeError):
             return ExportOutcome((), (f"the writer of files ended with status {status}",))
+
+
+def _outcome(future: Future[ExportOutcome]) -> ExportOutcome:
+    """What came of an export; a fault of ours is one that failed, and must not end the stage."""
+    fault = future.exception()
+    return future.result() if fault is None else ExportOutcome((), (f"it failed: {fault!r}",))

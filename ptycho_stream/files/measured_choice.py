@@ -42,7 +42,7 @@ class MeasuredChoice:
         photon_energy_eV: of the beam.
         detector_distance_m: from the sample.
         detector_pixel_yx_m: size of a pixel.
-        pixel_yx_m: size of an object pixel.
+        pixel_yx_m: size of an object pixel, for the window of the file's probe, else of its frames.
         domain: what the numbers in frames are.
         photons: counts of a frame on average, to scale amplitudes in units of their own.
         counts_per_unit: counts = value (squared if it is an amplitude) times this, rounded.

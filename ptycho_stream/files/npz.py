@@ -128,15 +128,7 @@ def load_scan(path: Path) -> ScanFile:
         FileFormatError: the file is missing, unreadable or breaks one of the rules at the top of
             the module; the text says which key and what to do.
     """
-    return scan_of(path, read_npz(path, "scan file"))
-
-
-def scan_of(path: Path, arrays: Mapping[str, NDArray[Any]]) -> ScanFile:
-    """The scan in the arrays of the NPZ ``path``.
-
-    Raises:
-        FileFormatError: a rule at the top of the module is broken.
-    """
+    arrays = read_npz(path, "scan file")
     try:
         return _read(arrays)
     except (FileFormatError, TypeError, ValueError) as error:

@@ -72,7 +72,7 @@ def load_stored(directory: Path, choice: MeasuredChoice, eager_bytes: int) -> Sc
         photon_energy_eV=geometry.photon_energy_eV,
         detector_pixel_yx_m=header.stored_pixel_yx_m,
         pixel_yx_m=header.pixel_yx_m,
-        probe=read_npz(probe)["probe"] if probe.is_file() else None,
+        probe=read_npz(probe).get("probe") if probe.is_file() else None,
         bad_pixels=~scan.valid,
         metadata=header.metadata,
     )

@@ -1,7 +1,7 @@
 """Another way of looking at a scan's frames, as the control command ``reprocess`` asks for it.
 
 Used by ingest, which writes it into the header of a scan: the one that it is writing, or one that
-is sealed.
+is sealed; and where a recorded scan is reconstructed, for what its frames show to be wrong.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Files that settings or requests name for a view, made fit for a scan and kept in its folder.
 
 Masks, flat fields and backgrounds come in the shape of the detector or of the stored frames; lists
-of bad frames are text. Used by the recorder for the settings' files, and for ``reprocess``.
+of bad frames are text. Used by the recorder for the settings' files, for ``reprocess``, and where a
+recorded scan is stored by settings.
 """
 
 from __future__ import annotations

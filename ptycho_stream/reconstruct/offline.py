@@ -10,6 +10,7 @@ notebooks::
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -111,7 +112,9 @@ def reconstruct_file(
         root = folder if data is None else data
         if is_stored_scan(path):
             _check_stored(path, choice, data)
-            if path.parent.name == "scans":
+            if path.parent.name != "scans" or not os.access(path, os.W_OK):
+                _log.warning("%s cannot be leased: it may be deleted meanwhile", path)
+            else:
                 stack.enter_context(Catalogue(path.parents[1]).lease(path.name, "reconstruct-file"))
             scan = load_measured(path, eager_bytes=0)
             settings = _settings(scan, config, tables or {}, folder)
