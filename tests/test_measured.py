@@ -191,6 +191,16 @@ def test_a_scan_file_of_ours(tmp_path):
     assert corrected.photon_energy_eV == 5000.0
 
 
+@pytest.mark.parametrize("write", [write_ptychodus, write_cxi])
+def test_the_object_pixel_follows_the_geometry_that_is_given(tmp_path, write):
+    scan = asymmetric_scan()
+    found = load_measured(write(tmp_path), MeasuredChoice(detector_distance_m=4.0))
+    assert found.pixel_yx_m == pytest.approx([2 * pixel for pixel in scan.pixel_yx_m])
+    save_scan(tmp_path / "scan.npz", scan)
+    ours = load_measured(tmp_path / "scan.npz", MeasuredChoice(detector_distance_m=4.0))
+    assert ours.pixel_for(SIZE) == pytest.approx(found.pixel_yx_m)
+
+
 @pytest.mark.parametrize("named", ["product.h5", "diffraction.h5"])
 def test_frames_and_positions_of_ptychodus_are_paired_by_their_indexes(tmp_path, named):
     write_ptychodus(tmp_path)
@@ -578,6 +588,7 @@ def test_units_that_are_not_told_are_not_guessed(tmp_path):
     [
         ({"probe_position_indexes": 500 + NUMBERS}, {}, "no index of a frame is among"),
         ({"probe_position_indexes": NUMBERS - 4}, {}, "not numbers from 0"),
+        ({"probe_position_x_m": np.zeros(3)}, {}, r"\(18,\) indexes and \(18,\) and \(3,\) coord"),
         ({}, {"@detector_object_distance_m": "2 m"}, "not a number"),
         ({"probe": np.ones((1, 1, SIZE, SIZE))}, {}, "no complex probe"),
     ],

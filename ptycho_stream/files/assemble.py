@@ -118,6 +118,9 @@ def _answered(found: Found, choice: MeasuredChoice) -> Found:
         "domain": choice.domain,
     }
     found = replace(found, **{name: value for name, value in answers.items() if value is not None})
+    known = (found.photon_energy_eV, found.detector_distance_m, found.detector_pixel_yx_m)
+    if choice.moves_pixel and None not in known:
+        found = replace(found, pixel_yx_m=None)
     if choice.photons is not None or choice.counts_per_unit is not None:
         found = replace(found, photons=choice.photons, counts_per_unit=choice.counts_per_unit)
     for name in ("photon_energy_eV", "detector_distance_m"):

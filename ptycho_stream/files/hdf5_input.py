@@ -123,6 +123,17 @@ class Hdf5Input:
             raise FileFormatError(f"{name} has shape {dataset.shape}, too large for {what}")
         return read_dataset(dataset, ())
 
+    def required(self, path: str, kinds: str, *, what: str) -> NDArray[Any]:
+        """A whole dataset that must be there; as :meth:`array`.
+
+        Raises:
+            FileFormatError: it is not there either.
+        """
+        found = self.array(path, kinds, what=what)
+        if found is None:
+            raise FileFormatError(f"{self.path} has no dataset {path}; {self.names()}")
+        return found
+
     def number(self, *paths: str) -> float | None:
         """One number, of the first path that is there; None if it is not above 0 or not there.
 
@@ -281,8 +292,13 @@ def read_dataset(dataset: Any, key: Any) -> NDArray[Any]:
 
 
 def units_of(dataset: Any) -> str | None:
-    """The ``units`` attribute of a dataset; None: there is none."""
-    value = dataset.attrs.get("units")
+    """The ``units`` attribute of a dataset; None: there is none.
+
+    Raises:
+        FileFormatError: it cannot be read.
+    """
+    with faults(f"{dataset.file.filename}: {dataset.name}"):
+        value = dataset.attrs.get("units")
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.reshape(-1)[0]
     if isinstance(value, bytes):

@@ -85,7 +85,9 @@ def _of_npz(path: Path, choice: MeasuredChoice) -> ScanFile:
         _check_use(path, choice, "a scan file of ours", _GEOMETRY)
         answers = {name: getattr(choice, name) for name in _GEOMETRY}
         told = {name: value for name, value in answers.items() if value is not None}
-        return replace(load_scan(path), **told)
+        scan = replace(load_scan(path), **told)
+        known = (scan.photon_energy_eV, scan.detector_distance_m, scan.detector_pixel_yx_m)
+        return replace(scan, pixel_yx_m=None) if choice.moves_pixel and None not in known else scan
     raise FileFormatError(
         f"{path} holds {', '.join(keys[:12])}: that is no scan of ours (diffraction, "
         "positions_yx_m, measurement_domain), of PtychoPINN (diff3d, xcoords, ycoords) or of "

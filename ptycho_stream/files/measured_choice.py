@@ -93,3 +93,9 @@ class MeasuredChoice:
             raise FileFormatError("y and x belong together: name the paths of both")
         if self.xy is not None and self.y is not None:
             raise FileFormatError("give either xy or y and x, not both")
+
+    @property
+    def moves_pixel(self) -> bool:
+        """Whether the object pixel follows from geometry given here, not from the file."""
+        geometry = (self.photon_energy_eV, self.detector_distance_m, self.detector_pixel_yx_m)
+        return self.pixel_yx_m is None and any(value is not None for value in geometry)

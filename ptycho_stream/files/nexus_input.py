@@ -149,9 +149,7 @@ def _column(
     file: Hdf5Input, path: str, choice: MeasuredChoice
 ) -> tuple[NDArray[np.float64], float]:
     """A dataset of positions, and what its unit is in metres (1 for pixels)."""
-    dataset = file.get(path)
-    held = file.array(path, "iuf", what="position")
-    assert held is not None
+    dataset, held = file.get(path), file.required(path, "iuf", what="position")
     if choice.position_unit is not None:
         return held.astype(np.float64), METRES.get(choice.position_unit, 1.0)
     unit = units_of(dataset)

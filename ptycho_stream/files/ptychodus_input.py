@@ -201,9 +201,7 @@ def _read_product(path: Path) -> _Product:
     if _is_npz(path):
         return _product_of_npz(path, read_npz(path))
     with Hdf5Input(path) as file:
-        arrays = {key: file.array(key, "iuf", what="position") for key in PRODUCT_KEYS}
-        index, x, y = (arrays[key] for key in PRODUCT_KEYS)
-        assert index is not None and x is not None and y is not None
+        index, x, y = (file.required(key, "iuf", what="position") for key in PRODUCT_KEYS)
         told = file.attributes("/")
         center = _pair(file.coordinate, "center_y_m", "center_x_m", "object")
         pixel = _pair(file.attribute_number, "pixel_height_m", "pixel_width_m", "object")
@@ -212,8 +210,7 @@ def _read_product(path: Path) -> _Product:
         probe = file.array("probe", "c", what="complex probe")
         obj = file.array("object", "c", what="complex object")
     return _Product(
-        _integers(path, index),
-        np.stack([y, x], 1).astype(np.float64),
+        *_positions(path, index, y, x),
         told,
         None if probe is None else _mean_probe(path, probe),
         None if obj is None else _layer(obj),
@@ -232,8 +229,7 @@ def _product_of_npz(path: Path, held: Mapping[str, NDArray[Any]]) -> _Product:
     probe, obj = held.get("probe"), held.get("object")
     index, x, y = (held[key] for key in PRODUCT_KEYS)
     return _Product(
-        _integers(path, index),
-        np.stack([y, x], 1).astype(np.float64),
+        *_positions(path, index, y, x),
         told,
         None if probe is None else _mean_probe(path, probe),
         None if obj is None else _layer(obj),
@@ -245,6 +241,17 @@ def _product_of_npz(path: Path, held: Mapping[str, NDArray[Any]]) -> _Product:
 def _pair(read: Any, y: str, x: str, path: str) -> Pair | None:
     values = read(y, path), read(x, path)
     return None if values[0] is None or values[1] is None else (values[0], values[1])
+
+
+def _positions(
+    path: Path, index: NDArray[Any], y: NDArray[Any], x: NDArray[Any]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    if not index.shape == y.shape == x.shape:
+        raise FileFormatError(
+            f"{path}: there are {index.shape} indexes and {y.shape} and {x.shape} coordinates of "
+            "positions: write the file again"
+        )
+    return _integers(path, index), np.stack([y, x], 1).astype(np.float64)
 
 
 def _integers(path: Path, index: NDArray[Any]) -> NDArray[np.int64]:
