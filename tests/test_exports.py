@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -21,7 +22,9 @@ from ptycho_stream.files.measured import load_measured
 from ptycho_stream.files.stored_scan import store_scan
 from ptycho_stream.reconstruct.history import HistoryEntry, append_history
 from ptycho_stream.results import Image
+from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_stream.scans.folders import scan_directory
+from ptycho_stream.scans.leases import Lease
 from ptycho_stream.settings import ExportSettings
 from ptycho_streamd import exports as exports_module
 from ptycho_streamd.export_files import ExportOutcome, ExportTask, carry_out
@@ -52,18 +55,29 @@ def exports() -> Iterator[Exports]:
     made.close()
 
 
+@pytest.fixture
+def lease(folder: Path) -> Iterator[Lease]:
+    with Catalogue(folder.parents[1]).lease(folder.name, "export") as held:
+        yield held
+
+
+@pytest.fixture
+def export(image: Image, folder: Path, lease: Lease) -> Export:
+    return Export(image.content, folder, lease)
+
+
 def outcome_of(exports: Exports) -> ExportOutcome:
     """Of the one export that was begun."""
     [(_, outcome)] = wait_for(exports.done, 30, "the export")
     return outcome
 
 
-def test_every_format_is_written_by_the_program(folder, image, exports, tmp_path):
+def test_every_format_is_written_by_the_program(folder, export, exports, tmp_path):
     for sweeps, r in ((1.2, 0.5), (1.9, 0.4), (4.0, 0.2)):
         append_history(folder, HistoryEntry(0, 1, 18, "refined", sweeps, "m", {"r_factor": r}))
     settings = ExportSettings(directory=tmp_path / "out")
     kinds = ("npz", "png", "tiff", "ptychodus", "cxi", "ptychopinn")
-    exports.begin(Export(image.content, folder), settings, kinds)
+    exports.begin(export, settings, kinds)
     outcome = outcome_of(exports)
     assert outcome.problems == () and exports.waiting == 0
     there = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*")}
@@ -78,7 +92,7 @@ def test_every_format_is_written_by_the_program(folder, image, exports, tmp_path
     with h5py.File(tmp_path / "out" / name / "product.h5") as file:
         assert file["loss_epochs"][:].tolist() == [1, 4]
         assert file["loss_values"][:].tolist() == [0.4, 0.2]
-    assert not list(folder.glob("export*")) and not list(folder.glob("lease*"))
+    assert not list(folder.glob("export*"))
 
 
 def test_partial_products_are_counted_and_the_oldest_go(folder, handed_over, tmp_path):
@@ -132,31 +146,33 @@ time.sleep(60)
 """
 
 
-def test_nothing_waits_for_an_export_and_too_many_are_refused(folder, image, tmp_path, monkeypatch):
+def test_nothing_waits_for_an_export_and_too_many_are_refused(
+    folder, export, tmp_path, monkeypatch
+):
     monkeypatch.setattr(exports_module, "PROGRAM", (sys.executable, "-c", SLOW))
     exports, settings = Exports(), ExportSettings(directory=tmp_path / "out")
     began_s = time.monotonic()
     for _ in range(MAX_WAITING):
-        exports.begin(Export(image.content, folder), settings, ("png",))
+        exports.begin(export, settings, ("png",))
     assert exports.done() == [] and exports.waiting == MAX_WAITING
     with pytest.raises(ControlError, match="exports wait already"):
-        exports.begin(Export(image.content, folder), settings, ("png",))
+        exports.begin(export, settings, ("png",))
     exports.close()
     assert time.monotonic() - began_s < 30, "close() ends the program instead of waiting for it"
     assert not list(folder.glob("export*"))
 
 
-def test_a_program_that_dies_is_a_failed_export(folder, image, exports, tmp_path, monkeypatch):
+def test_a_program_that_dies_is_a_failed_export(export, exports, tmp_path, monkeypatch):
     code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     monkeypatch.setattr(exports_module, "PROGRAM", (sys.executable, "-c", code))
-    exports.begin(Export(image.content, folder), ExportSettings(directory=tmp_path), ("png",))
+    exports.begin(export, ExportSettings(directory=tmp_path), ("png",))
     assert outcome_of(exports) == ExportOutcome(
         (), (f"the writer of files ended with status {-signal.SIGKILL}",)
     )
 
 
-def test_a_disk_that_refuses_the_image_is_a_failed_export(folder, image, exports, tmp_path):
+def test_a_disk_that_refuses_the_image_is_a_failed_export(folder, export, exports, tmp_path):
     gone = folder.with_name("gone")
-    exports.begin(Export(image.content, gone), ExportSettings(directory=tmp_path), ("png",))
+    exports.begin(replace(export, folder=gone), ExportSettings(directory=tmp_path), ("png",))
     [problem] = outcome_of(exports).problems
     assert "cannot write" in problem

@@ -55,13 +55,13 @@ class ExportDesk:
 
     def begin_final(self, state: ImageState) -> None:
         """Have the files of a finished image written that the settings name."""
-        folder, formats = self._folder(state.scan_id), self._settings.formats
+        formats = self._settings.formats
         if not formats or not state.tiles:
-            (folder / PENDING_FILE).unlink(missing_ok=True)
+            (self._folder(state.scan_id) / PENDING_FILE).unlink(missing_ok=True)
             return
         try:
-            self._exports.begin(Export(state, folder), self._settings, formats)
-        except ControlError as error:
+            self._begin(state, formats)
+        except (ControlError, StoreError) as error:
             self._failed(state.scan_id, error)
 
     def begin_left_over(self, scan_id: str) -> None:
@@ -82,8 +82,10 @@ class ExportDesk:
             state = scan.state(final=False) if scan.partial_due(interval_s) else None
             if state is not None and state.tiles:
                 scan.partial_begun()
-                export = Export(state, scan.reader.directory, partial=True)
-                self._exports.begin(export, self._settings)
+                try:
+                    self._begin(state, (), partial=True)
+                except (ControlError, StoreError) as error:
+                    self._failed(state.scan_id, error)
                 return
 
     def answer(self, request: StageRequest, state: ImageState, formats: Sequence[str]) -> None:
@@ -92,6 +94,7 @@ class ExportDesk:
         Raises:
             FileFormatError: a format is unknown.
             ScanNotFound: there is no image.
+            StoreError: the scan cannot be leased.
             ControlError: too many exports wait already.
         """
         wanted = _known(formats)
@@ -99,13 +102,30 @@ class ExportDesk:
             raise ScanNotFound(
                 f"scan {state.scan_id} has no image: none of its frames has a position"
             )
-        export = Export(state, self._folder(state.scan_id), request)
-        self._exports.begin(export, self._settings, wanted)
+        self._begin(state, wanted, request=request)
+
+    def _begin(
+        self,
+        state: ImageState,
+        formats: tuple[ExportFormat, ...],
+        *,
+        request: StageRequest | None = None,
+        partial: bool = False,
+    ) -> None:
+        """Hand an export over, with a lease on its scan."""
+        lease = self._images.catalogue.lease(state.scan_id, "export")
+        export = Export(state, self._folder(state.scan_id), lease, request, partial)
+        try:
+            self._exports.begin(export, self._settings, formats)
+        except ControlError:
+            lease.release()
+            raise
 
     def take_note(self) -> None:
         """Answer who waits for an export that has ended; say and count what went wrong."""
         for export, outcome in self._exports.done():
             scan_id, request = export.state.scan_id, export.request
+            export.lease.release()
             self._metrics.exports_written.inc(len(outcome.paths))
             for problem in outcome.problems:
                 self._failed(scan_id, problem)

@@ -20,7 +20,6 @@ from ptycho_stream.errors import FileFormatError, PtychoStreamError
 from ptycho_stream.files.image_npz import load_image
 from ptycho_stream.files.products import result_path, write_result
 from ptycho_stream.reconstruct.history import losses_of
-from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_stream.scans.reader import ScanReader
 from ptycho_stream.settings import ExportFormat
 from ptycho_streamd.stage import end_with_parent
@@ -35,7 +34,7 @@ class ExportTask:
 
     Attributes:
         image: NPZ of the image, as ``Image.save`` writes it.
-        scan: folder of its scan.
+        scan: folder of its scan, on which the stage holds a lease.
         directory: of exports.
         formats: to write; none for a partial product, of which the newest ``keep_partial`` stay.
         keep_partial: so many.
@@ -87,10 +86,7 @@ def carry_out(task: ExportTask) -> ExportOutcome:
     image, directory, scan = load_image(Path(task.image)), Path(task.directory), Path(task.scan)
     paths: list[Path] = []
     problems: list[str] = []
-    with (
-        Catalogue(scan.parents[1]).lease(scan.name, "export"),
-        ScanReader(scan) as reader,
-    ):
+    with ScanReader(scan) as reader:
         losses = losses_of(scan, image.content.generation)
         if not task.formats:
             folder = made(directory / image.scan_id)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ptycho_stream.errors import ControlError, FileFormatError
 from ptycho_stream.results import Image, ImageState
+from ptycho_stream.scans.leases import Lease
 from ptycho_stream.scans.ulid import new_scan_id
 from ptycho_stream.settings import ExportFormat, ExportSettings
 from ptycho_streamd.bus import StageRequest
@@ -28,11 +29,17 @@ PROGRAM = (sys.executable, "-m", "ptycho_streamd.export_files")
 class Export:
     """What the stage has asked for.
 
-    ``request`` is who waits for the answer; ``partial``: it is a partial product.
+    Attributes:
+        state: the image.
+        folder: of its scan.
+        lease: that keeps the scan in the store until the export has ended.
+        request: who waits for the answer; None: nobody.
+        partial: it is a partial product.
     """
 
     state: ImageState
     folder: Path
+    lease: Lease
     request: StageRequest | None = None
     partial: bool = False
 

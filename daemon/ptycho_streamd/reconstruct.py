@@ -358,10 +358,9 @@ class ReconstructStage:
                 scan.reader.header.state,
                 counts["reconstructed"],
             )
-            state = scan.state(final=True)
+            self._exports.begin_final(scan.state(final=True))
             scan.close()
             del self._open[scan_id]
-            self._exports.begin_final(state)
 
     def _save_if_due(self) -> None:
         for scan in self._open.values():
