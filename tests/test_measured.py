@@ -625,6 +625,27 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
         load_measured(path, AMPLITUDE)
 
 
+@pytest.mark.parametrize("write", [write_cxi, write_nexus, write_ptychodus])
+def test_altered_files_are_read_or_refused_in_words(tmp_path, write):
+    """Bytes at both ends, where HDF5 has its structure; whatever is wrong then, it is said."""
+    rng = np.random.default_rng(5)
+    path = write(tmp_path)
+    data = path.read_bytes()
+    refusals = 0
+    for number in range(60):
+        altered = bytearray(data)
+        for _ in range(3):
+            where = int(rng.integers(-6000, 6000))
+            altered[where] = int(rng.integers(256))
+        copy = tmp_path / f"product.{number:06d}.h5"
+        copy.write_bytes(altered)
+        try:
+            load_measured(copy, SAM if write is write_nexus else None)
+        except FileFormatError:
+            refusals += 1
+    assert refusals > 3
+
+
 def test_answers_that_contradict_each_other_are_refused():
     for choice in (
         {"photons": 1.0, "counts_per_unit": 1.0},

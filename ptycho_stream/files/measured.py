@@ -17,7 +17,7 @@ from ptycho_stream.errors import FileFormatError
 from ptycho_stream.files import cxi_names
 from ptycho_stream.files.assemble import EAGER_BYTES
 from ptycho_stream.files.cxi_input import load_cxi
-from ptycho_stream.files.hdf5_input import opened_for_frames
+from ptycho_stream.files.hdf5_input import faults, opened_for_frames
 from ptycho_stream.files.measured_choice import MeasuredChoice
 from ptycho_stream.files.nexus_input import load_nexus
 from ptycho_stream.files.npz import ScanFile, load_scan
@@ -96,7 +96,8 @@ def _of_npz(path: Path, choice: MeasuredChoice) -> ScanFile:
 
 
 def _of_hdf5(path: Path, choice: MeasuredChoice, eager_bytes: int) -> ScanFile:
-    with opened_for_frames(path) as file:
+    # A damaged type or shape shows wherever it is first looked at.
+    with faults(str(path)), opened_for_frames(path) as file:
         if all(getattr(choice, name) is None for name in _PATHS):
             names = file.root_names()
             if is_product(names) or is_diffraction(names):
