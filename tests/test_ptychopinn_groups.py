@@ -9,12 +9,12 @@ from ptychopinn_scans import SIZE, make_scan, write_files
 
 from ptycho_stream.errors import FileFormatError, PtychoPinnError
 from ptycho_stream.files.npz import save_arrays
+from ptycho_stream.files.stored_scan import store_scan
 from ptycho_stream.physics.probe import Probe
 from ptycho_stream.ptychopinn.grouping import draw_groups, group_coordinates
 from ptycho_stream.ptychopinn.npz_contract import checked
 from ptycho_stream.ptychopinn.raw_data import RawData, RawDataTorch
 from ptycho_stream.scans import Catalogue
-from ptycho_stream.training.stored_scan import store_scan
 
 FRAMES = 60
 
