@@ -241,15 +241,22 @@ def test_frames_without_position_are_left_out_and_several_positions_of_one_are_a
     np.testing.assert_allclose(found.positions_yx_m, scan.positions_yx_m[order] + [0, 1e-8])
 
 
-def test_ptychodus_npz_files(tmp_path):
-    with h5py.File(write_ptychodus(tmp_path)) as file:
+def write_ptychodus_npz(folder: Path, **changes: Any) -> Path:
+    """Both files as NPZ; returns the product."""
+    with h5py.File(write_ptychodus(folder)) as file:
         told = dict(file.attrs)
         prefixed = {f"object_{name}": value for name, value in file["object"].attrs.items()}
-        held = {name: file[name][()] for name in file}
-    with h5py.File(tmp_path / "diffraction.h5") as file:
-        np.savez(tmp_path / "diffraction.npz", **{name: file[name][()] for name in file})
-    np.savez(tmp_path / "product.npz", **held, **told, **prefixed)
-    check(load_measured(tmp_path / "product.npz"), numbered=True)
+        product = {**{name: file[name][()] for name in file}, **told, **prefixed}
+    with h5py.File(folder / "diffraction.h5") as file:
+        diffraction = {name: file[name][()] for name in file}
+    for name, held in (("product", product), ("diffraction", diffraction)):
+        of_it = {key: value for key, value in changes.items() if key in held}
+        np.savez(folder / f"{name}.npz", **{**held, **of_it})
+    return folder / "product.npz"
+
+
+def test_ptychodus_npz_files(tmp_path):
+    check(load_measured(write_ptychodus_npz(tmp_path)), numbered=True)
 
 
 def test_cxi(tmp_path):
@@ -257,6 +264,12 @@ def test_cxi(tmp_path):
     check(found)
     assert found.bad_pixels is not None and found.metadata["sample"] == "star"
     np.testing.assert_array_equal(found.probe, asymmetric_scan().probe)
+
+
+@pytest.mark.parametrize("shape", [(1, 0, 0), (0, 1, SIZE, SIZE)])
+def test_an_empty_probe_of_cxi_is_none(tmp_path, shape):
+    found = load_measured(write_cxi(tmp_path, **{"entry_1/image_1/data": np.zeros(shape, complex)}))
+    assert found.probe is None
 
 
 def test_nexus_with_positions_at_named_paths(tmp_path):
@@ -509,6 +522,11 @@ def test_unknown_versions_are_refused(tmp_path):
         ({}, replace(AMPLITUDE, y="/y", x="/x"), "no use for y, x"),
         ({}, replace(AMPLITUDE, product=Path("product.h5")), "no use for product"),
         ({"xcoords": np.full(FRAMES, np.nan)}, AMPLITUDE, "no number for 18 positions"),
+        ({"xcoords": np.ones(FRAMES, complex)}, AMPLITUDE, "complex128, not numbers"),
+        ({"diff3d": np.full((FRAMES, SIZE, SIZE), "x")}, AMPLITUDE, "is <U1, not numbers"),
+        ({"_metadata": '{"nphotons": NaN}'}, AMPLITUDE, "nphotons.* is nan, no number above 0"),
+        ({"_metadata": '{"amplitude_scale": 1e-300}'}, AMPLITUDE, "amplitude_scale.*correct it"),
+        ({"_metadata": '{"pixel_yx_m": [0, 1e-8]}'}, AMPLITUDE, "pixel_yx_m.*correct it"),
     ],
 )
 def test_what_is_wrong_with_ptychopinn_files_is_said(tmp_path, changes, choice, words):
@@ -591,12 +609,30 @@ def test_units_that_are_not_told_are_not_guessed(tmp_path):
         ({"probe_position_x_m": np.zeros(3)}, {}, r"\(18,\) indexes and \(18,\) and \(3,\) coord"),
         ({}, {"@detector_object_distance_m": "2 m"}, "not a number"),
         ({"probe": np.ones((1, 1, SIZE, SIZE))}, {}, "no complex probe"),
+        ({"probe": np.ones((0, 1, SIZE, SIZE), complex)}, {}, "not complex modes"),
+        ({}, {"object@center_x_m": 1 + 2j}, "center_x_m of object is .*, not a number"),
     ],
 )
 def test_what_is_wrong_with_ptychodus_files_is_said(tmp_path, changes, attributes, words):
     product = write_ptychodus(tmp_path, changes, attributes)
     with pytest.raises(FileFormatError, match=words):
         load_measured(product)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"patterns": np.float64(3)}, r"patterns has shape \(\)"),
+        ({"patterns": np.full((FRAMES, SIZE, SIZE), "x")}, "is <U1, not numbers"),
+        ({"bad_pixels": np.full((SIZE, SIZE), "x")}, "bad_pixels is <U1"),
+        ({"probe": np.zeros((0, 1, SIZE, SIZE), complex)}, "not complex modes"),
+        ({"probe_position_x_m": np.ones(FRAMES, complex)}, "complex128, not numbers"),
+        ({"object_center_x_m": "left"}, "object_center_x_m is .*left.*, not a number"),
+        ({"photon_energy_eV": 1 + 2j}, "photon_energy_eV is .*, not a number"),
+    ],
+)
+def test_what_is_wrong_with_ptychodus_npz_files_is_said(tmp_path, changes, words):
+    refused(write_ptychodus_npz(tmp_path, **changes), words)
 
 
 def test_the_other_file_of_ptychodus_is_asked_for(tmp_path):

@@ -57,7 +57,7 @@ class ExportDesk:
         """Have the files of a finished image written that the settings name."""
         formats = self._settings.formats
         if not formats or not state.tiles:
-            (self._folder(state.scan_id) / PENDING_FILE).unlink(missing_ok=True)
+            _tried(self._folder(state.scan_id))
             return
         try:
             self._begin(state, formats)
@@ -132,7 +132,7 @@ class ExportDesk:
             if request is None:
                 log.info("scan %s: %s", scan_id, ", ".join(outcome.paths) or "no file is written")
                 if not export.partial:
-                    (export.folder / PENDING_FILE).unlink(missing_ok=True)
+                    _tried(export.folder)
             elif outcome.problems:
                 self._stage.fail(request, "failed", "; ".join(outcome.problems))
             else:
@@ -149,6 +149,14 @@ class ExportDesk:
     def _failed(self, scan_id: str, problem: object) -> None:
         log.error("scan %s is not exported: %s", scan_id, problem)
         self._metrics.exports_failed.inc()
+
+
+def _tried(folder: Path) -> None:
+    """The files of the scan in ``folder`` are written, or cannot be."""
+    try:
+        (folder / PENDING_FILE).unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("at its next start the daemon exports %s again: %s", folder.name, error)
 
 
 def _known(formats: Sequence[str]) -> tuple[ExportFormat, ...]:

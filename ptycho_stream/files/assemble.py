@@ -134,7 +134,9 @@ def _answered(found: Found, choice: MeasuredChoice) -> Found:
 
 def _check_shape(found: Found, choice: MeasuredChoice) -> None:
     count, h, w = found.frames.shape
-    wanted = len(found.position_yx)
+    dtype, wanted = found.frames.dtype, len(found.position_yx)
+    if dtype.kind not in "uif":
+        raise FileFormatError(f"{found.where} is {dtype}, not numbers: name another dataset")
     if found.rows is not None or count == wanted:
         return
     if choice.frames_axis == "first" and w == wanted and count == h:

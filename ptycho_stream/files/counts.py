@@ -117,13 +117,11 @@ class Conversion:
         return np.dtype(f"u{min(size, 4)}")
 
     def counts(self, values: NDArray[Any], first: int = 0) -> Counts:
-        """Counts (n, h, w) from what the file holds of frames ``first`` on.
+        """Counts (n, h, w) from the numbers that the file holds of frames ``first`` on.
 
         Raises:
             FileFormatError: they cannot be counts; the text says what to say of the file.
         """
-        if values.dtype.kind not in "uif":
-            raise FileFormatError(f"{self.where} is {values.dtype}, not numbers: name another")
         good = values if self.bad_pixels is None else np.where(self.bad_pixels, 0, values)
         plain = self.domain == "counts" and self.counts_per_unit is None
         if plain and good.dtype.kind == "u" and good.dtype.itemsize <= 4:

@@ -117,7 +117,7 @@ def _mask(file: Hdf5Input) -> NDArray[np.bool_] | None:
 def _image(file: Hdf5Input, group: str, axes: int) -> NDArray[np.complex64] | None:
     """A complex image of so many axes; longer ones in front are of length 1 or left out."""
     held = file.array(f"{group}/data", "c", what="complex image")
-    if held is None or held.ndim < 2:
+    if held is None or held.ndim < 2 or 0 in held.shape:
         return None
     if axes == 3:
         held = held[0] if held.ndim == 4 else held

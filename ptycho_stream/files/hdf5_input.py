@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_stream.errors import FileFormatError
+from ptycho_stream.files.plausible import real_number
 
 MAX_ARRAY_BYTES: Final = 12 * 1024**3
 """Of arrays that are read as a whole: positions, masks, probes, objects."""
@@ -211,12 +212,7 @@ class Hdf5Input:
         value = self.attribute(name, path)
         if value is None:
             return None
-        try:
-            number = float(value)
-        except (TypeError, ValueError) as error:
-            raise FileFormatError(
-                f"{self.path}: attribute {name} of {path} is {value!r}, not a number"
-            ) from error
+        number = real_number(f"{self.path}: attribute {name} of {path}", value)
         return number if np.isfinite(number) else None
 
     def names(self) -> str:

@@ -29,6 +29,18 @@ MAX_AMPLITUDE: Final = 10.0
 """PtychoPINN's own check: the mean over frames of the largest amplitude lies below."""
 
 
+def real_number(where: str, value: Any) -> float:
+    """One number, as an attribute or an array of one element has it.
+
+    Raises:
+        FileFormatError: it is text, complex, or several.
+    """
+    held = np.asarray(value)
+    if held.size != 1 or held.dtype.kind not in "buif":
+        raise FileFormatError(f"{where} is {value!r}, not a number")
+    return float(held.reshape(-1)[0])
+
+
 def check_range(where: str, name: str, values: Sequence[float]) -> None:
     """Refuse an energy, distance or pixel size that no instrument has.
 

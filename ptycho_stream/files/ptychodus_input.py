@@ -22,6 +22,7 @@ from ptycho_stream.files.hdf5_input import Hdf5Frames, Hdf5Input, opened_for_fra
 from ptycho_stream.files.measured_choice import MeasuredChoice
 from ptycho_stream.files.npz import Pair, ScanFile
 from ptycho_stream.files.npz_members import npz_keys, read_npz
+from ptycho_stream.files.plausible import real_number
 from ptycho_stream.files.ptychodus_names import diffraction_path, product_path
 
 PRODUCT_KEYS: Final = ("probe_position_indexes", "probe_position_x_m", "probe_position_y_m")
@@ -180,16 +181,13 @@ def _worth(value: Any) -> bool:
 def _plain(value: Any) -> str | float:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    return value if isinstance(value, str) else float(value)
+    return value if isinstance(value, str) else real_number("an attribute of the product", value)
 
 
 def _above_zero(told: Mapping[str, Any], *names: str) -> float | None:
     for name in names:
         if name in told:
-            try:
-                value = float(told[name])
-            except (TypeError, ValueError) as error:
-                raise FileFormatError(f"{name} is {told[name]!r}, not a number") from error
+            value = real_number(name, told[name])
             return value if 0 < value < np.inf else None
     return None
 
@@ -224,7 +222,9 @@ def _product_of_npz(path: Path, held: Mapping[str, NDArray[Any]]) -> _Product:
     told = {key: value[()] for key, value in held.items() if value.ndim == 0}
 
     def pair(y: str, x: str) -> Pair | None:
-        return (float(told[y]), float(told[x])) if y in told and x in told else None
+        if y not in told or x not in told:
+            return None
+        return real_number(f"{path}: {y}", told[y]), real_number(f"{path}: {x}", told[x])
 
     probe, obj = held.get("probe"), held.get("object")
     index, x, y = (held[key] for key in PRODUCT_KEYS)
@@ -246,6 +246,8 @@ def _pair(read: Any, y: str, x: str, path: str) -> Pair | None:
 def _positions(
     path: Path, index: NDArray[Any], y: NDArray[Any], x: NDArray[Any]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    if y.dtype.kind not in "iuf" or x.dtype.kind not in "iuf":
+        raise FileFormatError(f"{path}: positions are {y.dtype} and {x.dtype}, not numbers")
     if not index.shape == y.shape == x.shape:
         raise FileFormatError(
             f"{path}: there are {index.shape} indexes and {y.shape} and {x.shape} coordinates of "
@@ -264,9 +266,9 @@ def _integers(path: Path, index: NDArray[Any]) -> NDArray[np.int64]:
 
 def _mean_probe(path: Path, probe: NDArray[Any]) -> NDArray[np.complex64] | None:
     """Modes (modes, N, N): of (opr, modes, h, w) the first of OPR, which is the mean probe."""
-    modes = probe[0] if probe.ndim == 4 else probe
+    modes = probe[0] if probe.ndim == 4 and len(probe) else probe
     modes = modes[None] if modes.ndim == 2 else modes
-    if modes.ndim != 3 or modes.dtype.kind != "c":
+    if modes.ndim != 3 or 0 in modes.shape or modes.dtype.kind != "c":
         raise FileFormatError(f"{path}: probe is {probe.dtype} {probe.shape}, not complex modes")
     # One that is not square is of no use here; what there is else may be.
     return modes.astype(np.complex64) if modes.shape[1] == modes.shape[2] else None
@@ -283,10 +285,14 @@ def _layer(obj: NDArray[Any]) -> NDArray[np.complex64] | None:
 
 def _diffraction_of_npz(path: Path) -> _Diffraction:
     held = read_npz(path)
-    index, mask = held.get("indexes"), held.get("bad_pixels")
+    patterns, index, mask = held["patterns"], held.get("indexes"), held.get("bad_pixels")
+    if patterns.ndim != 3 or 0 in patterns.shape:
+        raise FileFormatError(f"{path}: patterns has shape {patterns.shape}, not (M, h, w)")
+    if mask is not None and mask.dtype.kind not in "biu":
+        raise FileFormatError(f"{path}: bad_pixels is {mask.dtype}, not bool (h, w)")
     return _Diffraction(
         f"{path}: patterns",
-        HeldFrames(held["patterns"]),
+        HeldFrames(patterns),
         None if index is None else _integers(path, index),
         None if mask is None else mask != 0,
         None,

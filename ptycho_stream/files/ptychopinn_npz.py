@@ -144,8 +144,8 @@ def scan_of_ptychopinn(
         if there is None or there not in held:
             raise FileFormatError(f"{path}: key {wanted} is missing; there are {', '.join(held)}")
     frames, where = held[cast("str", key)], f"{path}: {key}"
-    metadata = _metadata(path, held)
-    domain = _domain(path, held, metadata)
+    metadata = told_metadata(path, held)
+    domain = told_domain(path, held, metadata)
     if domain is None and choice.domain is None:
         raise FileFormatError(
             f"{where}: the file does not tell whether it holds amplitudes or counts, and both are "
@@ -160,26 +160,30 @@ def scan_of_ptychopinn(
             "ycoords; it is (M, N, N) with M of each"
         )
     coordinates = np.stack([held["ycoords"].ravel(), held["xcoords"].ravel()], 1)
+    if coordinates.dtype.kind not in "iuf":
+        raise FileFormatError(f"{path}: xcoords or ycoords are {coordinates.dtype}, not numbers")
     origin_px, pixel = np.zeros(2), _pair(path, metadata, "pixel_yx_m")
     origin_m = _pair(path, metadata, "object_origin_yx_m")
+    if pixel is not None and 0 in pixel:
+        raise FileFormatError(f"{path}: pixel_yx_m in _metadata is {pixel}: correct it")
     if pixel is not None and origin_m is not None:
         origin_px = np.asarray(origin_m) / pixel
-    scale = metadata.pop("amplitude_scale", None)
-    photons = metadata.pop("nphotons", None)
-    amplitudes = (choice.domain or domain) == "amplitude"
-    scaled = amplitudes and isinstance(scale, int | float) and scale > 0
+    scale = _factor(path, metadata, "amplitude_scale")
+    photons = _factor(path, metadata, "nphotons")
+    if (choice.domain or domain) != "amplitude":
+        scale = photons = None
     probe = _probe(path, held)
     found = Found(
         where,
         HeldFrames(frames),
-        coordinates.astype(np.float64, casting="same_kind") - _EDGE_PX + origin_px,
+        coordinates.astype(np.float64) - _EDGE_PX + origin_px,
         in_pixels=True,
         numbers=_numbers(held, count),
         domain=domain,
-        counts_per_unit=float(scale) ** -2 if scaled else None,
-        photons=float(photons) if amplitudes and isinstance(photons, int | float) else None,
+        counts_per_unit=None if scale is None else scale**-2,
+        photons=photons,
         pixel_yx_m=pixel,
-        probe=probe if probe is None or not scaled else probe / np.float32(scale),
+        probe=probe if probe is None or scale is None else probe / np.float32(scale),
         object=_object(held),
         object_origin_yx=(float(origin_px[0]), float(origin_px[1])),
         bad_pixels=_mask(path, held),
@@ -188,7 +192,12 @@ def scan_of_ptychopinn(
     return assembled(found, choice, EAGER_BYTES)
 
 
-def _metadata(path: Path, held: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+def told_metadata(path: Path, held: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    """What ``_metadata`` holds; empty if it is not there.
+
+    Raises:
+        FileFormatError: it is not the text of a JSON object.
+    """
     if "_metadata" not in held:
         return {}
     try:
@@ -200,10 +209,14 @@ def _metadata(path: Path, held: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
     return cast("dict[str, Any]", metadata)
 
 
-def _domain(
+def told_domain(
     path: Path, held: Mapping[str, NDArray[Any]], metadata: dict[str, Any]
 ) -> Domain | None:
-    """What the file says of its frames, as a key, in its metadata, or in both."""
+    """What the file says of its frames, as a key, in its metadata (which it leaves), or in both.
+
+    Raises:
+        FileFormatError: it is no domain, or another one in each place.
+    """
     told = {str(metadata.pop("measurement_domain"))} if "measurement_domain" in metadata else set()
     if "measurement_domain" in held:
         told.add(str(held["measurement_domain"]))
@@ -271,3 +284,14 @@ def _pair(path: Path, metadata: dict[str, Any], name: str) -> tuple[float, float
     if not (np.isfinite(y) and np.isfinite(x)):
         raise FileFormatError(f"{path}: {name} in _metadata is {value!r}, not two finite numbers")
     return y, x
+
+
+def _factor(path: Path, metadata: dict[str, Any], name: str) -> float | None:
+    """A number above 0 of the metadata, which it leaves."""
+    value = metadata.pop(name, None)
+    if value is not None and not (isinstance(value, int | float) and 1e-30 < value < 1e30):
+        raise FileFormatError(
+            f"{path}: {name} in _metadata is {value!r}, no number above 0: correct it, or leave it "
+            "out"
+        )
+    return None if value is None else float(value)

@@ -17,7 +17,7 @@ from ptycho_stream.scans.header import read_header
 
 _FRAMES = re.compile(r"frames-\d+\.bin")
 _LEFT_BEHIND = re.compile(
-    r"reconstruct\..*|history\.jsonl|probe\.npz|reprocess\.json|lock|reserve|"
+    r"reconstruct\..*|history\.jsonl|probe\.npz|reprocess\.json|export\.pending|lock|reserve|"
     r"(lease|progress)-.*|.*\.(partial|tmp|damaged)"
 )
 
