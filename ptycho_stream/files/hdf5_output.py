@@ -1,6 +1,7 @@
 """HDF5 files that are there whole or not at all, with frames that are copied in blocks.
 
-Used by the writers of ptychodus and CXI files. Compression is gzip, which every HDF5 program reads.
+Used by the writers of ptychodus, CXI and stored detectors' files. Compression is gzip, which every
+HDF5 program reads.
 """
 
 from __future__ import annotations

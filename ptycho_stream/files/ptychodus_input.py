@@ -41,6 +41,7 @@ _METADATA: Final = {
 class _Product:
     """What a product holds that a scan needs."""
 
+    path: Path
     index: NDArray[np.int64]
     position_yx_m: NDArray[np.float64]
     told: Mapping[str, Any]
@@ -132,7 +133,6 @@ def _joined(
             "name the product of these frames"
         )
     order = np.searchsorted(positions.index, index[rows])
-    told = product.told
     probe, obj = product.probe, product.object
     origin = product.object_center_yx_m
     if obj is not None and origin is not None and product.pixel_yx_m is not None:
@@ -145,8 +145,8 @@ def _joined(
         positions.position_yx_m[order],
         rows=rows.astype(np.int64),
         numbers=index[rows].astype(np.int64),
-        detector_distance_m=_above_zero(told, "detector_object_distance_m"),
-        photon_energy_eV=_above_zero(told, *_ENERGIES),
+        detector_distance_m=_above_zero(product, "detector_object_distance_m"),
+        photon_energy_eV=_above_zero(product, *_ENERGIES),
         detector_pixel_yx_m=held.detector_pixel_yx_m,
         pixel_yx_m=product.pixel_yx_m,
         probe=probe,
@@ -154,7 +154,9 @@ def _joined(
         object_origin_yx=origin,
         bad_pixels=held.bad_pixels,
         metadata={
-            name: _plain(told[key]) for key, name in _METADATA.items() if _worth(told.get(key))
+            name: _plain(product, key)
+            for key, name in _METADATA.items()
+            if _worth(product.told.get(key))
         },
     )
     return assembled(found, choice, eager_bytes)
@@ -178,16 +180,17 @@ def _worth(value: Any) -> bool:
     return value is not None and value not in ("", b"", 0, "Unnamed")
 
 
-def _plain(value: Any) -> str | float:
+def _plain(product: _Product, name: str) -> str | float:
+    value = product.told[name]
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    return value if isinstance(value, str) else real_number("an attribute of the product", value)
+    return value if isinstance(value, str) else real_number(f"{product.path}: {name}", value)
 
 
-def _above_zero(told: Mapping[str, Any], *names: str) -> float | None:
+def _above_zero(product: _Product, *names: str) -> float | None:
     for name in names:
-        if name in told:
-            value = real_number(name, told[name])
+        if name in product.told:
+            value = real_number(f"{product.path}: {name}", product.told[name])
             return value if 0 < value < np.inf else None
     return None
 
@@ -208,6 +211,7 @@ def _read_product(path: Path) -> _Product:
         probe = file.array("probe", "c", what="complex probe")
         obj = file.array("object", "c", what="complex object")
     return _Product(
+        path,
         *_positions(path, index, y, x),
         told,
         None if probe is None else _mean_probe(path, probe),
@@ -229,6 +233,7 @@ def _product_of_npz(path: Path, held: Mapping[str, NDArray[Any]]) -> _Product:
     probe, obj = held.get("probe"), held.get("object")
     index, x, y = (held[key] for key in PRODUCT_KEYS)
     return _Product(
+        path,
         *_positions(path, index, y, x),
         told,
         None if probe is None else _mean_probe(path, probe),
