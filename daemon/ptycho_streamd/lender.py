@@ -17,7 +17,7 @@ import zmq
 
 from ptycho_stream.errors import MalformedMessage
 from ptycho_stream.reconstruct.lending import Loan, Made
-from ptycho_streamd.open_scan import OpenScan
+from ptycho_stream.reconstruct.open_scan import OpenScan
 
 HELLO, MADE, CANNOT = b"hello", b"made", b"cannot"
 """What helpers say: I am free; this came of a loan; nothing comes of it, for this reason."""
