@@ -113,6 +113,39 @@ def test_nothing_is_taken_for_a_generation_that_is_gone(bench, recipe):
     assert sorted(shown(image).frame_numbers.tolist()) == list(range(20))
 
 
+def test_nothing_is_taken_that_a_former_image_of_the_scan_has_lent(bench):
+    bench.write(range(20))
+    image = bench.open()
+    image.step(5, list[int]().extend)
+    image.save()
+    loan = image.lend(10)
+    made = help_with(bench, loan)
+    again = bench.open()  # as when the stage leaves a scan alone and comes back to it
+    while again.has_work:
+        again.step(20, list[int]().extend)
+    assert again.current.identity.to_json() == loan.identity
+    assert len(again.take_back(loan, made)) == len(again.take_back(loan, None)) == 0
+    assert not again.has_work and again.current.ledger.lent_count == 0
+    assert sorted(again.current.ledger.added.tolist()) == list(range(20))
+
+
+def test_nothing_is_taken_for_a_generation_that_was_dropped_and_begun_again(bench, recipe):
+    bench.write(range(60))
+    image, other = alone(bench), replace(recipe, model="renamed")
+    image.use(other)
+    image.step(10, list[int]().extend)
+    loan = image.lend(10)
+    made = help_with(bench, loan, other)
+    for wanted in (recipe, other):
+        image.use(wanted)
+        image.step(10, list[int]().extend)
+    while image.can_step:
+        image.step(20, list[int]().extend)
+    assert image.current.identity.to_json() == loan.identity
+    assert len(image.take_back(loan, made)) == 0
+    assert sorted(image.current.ledger.added.tolist()) == list(range(60))
+
+
 def test_a_new_generation_is_made_with_helpers_too(bench, recipe):
     bench.write(range(60))
     image = alone(bench)
