@@ -1,16 +1,24 @@
 """Pairs that are lent to helpers: the image is the one that a process alone would have made."""
 
+from contextlib import closing
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
+import zmq
 from image_bench import Bench, running_scan, shipped_recipe
 
 from ptycho_stream.errors import MalformedMessage, ModelError
 from ptycho_stream.reconstruct.lending import LentScan, Loan, Made
+from ptycho_stream.reconstruct.open_scan import OpenScan
 from ptycho_stream.results import Image
 from ptycho_stream.scans import ScanReader
+from ptycho_stream.scans.append_log import FRAMES_LOG
+from ptycho_stream.scans.records import FRAME_RECORD
 from ptycho_stream.simulate.experiment import simulate_experiment
+from ptycho_streamd.lender import HELLO, MADE, Lender, endpoint_in
 
 SIZE = 64
 
@@ -188,6 +196,66 @@ def test_damaged_frames_are_named_to_who_lent_them(bench):
     assert made.damaged == [slot]
     image.take_back(loan, made)
     assert image.counts()["skipped"] == 1 and not image.has_work
+
+
+@pytest.fixture
+def context():
+    with zmq.Context() as held:
+        yield held
+
+
+def test_a_loan_of_a_stage_that_died_is_not_taken_for_one_of_the_next(bench, context, tmp_path):
+    bench.write(range(60))
+    helper, lives = context.socket(zmq.DEALER), list[Loan]()
+    with helper:
+        helper.setsockopt(zmq.LINGER, 0)
+        helper.connect(endpoint_in(tmp_path))
+        numbers = list[bytes]()
+        for _ in range(2):
+            image = bench.open()
+            image.step(4, list[int]().extend)
+            scans = cast("dict[str, OpenScan]", {"s": SimpleNamespace(parked=False, image=image)})
+            lender = Lender(context, tmp_path)
+            with closing(lender):
+                helper.send_multipart([HELLO, b"0.05"])
+                assert lender.socket.poll(10_000)
+                assert not list(lender.returned()) and lender.helpers == 1
+                lender.lend(scans, enough=0)
+                for _ in range(2):
+                    assert helper.poll(10_000)
+                    number, data = helper.recv_multipart()
+                    numbers.append(number)
+                    lives.append(Loan.decode(data))
+                made = help_with(bench, lives[0]).encode()
+                helper.send_multipart([MADE, numbers[0], b"0.05", made])
+                assert lender.socket.poll(10_000)
+                returned = list(lender.returned())
+                assert len(returned) == (1 if len(numbers) == 2 else 0)
+    assert len(set(numbers)) == 4
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_frame_whose_record_is_damaged_is_left_out_and_stops_no_other(bench, saved):
+    bench.write(range(20))
+    image = bench.open()
+    if saved:
+        image.step(10, list[int]().extend)
+        image.save()
+    log = next(bench.root.rglob(FRAMES_LOG))
+    data = bytearray(log.read_bytes())
+    data[3 * FRAME_RECORD.itemsize + 8] ^= 0xFF
+    log.write_bytes(data)
+    image, damaged = bench.open(), list[int]()
+    while image.can_step:
+        image.step(5, damaged.extend)
+        loan = image.lend(5)
+        if loan is not None:
+            made = help_with(bench, loan)
+            damaged += made.damaged
+            image.take_back(loan, made)
+    assert not image.has_work
+    assert saved or damaged == [3]
+    assert set(range(20)) - set(image.current.ledger.added.tolist()) == set(damaged)
 
 
 @pytest.mark.parametrize("data", [b"", b"nonsense", b"\x94\xa1a\x01\xa1b\xa1c"])

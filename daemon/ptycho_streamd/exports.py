@@ -90,8 +90,9 @@ class Exports:
     def close(self) -> None:
         """Give up what is not done; what is half written is deleted."""
         self._closed = True
-        if self._process is not None:
-            self._process.terminate()
+        process = self._process  # which the thread takes away when it has ended
+        if process is not None:
+            process.terminate()
         self._worker.shutdown(cancel_futures=True)
 
     def _carry_out(

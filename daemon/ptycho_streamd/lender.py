@@ -68,7 +68,8 @@ class Lender:
         self.socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self.socket.bind(endpoint_in(folder))
         self._helpers: dict[bytes, _Helper] = {}
-        self._lent = 0
+        # A helper may send what it made for a stage that died: no number comes a second time.
+        self._lent = time.monotonic_ns()
 
     def close(self) -> None:
         """Close the socket; what is lent is lost."""

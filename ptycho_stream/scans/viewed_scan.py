@@ -97,20 +97,20 @@ class ViewedScan:
         return (pairs["flags"] == 0) & ~self._is_bad_frame(pairs["number"])
 
     def first_open(self, limit: int) -> NDArray[np.int64]:
-        """Slots of the first frames that are neither dark, nor gated, nor listed as bad.
+        """Slots of the first frames that are neither dark, gated, listed as bad, nor damaged.
 
         Args:
             limit: at most so many.
 
         Raises:
-            CorruptRecord: the record of one is damaged.
+            StoreError: a file of the view cannot be read.
         """
         committed = self.reader.committed
         while len(self._open_slots) < limit and self._records_seen < committed:
             first, last = self._records_seen, min(self._records_seen + 1024, committed)
-            records = self.reader.records(first, last)
+            records = self.reader.whole_records(first, last)
             good = (records["flags"] == 0) & ~self._is_bad_frame(records["number"])
-            self._open_slots += (first + np.flatnonzero(good)).tolist()
+            self._open_slots += records["slot"][good].tolist()
             self._records_seen = last
         return np.array(self._open_slots[:limit], np.int64)
 
