@@ -68,7 +68,7 @@ def load_nexus(file: Hdf5Input, choice: MeasuredChoice, eager_bytes: int) -> Sca
         positions,
         in_pixels=in_pixels,
         numbers=numbers,
-        rows=None if numbers is None else numbers,
+        rows=numbers,
         photon_energy_eV=choice.photon_energy_eV or file.measure(UNITS_EV, *_ENERGIES),
         detector_distance_m=choice.detector_distance_m or file.measure(UNITS_M, *_DISTANCES),
         detector_pixel_yx_m=choice.detector_pixel_yx_m or _detector_pixel(file),
@@ -99,6 +99,7 @@ def _positions(
     """Positions (M, 2), whether they are in pixels, and of which frames; None: of all, in order."""
     source = choice.positions_file
     if source is not None and source.suffix.lower() in (".csv", ".npz"):
+        _check_table(f"{file.path}: {source}", choice)
         told = load_positions(source)
         known = np.isfinite(told.position_yx_m).all(1)
         inside = known & (told.numbers >= 0) & (told.numbers < count)
@@ -110,6 +111,16 @@ def _positions(
         with Hdf5Input(source) as other:
             position, in_pixels = _named_positions(other, choice, datasets)
     return position, in_pixels, None
+
+
+def _check_table(where: str, choice: MeasuredChoice) -> None:
+    """Refuse answers that a table of positions leaves no room for."""
+    idle = [name for name in ("y", "x", "xy", "position_unit") if getattr(choice, name) is not None]
+    if idle:
+        raise FileFormatError(
+            f"{where} has its positions by frame and in metres, and no use for "
+            f"{', '.join(idle)}: leave out"
+        )
 
 
 def _named_positions(
