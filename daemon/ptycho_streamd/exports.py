@@ -16,7 +16,6 @@ from pathlib import Path
 from ptycho_stream.errors import ControlError, FileFormatError
 from ptycho_stream.results import Image, ImageState
 from ptycho_stream.scans.leases import Lease
-from ptycho_stream.scans.ulid import new_scan_id
 from ptycho_stream.settings import ExportFormat, ExportSettings
 from ptycho_streamd.bus import StageRequest
 from ptycho_streamd.export_files import ExportOutcome, ExportTask
@@ -99,7 +98,9 @@ class Exports:
         self, export: Export, settings: ExportSettings, formats: tuple[ExportFormat, ...]
     ) -> ExportOutcome:
         """In the thread: hand the image over to the program as a file, and wait for it."""
-        handed_over = export.folder / f"export-{new_scan_id()}.npz.tmp"
+        handed_over = (
+            export.folder / "export.npz.tmp"
+        )  # one at a time; of a killed stage: taken over
         try:
             Image(export.state).save(handed_over)
             task = ExportTask(
