@@ -11,6 +11,7 @@ import zmq
 from image_bench import Bench, running_scan, shipped_recipe
 
 from ptycho_stream.errors import MalformedMessage, ModelError
+from ptycho_stream.physics.probe import Probe
 from ptycho_stream.reconstruct.lending import LentScan, Loan, Made
 from ptycho_stream.reconstruct.open_scan import OpenScan
 from ptycho_stream.results import Image
@@ -168,17 +169,31 @@ def test_a_new_generation_is_made_with_helpers_too(bench, recipe):
     assert sorted(shown(image).frame_numbers.tolist()) == list(range(60))
 
 
-def test_a_helper_with_another_probe_or_model_refuses(bench, recipe):
+def test_a_helper_takes_the_probe_that_the_image_is_made_with(bench, recipe):
+    """The helper would take another one: that of a scan which has ended since, for example."""
+    bench.write(range(40))
+    image = bench.open()
+    image.step(5, list[int]().extend)
+    other = replace(recipe, probe=Probe(np.flip(recipe.probe.modes, -1).copy() * 1j))
+    while image.has_work:
+        loan = image.lend(40)
+        assert loan is not None
+        assert len(image.take_back(loan, help_with(bench, loan, other))) == 35
+    held, wanted = shown(image), shown(alone(bench))
+    seen = np.isfinite(wanted.object_yx)
+    error = np.abs(held.object_yx - wanted.object_yx)[seen]
+    assert error.max() <= 1e-5 * np.abs(wanted.object_yx[seen]).max()
+
+
+def test_a_helper_with_another_model_or_without_a_probe_refuses(bench, recipe):
     bench.write(range(20))
     image = bench.open()
     image.step(5, list[int]().extend)
     loan = image.lend(5)
-    for other in (
-        replace(recipe, model_sha256="0" * 64),
-        replace(recipe, probe=recipe.probe.normalised(2.0)),
-    ):
-        with pytest.raises(ModelError, match="another model or probe"):
-            help_with(bench, loan, other)
+    with pytest.raises(ModelError, match="another model"):
+        help_with(bench, loan, replace(recipe, model_sha256="0" * 64))
+    with pytest.raises(MalformedMessage, match="without its probe"):
+        help_with(bench, loan.to_who_has_the_probe())
 
 
 def test_damaged_frames_are_named_to_who_lent_them(bench):
@@ -206,7 +221,7 @@ def context():
 
 def test_a_loan_of_a_stage_that_died_is_not_taken_for_one_of_the_next(bench, context, tmp_path):
     bench.write(range(60))
-    helper, lives = context.socket(zmq.DEALER), list[Loan]()
+    helper, loans = context.socket(zmq.DEALER), list[Loan]()
     with helper:
         helper.setsockopt(zmq.LINGER, 0)
         helper.connect(endpoint_in(tmp_path))
@@ -225,8 +240,10 @@ def test_a_loan_of_a_stage_that_died_is_not_taken_for_one_of_the_next(bench, con
                     assert helper.poll(10_000)
                     number, data = helper.recv_multipart()
                     numbers.append(number)
-                    lives.append(Loan.decode(data))
-                made = help_with(bench, lives[0]).encode()
+                    loans.append(Loan.decode(data))
+                first, second = loans[-2:]
+                assert first.probe is not None and second.probe is None
+                made = help_with(bench, loans[0]).encode()
                 helper.send_multipart([MADE, numbers[0], b"0.05", made])
                 assert lender.socket.poll(10_000)
                 returned = list(lender.returned())

@@ -216,7 +216,8 @@ class ScanImage:
         if not len(indices):
             return None
         target.ledger.lend(indices)
-        return Loan(self.reader.scan_id, target.number, target.identity.to_json(), indices)
+        identity = target.identity.to_json()
+        return Loan(self.reader.scan_id, target.number, identity, indices, target.probe)
 
     def take_back(self, loan: Loan, made: Made | None) -> NDArray[np.int64]:
         """Take what a helper made of a loan; None: nothing, and its pairs are to be done again.
