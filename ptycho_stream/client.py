@@ -7,7 +7,8 @@ For programs of one's own, the terminal commands and the viewer.  ::
             print(image.scan_id, image.object_yx.shape, image.state)
 
 :class:`Daemon` and :class:`AsyncDaemon`, the control clients, are at home in
-:mod:`ptycho_stream.remote` and belong to this face too.
+:mod:`ptycho_stream.remote` and belong to this face too; so do :class:`LayerReader` and
+:class:`AsyncLayerReader` of :mod:`ptycho_stream.layers`.
 """
 
 from __future__ import annotations
@@ -20,12 +21,21 @@ import zmq
 import zmq.asyncio
 
 from ptycho_stream.errors import EndpointError
+from ptycho_stream.layers import AsyncLayerReader, LayerReader
 from ptycho_stream.remote import AsyncDaemon, Daemon
 from ptycho_stream.results import Image
 from ptycho_stream.wire import results as wire
 from ptycho_stream.wire.follower import Follower
 
-__all__ = ["AsyncDaemon", "AsyncResultStream", "Daemon", "Image", "ResultStream"]
+__all__ = [
+    "AsyncDaemon",
+    "AsyncLayerReader",
+    "AsyncResultStream",
+    "Daemon",
+    "Image",
+    "LayerReader",
+    "ResultStream",
+]
 
 RESULTS_ENDPOINT = "tcp://127.0.0.1:9600"
 RESYNC_ENDPOINT = "tcp://127.0.0.1:9601"
