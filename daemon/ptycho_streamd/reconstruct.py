@@ -344,6 +344,7 @@ class ReconstructStage:
                 scan.park()
                 continue
             self._images.keep_probe(scan)
+            self._keep_image(scan)
             self._images.mark_done(scan_id)
             counts = scan.image.counts()
             log.info(
@@ -355,6 +356,13 @@ class ReconstructStage:
             self._export_finished(scan)
             scan.close()
             del self._open[scan_id]
+
+    def _keep_image(self, scan: OpenScan) -> None:
+        try:
+            self._images.keep_image(scan)
+        except FileFormatError as error:
+            log.error("scan %s: its final image is not kept: %s", scan.reader.scan_id, error)
+            self._metrics.saves_failed.inc()
 
     def _save_if_due(self) -> None:
         for scan in self._open.values():

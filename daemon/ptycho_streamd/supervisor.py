@@ -34,9 +34,10 @@ from ptycho_streamd.misfit_trigger import MisfitTrigger
 from ptycho_streamd.notify import Notifier
 from ptycho_streamd.process import StageProcess
 from ptycho_streamd.reload import merge_reloaded
-from ptycho_streamd.requests import Requests, store_commands
+from ptycho_streamd.requests import Requests, desk_commands, store_commands
 from ptycho_streamd.settings_file import SETTINGS_NAME, write_settings
 from ptycho_streamd.stage import configure_logging
+from ptycho_streamd.store_desk import StoreDesk
 from ptycho_streamd.view_trigger import ViewTrigger
 
 STAGES = ("ingest", "reconstruct")
@@ -82,6 +83,7 @@ class Supervisor:
         self._lock = DataLock(settings.data.directory)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._bus = Bus(self._context)
+        self._desk = StoreDesk(desk_commands(Catalogue(settings.data.directory)))
         self._stage_config = self._bus.folder / SETTINGS_NAME
         self._reload_late: set[str] = set()
         self._control: ControlServer | None = None
@@ -123,6 +125,7 @@ class Supervisor:
                 **store_commands(catalogue),
             },
             catalogue,
+            self._desk,
         )
         self._views = ViewTrigger(self._requests)
 
@@ -135,6 +138,7 @@ class Supervisor:
         assert self._control is not None
         poller.register(self._bus.socket, zmq.POLLIN)
         poller.register(self._control.socket, zmq.POLLIN)
+        poller.register(self._desk.wakes, zmq.POLLIN)
         try:
             for child in self._children.values():
                 child.begin()
@@ -243,6 +247,7 @@ class Supervisor:
         self._jobs.wait_until(deadline_s)
 
     def _close(self) -> None:
+        self._desk.close()
         if self._http:
             self._http.close()
         if self._control:
