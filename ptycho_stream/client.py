@@ -239,6 +239,14 @@ class ResultStream:
         """Give the sockets back."""
         self._link.close()
 
+    @property
+    def held(self) -> dict[str, tuple[int, int]]:
+        """Scans whose images the daemon holds, as of its last beacon: generation and last update.
+
+        Oldest scan first; empty before anything was heard.
+        """
+        return dict(self._link.follower.held)
+
     def __repr__(self) -> str:
         return f"<ResultStream from {self._link.endpoints}>"
 
@@ -332,6 +340,14 @@ class AsyncResultStream:
     def close(self) -> None:
         """Give the sockets back."""
         self._link.close()
+
+    @property
+    def held(self) -> dict[str, tuple[int, int]]:
+        """Scans whose images the daemon holds, as of its last beacon: generation and last update.
+
+        Oldest scan first; empty before anything was heard.
+        """
+        return dict(self._link.follower.held)
 
     def __repr__(self) -> str:
         return f"<AsyncResultStream from {self._link.endpoints}>"

@@ -769,6 +769,23 @@ class HttpSettings(Section):
     port: int = Field(default=9603, ge=0, le=65535, description="0: any free port, said in the log")
 
 
+class ViewerSettings(Section):
+    """The page for browsers."""
+
+    enabled: bool = True
+    host: Literal["127.0.0.1", "localhost", "::1"] = "127.0.0.1"
+    port: int = Field(default=9604, ge=0, le=65535, description="0: any free port, said in the log")
+    updates_per_s: float = Field(
+        default=5.0, gt=0, le=30, description="of the image, that a page gets at most"
+    )
+    bytes_per_s: int = Field(
+        default=150_000,
+        ge=20_000,
+        description="that a page gets at most over some seconds; what does not fit comes later",
+    )
+    max_pages: int = Field(default=32, ge=1, le=1000, description="at the same time")
+
+
 class ExportSettings(Section):
     """Files written when a scan ends."""
 
@@ -814,6 +831,7 @@ class Settings(Section):
     results: ResultSettings = ResultSettings()
     control: ControlSettings = ControlSettings()
     http: HttpSettings = HttpSettings()
+    viewer: ViewerSettings = ViewerSettings()
     export: ExportSettings = ExportSettings()
     supervisor: SupervisorSettings = SupervisorSettings()
 
@@ -826,6 +844,8 @@ class Settings(Section):
         }
         if self.http.port:
             bound["http.port"] = f"tcp://{self.http.host}:{self.http.port}"
+        if self.viewer.enabled and self.viewer.port:
+            bound["viewer.port"] = f"tcp://{self.viewer.host}:{self.viewer.port}"
         if self.detector.attach == "bind":
             bound["detector.endpoint"] = self.detector.endpoint
         if self.positions.attach == "bind" and self.positions.endpoint is not None:

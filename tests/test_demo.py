@@ -53,6 +53,7 @@ def demo_ports() -> None:
         settings.results.resync_endpoint,
         settings.control.endpoint,
         f"tcp://127.0.0.1:{settings.http.port}",
+        f"tcp://127.0.0.1:{settings.viewer.port}",
     ]
     for endpoint in endpoints:
         assert endpoint is not None

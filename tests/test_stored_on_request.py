@@ -91,9 +91,9 @@ def test_a_frame_is_found_by_its_number_wherever_it_lies(tmp_path, frames):
 
 
 def test_a_scan_without_frames_or_none_at_all_is_said(tmp_path, frames):
-    with ScanWriter.create(tmp_path, make_header(), 100) as writer:
-        with pytest.raises(ControlError, match="no frame yet"):
-            asked(frames, writer.scan_id)
+    writer = ScanWriter.create(tmp_path, make_header(), 100)
+    with writer, pytest.raises(ControlError, match="no frame yet"):
+        asked(frames, writer.scan_id)
     with pytest.raises(StoreError):
         asked(frames, "01JBQ3N8Z5T0V6W7X8Y9ZABCDE")
 

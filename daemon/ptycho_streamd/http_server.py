@@ -1,7 +1,7 @@
 """The daemon's HTTP address: ``/metrics`` for Prometheus and ``/healthz`` for whoever asks.
 
 Run by the supervisor in a thread; ``/healthz`` answers 200 while all stages are well, else 503,
-with the same JSON that ``ptycho-stream ctl status`` shows of the stages.
+with the same JSON that ``ptycho-stream ctl status`` shows of the stages.  ``/`` leads to the page.
 """
 
 from __future__ import annotations
@@ -32,10 +32,19 @@ class HttpServer:
         EndpointError: the port is taken; the text names the setting.
     """
 
-    def __init__(self, settings: HttpSettings, registry: CollectorRegistry, health: Health) -> None:
-        handler = type(
-            "Handler", (_Handler,), {"registry": registry, "health": staticmethod(health)}
-        )
+    def __init__(
+        self,
+        settings: HttpSettings,
+        registry: CollectorRegistry,
+        health: Health,
+        viewer_url: Callable[[], str],
+    ) -> None:
+        attributes = {
+            "registry": registry,
+            "health": staticmethod(health),
+            "viewer_url": staticmethod(viewer_url),
+        }
+        handler = type("Handler", (_Handler,), attributes)
         try:
             self._server = ThreadingHTTPServer((settings.host, settings.port), handler)
         except OSError as error:
@@ -61,6 +70,7 @@ class HttpServer:
 class _Handler(BaseHTTPRequestHandler):
     registry: CollectorRegistry
     health: Health
+    viewer_url: Callable[[], str]
     timeout = REQUEST_TIMEOUT_S
 
     def do_GET(self) -> None:
@@ -72,8 +82,13 @@ class _Handler(BaseHTTPRequestHandler):
                 status = HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE
                 text = json.dumps(body, default=str).encode()
                 self._answer(status, "application/json", text)
+            case "/" if url := self.viewer_url():
+                self.send_response(HTTPStatus.TEMPORARY_REDIRECT)
+                self.send_header("Location", url)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
             case _:
-                text = b"there are /metrics and /healthz\n"
+                text = b"there are /metrics and /healthz, and / where there is a viewer\n"
                 self._answer(HTTPStatus.NOT_FOUND, "text/plain", text)
 
     def log_message(self, format: str, *args: Any) -> None:

@@ -20,6 +20,7 @@ FIXED: dict[str, frozenset[str] | None] = {
     "results": None,
     "control": None,
     "http": None,
+    "viewer": None,
 }
 """Keys that need a restart, by table; None: the whole table."""
 

@@ -40,13 +40,13 @@ from ptycho_streamd.stage import configure_logging
 from ptycho_streamd.store_desk import StoreDesk
 from ptycho_streamd.view_trigger import ViewTrigger
 
-STAGES = ("ingest", "reconstruct")
 STAGE_ENVIRONMENT = {
     # bitshuffle opens a parallel region for every block: 12 ms a frame instead of 0.4.
     "ingest": {"OMP_NUM_THREADS": "1"},
     # Threads that spin while they wait starve those that work when cores are shared: a batch took
     # 5 s instead of 0.08 beside another busy process on two cores.
     "reconstruct": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "viewer": {"OMP_NUM_THREADS": "1"},
 }
 """What each stage gets beside the daemon's own environment."""
 TURN_MS = 100
@@ -54,6 +54,12 @@ STATUS_SETTINGS = 78
 """Exit status for settings that are wrong (EX_CONFIG of sysexits.h): to start again is no use."""
 
 log = logging.getLogger(__name__)
+
+
+def wanted_stages(settings: Settings) -> tuple[str, ...]:
+    """The processes of a daemon with these settings, by module name."""
+    stages = ("ingest", "reconstruct")
+    return (*stages, "viewer") if settings.viewer.enabled else stages
 
 
 class Supervisor:
@@ -68,7 +74,7 @@ class Supervisor:
         PtychoStreamError: the data directory or a port is taken; nothing is left behind.
     """
 
-    def __init__(self, config: Path, settings: Settings, stages: tuple[str, ...] = STAGES) -> None:
+    def __init__(self, config: Path, settings: Settings, stages: tuple[str, ...]) -> None:
         self._config = config.resolve()
         self._settings = settings
         self._started_ns = time.time_ns()
@@ -92,7 +98,7 @@ class Supervisor:
         try:
             write_settings(settings, self._stage_config)
             self._control = ControlServer(self._context, settings.control.endpoint)
-            self._http = HttpServer(settings.http, self._registry, self.health)
+            self._http = HttpServer(settings.http, self._registry, self.health, self.viewer_url)
         except PtychoStreamError:
             self._close()
             raise
@@ -172,6 +178,11 @@ class Supervisor:
                 "status": child.status,
             }
         return well, {"well": well, "stages": stages}
+
+    def viewer_url(self) -> str:
+        """Where the page for browsers is; empty while there is none."""
+        viewer = self._children.get("viewer")
+        return str(viewer.status.get("url", "")) if viewer else ""
 
     def _turn(self) -> None:
         self._listen()
@@ -267,6 +278,7 @@ class Supervisor:
             "state": "starting" if not self._ready else "ready" if well else "degraded",
             "data_directory": str(self._settings.data.directory),
             "http": f"http://{self._settings.http.host}:{self._http.port if self._http else 0}",
+            "viewer": self.viewer_url(),
             "results": self._settings.results.endpoint,
             "resync": self._settings.results.resync_endpoint,
             "stages": health["stages"],
@@ -357,7 +369,7 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stdout.write(f"{options.config}: no problem found\n")
             return 0
         logging.getLogger().setLevel(settings.log_level.upper())
-        return Supervisor(options.config, settings).run()
+        return Supervisor(options.config, settings, wanted_stages(settings)).run()
     except PtychoStreamError as error:
         log.error("%s", error)
         return STATUS_SETTINGS if isinstance(error, SettingsError) and not options.check else 1
