@@ -779,9 +779,10 @@ class ViewerSettings(Section):
         default=5.0, gt=0, le=30, description="of the image, that a page gets at most"
     )
     bytes_per_s: int = Field(
-        default=150_000,
+        default=120_000,
         ge=20_000,
-        description="that a page gets at most over some seconds; what does not fit comes later",
+        description="that a page gets, with five seconds' worth at once for a new picture; what "
+        "does not fit comes later",
     )
     max_pages: int = Field(default=32, ge=1, le=1000, description="at the same time")
 

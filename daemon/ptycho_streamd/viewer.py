@@ -123,6 +123,7 @@ def listen(settings: ViewerSettings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))
+        listener.listen()  # before the first heartbeat says that we are there
     except OSError as error:
         listener.close()
         raise EndpointError(
@@ -135,9 +136,8 @@ def listen(settings: ViewerSettings) -> socket.socket:
 def body(stage: Stage, config: Path, settings: Settings) -> None:
     """The stage's life, for :func:`ptycho_streamd.stage.run_stage`."""
     os.nice(NICE)
-    # Uvicorn's lines of each connection say nothing that people look for.
-    for name in ("uvicorn.error", "uvicorn.access"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    # Its lines of each connection, and of each that is no HTTP, are of no use, and without limit.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
     asyncio.run(ViewerStage(stage, config, settings).run())
 
 

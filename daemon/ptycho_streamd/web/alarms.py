@@ -31,12 +31,13 @@ class Alarm:
     """One of them.
 
     Attributes:
-        level: ``bad``: something is lost or worthless; ``warn``: look at it.
+        level: ``bad``: something is lost or worthless; ``warn``: look at it; ``note``: it may be as
+            it should.
         title: what, in a few words.
         reason: why, and what to do.
     """
 
-    level: Literal["bad", "warn"]
+    level: Literal["bad", "warn", "note"]
     title: str
     reason: str
 
@@ -79,7 +80,7 @@ def alarms(
         *_of_image(image),
         *_of_jobs(jobs),
     ]
-    return sorted(found, key=lambda alarm: alarm.level != "bad")
+    return sorted(found, key=lambda alarm: ("bad", "warn", "note").index(alarm.level))
 
 
 def _stage(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -111,13 +112,14 @@ def _of_ingest(ingest: Mapping[str, Any]) -> Iterator[Alarm]:
             if scan.get(name, 0) and not early:
                 level = "warn" if name == "duplicate" else "bad"
                 yield Alarm(level, f"{scan[name]} {title}", reason)
-    for endpoint in ingest.get("endpoints", ()):
-        if not endpoint.get("peers", 1):
-            yield Alarm(
-                "warn",
-                f"Nobody is connected at {endpoint['name']}",
-                f"{endpoint['endpoint']}: start the sender, or see `ptycho-stream doctor`",
-            )
+    alone = [one for one in ingest.get("endpoints", ()) if not one.get("peers", 1)]
+    if alone:
+        yield Alarm(
+            "note",
+            f"Nobody is connected at {' and '.join(sorted({one['name'] for one in alone}))}",
+            f"{', '.join(one['endpoint'] for one in alone)}: start the sender, or see "
+            "`ptycho-stream doctor`",
+        )
 
 
 def _of_reconstruction(stage: Mapping[str, Any]) -> Iterator[Alarm]:
@@ -128,14 +130,16 @@ def _of_reconstruction(stage: Mapping[str, Any]) -> Iterator[Alarm]:
         yield Alarm(
             "warn",
             f"The network is {backlog} frames behind",
-            "frames come faster than it takes them; none is lost, and refinement shows them",
+            "frames come faster than it takes them; none is lost, and refinement shows them. Fewer "
+            "pixels, more threads or a faster device would keep up",
         )
+        return
     latency_ms = stage.get("latency_p99_ms", 0.0)
     if latency_ms > LATENCY_MS:
         yield Alarm(
             "warn",
             f"Frames are in the image {latency_ms / 1e3:.0f} s after they came",
-            "the network cannot keep up: fewer pixels, more threads, or a faster device",
+            "something else takes the device's time, or batches are too large",
         )
 
 

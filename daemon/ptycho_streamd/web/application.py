@@ -52,8 +52,10 @@ class Guarded:
         if reason is not None:
             self._metrics.refused.labels(reason).inc()
             log.warning(reason, f"a request was refused for its {reason}: {dict(headers)!r:.500}")
-            answer = PlainTextResponse(f"refused ({reason})\n", 403)
-            await answer(scope, receive, send)
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": NOT_UNDERSTOOD})  # answered with 403
+            else:
+                await PlainTextResponse(f"refused ({reason})\n", 403)(scope, receive, send)
             return
 
         async def send_guarded(message: Message) -> None:

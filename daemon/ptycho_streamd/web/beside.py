@@ -21,7 +21,7 @@ from ptycho_streamd.web.hub import Hub
 from ptycho_streamd.web.messages import Watch, encode_text
 from ptycho_streamd.web.sources import Shown
 
-FRAME_S, PROBE_S, PATH_S = 1.0, 3.0, 1.0
+FRAME_S, PROBE_S, PATH_S = 1.0, 4.0, 1.0
 PATH_POINTS = 20_000
 PROBE_CHANGE = 0.01
 """A probe that has changed by less of its norm is not sent again."""

@@ -12,6 +12,10 @@ from ptycho_stream.wire.stored import StoredFrame
 FRAME_PX = 256
 PROBE_PX = 128
 MAX_MODES = 8
+_PHASES = 64
+"""Steps of a turn: finer ones cannot be told by their hue."""
+_DARK = 3
+"""Amplitudes below this level are sent as none: their phases are noise, which deflates badly."""
 
 
 def frame_bytes(frame: StoredFrame) -> tuple[dict[str, Any], bytes]:
@@ -49,8 +53,8 @@ def probe_bytes(probe: NDArray[np.complex64]) -> tuple[dict[str, Any], bytes]:
 
     Returns:
         Words, among them the ``shares`` of the modes in all photons, and for each mode sent its
-        amplitude, relative to its largest, and its phase in 256 steps of a turn from -pi on,
-        bytes (h, w) each.
+        amplitude, relative to its largest, and its phase, 256 to a turn from -pi on, bytes (h, w)
+        each.
     """
     power = np.abs(probe).astype(np.float64) ** 2
     shares = power.sum((1, 2)) / max(float(power.sum()), 1e-30)
@@ -59,10 +63,11 @@ def probe_bytes(probe: NDArray[np.complex64]) -> tuple[dict[str, Any], bytes]:
     parts: list[bytes] = []
     for mode in shown:
         amplitude = np.abs(mode)
-        relative = amplitude / max(float(amplitude.max()), 1e-30)
-        turn = np.floor((np.angle(mode) / (2 * np.pi) + 0.5) * 256).astype(np.int64) % 256
-        parts += [np.rint(255 * relative).astype(np.uint8).tobytes()]
-        parts += [turn.astype(np.uint8).tobytes()]
+        light = np.rint(255 * amplitude / max(float(amplitude.max()), 1e-30)).astype(np.uint8)
+        light[light < _DARK] = 0
+        turn = np.rint((np.angle(mode) / (2 * np.pi) + 0.5) * _PHASES).astype(np.int64) % _PHASES
+        turn[light == 0] = 0
+        parts += [light.tobytes(), (turn * (256 // _PHASES)).astype(np.uint8).tobytes()]
     words = {
         "modes": len(probe),
         "shape": list(shown.shape),

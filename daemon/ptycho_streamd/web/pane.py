@@ -65,12 +65,12 @@ class Pane:
 
     Attributes:
         look: what the page wishes to see.
-        identity: of the picture that it has tiles of.
+        picture: number of that which it has tiles of; None: it has none.
         words: that it was told.
     """
 
     look: Look
-    identity: tuple[Any, ...] | None = None
+    picture: int | None = None
     words: dict[str, Any] = field(default_factory=dict[str, Any])
     _sent: OrderedDict[_Place, tuple[int, ByteTile]] = field(
         default_factory=OrderedDict[_Place, tuple[int, ByteTile]]
@@ -80,13 +80,13 @@ class Pane:
         """The page wishes to see something else, or more of the same."""
         before, self.look = self.look, look
         if before.stream != look.stream or before.quantity != look.quantity:
-            self.identity = None
+            self.picture = None
 
     def begin(self, shown: Shown) -> bool:
         """Begin anew if this is another picture; whether it is."""
-        if self.identity == shown.identity:
+        if self.picture == shown.picture.number:
             return False
-        self.identity, self.words = shown.identity, {}
+        self.picture, self.words = shown.picture.number, {}
         self._sent.clear()
         return True
 

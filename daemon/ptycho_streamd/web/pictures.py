@@ -7,6 +7,7 @@ its screen can show.  What was made for one page is there for the next.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -29,17 +30,20 @@ KEPT_BYTES = 64 << 20
 """Of byte tiles, of each picture."""
 
 Rectangle = tuple[int, int, int, int]
+_numbers = itertools.count(1)
 
 
 class Picture(ABC):
     """Tiles of bytes by quantity, level and (ty, tx).
 
     Attributes:
+        number: that no other picture has.
         tile_px: T; a tile has T x T pixels at every level.
         max_level: the coarsest.
     """
 
     def __init__(self, tile_px: int) -> None:
+        self.number = next(_numbers)
         self.tile_px = tile_px
         trailing_zeros = (tile_px & -tile_px).bit_length() - 1
         self.max_level = min(trailing_zeros, MAX_LEVEL)

@@ -112,15 +112,15 @@ class Session:
 
     def _begin(self, command: Command) -> None:
         """Have a command done; the answer comes when it comes."""
-        task = asyncio.create_task(self._do(command))
+        task = asyncio.create_task(self._do(command, len(self._commands)))
         self._commands.add(task)
         task.add_done_callback(self._commands.discard)
 
-    async def _do(self, command: Command) -> None:
+    async def _do(self, command: Command, before: int) -> None:
         try:
             if command.command not in ALLOWED:
                 raise ControlError("unknown_command", f"pages may not {command.command!r}")
-            if len(self._commands) > MAX_COMMANDS:
+            if before >= MAX_COMMANDS:
                 raise ControlError("unavailable", "too many commands at once: wait for the others")
             self._metrics.commands.labels(command.command).inc()
             result = await self._hub.command(command.command, command.arguments)
@@ -179,8 +179,8 @@ class Session:
         if shown is None:
             problem = "too many different scans are looked at" if source is None else source.problem
             words = pane.new_words({"problem": problem})
-            if pane.identity is not None or words:
-                pane.identity = None
+            if pane.picture is not None or words:
+                pane.picture = None
                 head = {"pane": name, "stream": look.stream}
                 await self._send(encode_text("picture", **head, fresh=True, words=words))
             return None

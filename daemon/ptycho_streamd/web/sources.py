@@ -41,14 +41,12 @@ class Shown:
     """What a page is to show of a scan at this moment.
 
     Attributes:
-        identity: of the picture; with another one a page begins anew.
-        picture: its tiles.
+        picture: its tiles; with another one a page begins anew.
         words: all that is said of it, JSON values.
         position_yx_m: float64 (n, 2), only ever appended to.
         probe: complex64 (modes, N, N).
     """
 
-    identity: tuple[Any, ...]
     picture: Picture
     words: dict[str, Any]
     position_yx_m: NDArray[np.float64]
@@ -201,8 +199,7 @@ class LiveSource(Source):
                 for number, held in self._former.items()
             ],
         }
-        identity = (content.scan_id, content.generation, part, id(picture))
-        return Shown(identity, picture, words, content.position_yx_m, content.probe)
+        return Shown(picture, words, content.position_yx_m, content.probe)
 
     async def _follow_layer(self, name: LayerName) -> None:
         """Ask for another layer as long as a page shows it."""
@@ -250,6 +247,7 @@ class KeptSource(Source):
     def __init__(self, daemon: AsyncDaemon, scan_id: str, snapshot: str | None) -> None:
         self._daemon, self._scan_id, self._snapshot = daemon, scan_id, snapshot
         self._shown: Shown | None = None
+        self._identity: tuple[Any, ...] = ()
 
     async def run(self) -> None:
         """See :class:`Source`."""
@@ -268,14 +266,14 @@ class KeptSource(Source):
     async def _look(self) -> None:
         """Read the image, if it is not the one that was read."""
         words = (await self._daemon.image(self._scan_id, self._snapshot)).words
-        if self._shown is not None and self._shown.identity == _identity(words):
+        if self._identity == _identity(words):
             return
         image = await self._daemon.image(
             self._scan_id, self._snapshot, parts=["misfit", "probe", "positions"]
         )
         assert image.position_yx_m is not None and image.probe is not None
+        self._identity = _identity(image.words)
         self._shown = Shown(
-            identity=_identity(image.words),
             picture=KeptPicture(self._daemon, image),
             words={
                 **{key: value for key, value in image.words.items() if key not in _SHAPES},

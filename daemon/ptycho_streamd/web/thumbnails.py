@@ -22,6 +22,8 @@ from ptycho_stream.files.images import coloured, phase
 from ptycho_stream.results import Image
 
 SIDE_PX = 96
+MAX_DRAWN_PX = 1024
+"""A side of what a picture is drawn from: stray tiles can span far more."""
 MAX_KEPT = 500
 RUNNING_S = 4.0
 """Between pictures of the scan that runs."""
@@ -148,7 +150,7 @@ def version_of(image: Image) -> str:
 
 
 def _small(image: Image) -> NDArray[np.complex64]:
-    """An image of at most so many pixels, made tile by tile."""
+    """A smaller version of an image, made tile by tile, of bounded size however far they lie."""
     tiles, tile_px = image.content.tiles, image.content.tile_px
     if not tiles:
         return np.full((1, 1), np.nan, np.complex64)
@@ -159,11 +161,14 @@ def _small(image: Image) -> NDArray[np.complex64]:
     while across * tile_px > SIDE_PX * bin_px and tile_px % (2 * bin_px) == 0:
         bin_px *= 2
     side = tile_px // bin_px
-    height, width = (max(rows) - top + 1) * side, (max(columns) - left + 1) * side
-    small = np.full((height, width), np.nan, np.complex64)
+    step = max(1, -(-across * side // MAX_DRAWN_PX))
+    size = -(-across * side // step) + 1
+    small = np.full((size, size), np.nan, np.complex64)
     for (ty, tx), tile in tiles.items():
-        y, x = (ty - top) * side, (tx - left) * side
-        small[y : y + side, x : x + side] = bin_means(tile.object_yx, bin_px)
+        values = bin_means(tile.object_yx, bin_px)[::step, ::step]
+        y, x = (ty - top) * side // step, (tx - left) * side // step
+        room = small[y : y + len(values), x : x + len(values)]
+        room[:] = values[: room.shape[0], : room.shape[1]]
     return small
 
 

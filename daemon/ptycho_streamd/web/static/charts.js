@@ -29,16 +29,16 @@ function ticks(low, high) {
 /**
  * @param {SVGElement} svg
  * @param {Array<Array<[number, number]>>} lines each of points (seconds, value)
- * @param {{fromZero?: boolean, ago?: boolean}} options
+ * @param {{fromZero?: boolean, ago?: boolean, least?: number}} options `least`: span of the axis
  */
-export function chart(svg, lines, { fromZero = false, ago = false } = {}) {
+export function chart(svg, lines, { fromZero = false, ago = false, least = 1e-6 } = {}) {
   const [width, height] = [svg.clientWidth || 290, svg.clientHeight || 90];
   const known = lines.map((points) => points.filter(([, value]) => Number.isFinite(value)));
   const all = known.flat();
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   const parts = [];
-  if (all.length < 2) {
-    parts.push(makeSvg("text", { x: LEFT, y: height / 2, class: "tick" }, "not enough yet"));
+  if (!all.length) {
+    parts.push(makeSvg("text", { x: LEFT, y: height / 2, class: "tick" }, "not known yet"));
     svg.replaceChildren(...parts);
     return;
   }
@@ -46,7 +46,7 @@ export function chart(svg, lines, { fromZero = false, ago = false } = {}) {
   const values = all.map(([, value]) => value);
   const [from, to] = [Math.min(...times), Math.max(...times)];
   let [low, high] = [fromZero ? 0 : Math.min(...values), Math.max(...values)];
-  if (high - low < 1e-9 + 0.02 * Math.abs(high)) high = low + Math.max(0.02 * Math.abs(high), 1e-6);
+  high = Math.max(high, low + Math.max(0.02 * Math.abs(high), least));
   const pad = fromZero ? 0 : 0.06 * (high - low);
   [low, high] = [low - pad, high + 0.06 * (high - low)];
   const px = (at) => LEFT + ((at - from) / (to - from || 1)) * (width - LEFT - RIGHT);
@@ -65,6 +65,11 @@ export function chart(svg, lines, { fromZero = false, ago = false } = {}) {
   parts.push(makeSvg("text",
     { x: width - RIGHT, y: height - 3, class: "tick", "text-anchor": "end" }, right));
   known.forEach((points, index) => {
+    if (points.length === 1) {
+      const [[at, value]] = points;
+      parts.push(makeSvg("circle",
+        { cx: px(at), cy: py(value), r: 2.5, class: `dot-${index + 1}` }));
+    }
     const path = thinned(points)
       .map(([at, value], i) => `${i ? "L" : "M"}${px(at).toFixed(1)} ${py(value).toFixed(1)}`)
       .join("");

@@ -19,7 +19,7 @@ export class Choices {
     this.ramp = address.has("flat");
     this.showPath = taste.showPath ?? false;
     this.theme = taste.theme ?? "system";
-    this.maps = { phase: "twilight", amplitude: "viridis", misfit: "magma", coverage: "cividis",
+    this.maps = { phase: "viridis", amplitude: "viridis", misfit: "magma", coverage: "cividis",
       ...taste.maps };
     this.contrast = {}; // by quantity: [low, high]; absent: from the image
   }

@@ -45,10 +45,10 @@ export function fillMenu(select, { words, part, snapshots, scans, choice }) {
   if (others.length) groups.push(make("optgroup", { label: "Other scans" }, ...others));
   const known = groups.some((group) => [...group.children].some((one) => one.value === choice));
   if (choice && !known) groups.push(option(choice, "as in the address"));
-  const content = groups.map((group) => group.outerHTML).join("");
+  const content = Boolean(choice) + groups.map((group) => group.outerHTML).join("");
   if (select.dataset.content !== content) {
     select.dataset.content = content;
-    select.replaceChildren(option("", "with nothing"), ...groups);
+    select.replaceChildren(option("", choice ? "Compare with nothing" : "Compare with…"), ...groups);
   }
   if (select.value !== choice) select.value = choice;
 }

@@ -7,7 +7,12 @@ import { nameOf, stateOf, verdictClass } from "./words.js";
 
 const RATE_S = 180;
 
-export function showAlarms(alarms) {
+/** What is wrong at the top of the page; what is only worth knowing beside the rates. */
+export function showAlarms(told) {
+  const notes = told.filter((alarm) => alarm.level === "note");
+  reconcile(byId("notes"), notes.map((note) => [note.title, note]), (note) =>
+    make("li", { title: note.reason }, note.title));
+  const alarms = told.filter((alarm) => alarm.level !== "note");
   const items = alarms.map((alarm) => [`${alarm.level}/${alarm.title}`, alarm]);
   reconcile(byId("alarms"), items, (alarm) => make("div", { class: `alarm ${alarm.level}` },
     make("strong", {}, alarm.title), make("span", {}, alarm.reason)));
@@ -112,7 +117,7 @@ export class Rates {
       ["Model", known ? (status.model ?? "loading") : "–"],
       ["Training", known ? trainingWords(status) : "–"],
     ]);
-    chart(byId("chart-rate"), [this.received, this.shown], { fromZero: true, ago: true });
+    chart(byId("chart-rate"), [this.received, this.shown], { fromZero: true, ago: true, least: 1 });
   }
 }
 

@@ -109,7 +109,10 @@ export class Pane {
   /** Low and high end of the colours, values of the quantity. */
   get range() {
     const chosen = this.options.contrast[this.quantity];
-    return chosen ?? this.autoRange ?? [0, 1];
+    if (chosen) return chosen;
+    // The colours of a cyclic map come round once in a turn.
+    if (this.isPhase && this.options.map === "twilight") return [-Math.PI, Math.PI];
+    return this.autoRange ?? [0, 1];
   }
 
   /** Use other options: flattening, colour map, contrast by quantity. */
