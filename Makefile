@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-interop test-long lint bench pretrain setup clean
+.PHONY: demo test test-interop test-long lint bench pretrain pictures chromium setup clean
 
 setup: .venv/installed
 
@@ -37,8 +37,18 @@ lint: .venv/installed
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not interop and not long'
 
-test-interop: .venv/interop .venv-tickit/installed
+test-interop: .venv/interop .venv-tickit/installed chromium
 	$(BIN)/python -m pytest -m interop
+
+# The browser of the viewer's tests; without one they are skipped and say so.
+chromium:
+	command -v chromium >/dev/null || apt-get install -y --no-install-recommends chromium \
+		|| { apt-get update && apt-get install -y --no-install-recommends chromium; } \
+		|| echo "no chromium: the viewer is not tested in a browser"
+
+# The screenshots in the documents.
+pictures: .venv/interop chromium
+	$(BIN)/python -m pytest tests/interop/test_viewer.py --update-pictures
 
 test-long: .venv/interop
 	$(BIN)/python -m pytest -m long

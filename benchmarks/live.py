@@ -70,6 +70,8 @@ resync_endpoint = "tcp://127.0.0.1:{3}"
 endpoint = "tcp://127.0.0.1:{4}"
 [http]
 port = {5}
+[viewer]
+enabled = false
 """
 
 

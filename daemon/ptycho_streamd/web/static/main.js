@@ -84,6 +84,9 @@ function showImage() {
   if (b.set && a.set && JSON.stringify(b.options.contrast[choices.quantity]) !== JSON.stringify(a.range)) {
     b.use({ ...b.options, contrast: { [choices.quantity]: a.range } });
   }
+  if (a.set && !performance.getEntriesByName("first picture").length) {
+    requestAnimationFrame(() => performance.mark("first picture"));
+  }
   byId("nothing").hidden = Boolean(a.set);
   if (!a.set) tell(byId("nothing"), nothingWords(words));
   showTitle(words, told.scans);
