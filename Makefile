@@ -56,6 +56,7 @@ test-long: .venv/interop
 bench: .venv/interop
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/live.py
+	$(BIN)/python benchmarks/viewer.py
 
 # The recipe of the shipped weights in one run (docs/models.md); 140 minutes on two cores.
 pretrain: .venv/installed

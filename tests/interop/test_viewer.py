@@ -115,6 +115,14 @@ def finished(beamline: Beamline, request: pytest.FixtureRequest) -> str:
     return wait_for(beamline.kept, 90, "the small scan's image")[0]
 
 
+@pytest.fixture
+def newest(beamline: Beamline, finished: str) -> str:
+    """Another scan that is over, newer than :func:`finished`; its identity."""
+    if len(beamline.kept()) < 2:
+        beamline.begin(beamline.part(SMALL - 30), 60).join()
+    return wait_for(lambda: beamline.kept()[1:], 90, "the newer scan's image")[-1]
+
+
 def shows_scan(viewer: Viewer) -> bool:
     return viewer.pixels[1] > 100
 
@@ -143,7 +151,10 @@ def test_three_pages_follow_a_scan_from_its_first_frame_to_its_end(
             for page, seen in zip(pages, pictures, strict=True):
                 seen.add(page.pixels[0])
             desk.page.wait_for_timeout(200)
-            if not taken and int(desk.at("#progress-bar").evaluate("bar => bar.value")) > FRAMES // 2:
+            if (
+                not taken
+                and int(desk.at("#progress-bar").evaluate("bar => bar.value")) > FRAMES // 2
+            ):
                 taken = True
                 desk.page.screenshot(path=PICTURES / "viewer.png")
                 phone.page.screenshot(path=PICTURES / "viewer-phone.png")
@@ -164,7 +175,7 @@ def test_three_pages_follow_a_scan_from_its_first_frame_to_its_end(
         assert desk.text("#title") != first
         assert desk.at("#scan-list .scan").count() == 2
         desk.until(lambda: desk.at("#scan-list img").count() == 2, "both thumbnails")
-        assert "Misfit R" in desk.text("#trust") and "–" not in desk.text("#trust dd >> nth=0")
+        assert float(desk.text("#trust dd >> nth=0")) > 0, "the misfit"
         assert desk.at("#chart-r path").count() == 2
         assert desk.at("#probe canvas").count() == 3, "the modes that refinement has added"
         assert "photons" in desk.text("#frame-words")
@@ -306,32 +317,32 @@ def test_contrast_and_colours_are_set(browser, beamline, finished):
         viewer.check(beamline.address)
 
 
-def test_scans_are_chosen_and_compared(browser, beamline, finished, pytestconfig):
+def test_scans_are_chosen_and_compared(browser, beamline, finished, newest, pytestconfig):
     with opened(browser, beamline.url) as viewer:
         page = viewer.page
         viewer.until(lambda: shows_scan(viewer))
         viewer.until(lambda: viewer.at("#scan-list .scan").count() >= 2, "the list")
-        newest = viewer.text("#progress-text")
+        progress = viewer.text("#progress-text")
         viewer.at("#scan-list .scan >> nth=-1").click()
-        viewer.until(lambda: viewer.text("#progress-text") != newest, "the older scan")
+        viewer.until(lambda: viewer.text("#progress-text") != progress, "the older scan")
         assert f"{SMALL}" in viewer.text("#progress-text")
         assert not viewer.pressed("#follow") and finished in page.url
         page.reload()
         viewer.until(lambda: f"{SMALL}" in viewer.text("#progress-text"), "it after a reload")
         viewer.key("l")
-        viewer.until(lambda: viewer.text("#progress-text") == newest, "the newest by key")
+        viewer.until(lambda: viewer.text("#progress-text") == progress, "the newest by key")
         viewer.key("j")
-        viewer.until(lambda: viewer.text("#progress-text") != newest, "an older one by key")
+        viewer.until(lambda: viewer.text("#progress-text") != progress, "an older one by key")
         viewer.key("k")
-        viewer.until(lambda: viewer.text("#progress-text") == newest, "back by key")
+        viewer.until(lambda: viewer.text("#progress-text") == progress, "back by key")
         viewer.at("#follow").click()
         viewer.until(lambda: viewer.pressed("#follow"), "following")
         viewer.at("#scan-list .scan >> nth=0").focus()
         page.keyboard.press("ArrowDown")
         page.keyboard.press("Enter")
-        viewer.until(lambda: viewer.text("#progress-text") != newest, "a choice by arrow keys")
+        viewer.until(lambda: viewer.text("#progress-text") != progress, "a choice by arrow keys")
         viewer.key("l")
-        viewer.until(lambda: viewer.text("#progress-text") == newest, "the newest")
+        viewer.until(lambda: viewer.text("#progress-text") == progress, "the newest")
         before = viewer.steady()
         viewer.at("#compare").select_option("predicted:")
         viewer.until(lambda: "predicted" in viewer.text("#label-b"), "the comparison")
@@ -409,7 +420,7 @@ def test_models_are_trained_used_and_rolled_back(browser, beamline, finished):
         viewer.until(lambda: "no model to go back to" in viewer.text("#toasts"), "why not")
         viewer.key("m")
         viewer.until(lambda: "Fine-tune the model" in viewer.text("#dialog"), "the question")
-        viewer.at("#dialog input[name=minutes]").fill("0.05")
+        viewer.at("#dialog input[name=minutes]").fill("0.1")
         viewer.at("#dialog select[name=promote]").select_option("always")
         viewer.at("#dialog input[name=keep]").uncheck()
         page.get_by_role("button", name="Fine-tune").last.click()
@@ -484,7 +495,8 @@ def test_everything_can_be_reached_by_keyboard_and_has_a_name(browser, beamline,
                 """() => {
                   const one = document.activeElement;
                   const style = getComputedStyle(one);
-                  const name = one.ariaLabel || one.title || one.innerText || one.labels?.[0]?.innerText;
+                  const label = one.labels?.[0]?.innerText;
+                  const name = one.ariaLabel || one.title || one.innerText || label;
                   return [one.id || one.dataset.quantity || one.dataset.part || one.className,
                     Boolean(name?.trim()), style.outlineStyle];
                 }"""
@@ -494,7 +506,16 @@ def test_everything_can_be_reached_by_keyboard_and_has_a_name(browser, beamline,
             assert found[0] in ("", "skip") or found[2] != "none", f"the focus on {found[0]}"
         assert reached >= {
             *("theme", "help", "tab-scans", "follow", "scan", "phase", "amplitude", "misfit"),
-            *("coverage", "shown", "predicted", "compare", "path", "zoom-in", "zoom-out", "zoom-fit"),
+            *(
+                "coverage",
+                "shown",
+                "predicted",
+                "compare",
+                "path",
+                "zoom-in",
+                "zoom-out",
+                "zoom-fit",
+            ),
             *("view", "low", "high", "auto", "colormap", "ramp", "snapshot", "export", "reprocess"),
             *("frame-number", "frame-look"),
         }
