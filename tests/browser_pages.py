@@ -111,7 +111,9 @@ class Viewer:
         """Wait while the page goes on."""
         end = time.monotonic() + timeout_s
         while not (value := condition()):
-            assert time.monotonic() < end, f"{what} did not happen; {self.problems}"
+            if time.monotonic() > end:
+                words = self.page.locator("body").inner_text()
+                raise AssertionError(f"{what} did not happen; {self.problems}\n{words}")
             self.page.wait_for_timeout(50)
         return value
 

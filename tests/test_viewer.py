@@ -76,6 +76,7 @@ class Page:
         self.mirrors = {"a": PageMirror(), "b": PageMirror()}
         self.heard: list[dict[str, Any]] = []
         self.replies: dict[int, dict[str, Any]] = {}
+        self.scans: list[dict[str, Any]] = []
         self.acknowledges = True
 
     def say(self, kind: str, **content: Any) -> None:
@@ -109,6 +110,10 @@ class Page:
                 self.words[head["pane"]] |= head["words"]
             case "reply":
                 self.replies[head["id"]] = head
+            case "scans":
+                held = {scan["scan_id"]: scan for scan in [*self.scans, *head["changed"]]}
+                order = head["order"] or [scan["scan_id"] for scan in self.scans]
+                self.scans = [held[scan_id] for scan_id in order]
             case name:
                 self.told[name] = head.get("value")
         return True
@@ -406,9 +411,9 @@ def test_kept_scans_are_shown_with_thumbnails_frames_and_probe(daemon, source):
         page.until(lambda: page.of_kind("no_frame"), "that there is none")
 
         def listed() -> dict[str, Any]:
-            return next(s for s in page.told.get("scans") or [{}] if s.get("scan_id") == scan_id)
+            return next((scan for scan in page.scans if scan["scan_id"] == scan_id), {})
 
-        page.until(lambda: page.told.get("scans") and listed()["thumbnail"], "the thumbnail")
+        page.until(lambda: listed().get("thumbnail"), "the thumbnail")
         assert listed()["verdict"] == "good" and listed()["frames"] == 20
         status, headers, png = fetched(daemon, f"/thumbnail/{scan_id}.png?v=1")
         assert (

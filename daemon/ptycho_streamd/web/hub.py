@@ -24,15 +24,14 @@ STATUS_S = 1.0
 LISTS_S = 5.0
 BUSY_LISTS_S = 1.0
 FRAME_S = 1.0
-MAX_SCANS = 200
+MAX_SCANS = 100
 MAX_JOBS = 20
 MAX_SOURCES = 12
 """Different scans and snapshots that pages may look at at the same time."""
 UNUSED_S = 30.0
-_CHANGED_BY = frozenset(
-    {"finetune", "train", "cancel", "use_model", "rollback_model", "snapshot", "abort", "stop"}
-    | {"export", "reprocess"}
-)
+_AT_ONCE = frozenset({"abort", "cancel", "finetune", "stop"})
+_LONG = frozenset({"export", "reprocess", "rollback_model", "snapshot", "use_model"})
+"""Commands that change something. Those that may take minutes must not hold up an abort."""
 
 log = logging.getLogger(__name__)
 SourceKey = tuple[str, str | None]
@@ -63,10 +62,11 @@ class Hub:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         endpoint = settings.control.endpoint
-        # Calls of one client take turns: none of these must wait for an export.
+        # Calls of one client take turns.
         self._watcher = AsyncDaemon(endpoint)
         self._reader = AsyncDaemon(endpoint)
-        self._commander = AsyncDaemon(endpoint)
+        self._at_once = AsyncDaemon(endpoint)
+        self._long = AsyncDaemon(endpoint)
         self.told: dict[str, tuple[int, Any]] = {}
         self.pages = 0
         self._watched = asyncio.Event()
@@ -88,7 +88,7 @@ class Hub:
         finally:
             for used in self._used.values():
                 used.task.cancel()
-            for daemon in (self._watcher, self._reader, self._commander):
+            for daemon in (self._watcher, self._reader, self._at_once, self._long):
                 daemon.close()
 
     def page_opened(self) -> None:
@@ -108,10 +108,13 @@ class Hub:
         Raises:
             PtychoStreamError: it refused, failed, or does not answer.
         """
-        client = self._commander if name in _CHANGED_BY else self._reader
-        result = await client.call(name, arguments)
-        if name in _CHANGED_BY:
-            self._lists_due_s = 0.0
+        if name in _AT_ONCE:
+            result = await self._at_once.call(name, arguments)
+        elif name in _LONG:
+            result = await self._long.call(name, arguments)
+        else:
+            return await self._reader.call(name, arguments)
+        self._lists_due_s = 0.0
         return result
 
     # -- sources ------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ MAX_LEVEL = 10
 MISFIT_LEVEL = 2
 """The misfit map has no finer one: its bins are 4 pixels a side."""
 KEPT_TILE_PX = 256
-KEPT_BYTES = 64 << 20
+KEPT_BYTES = 32 << 20
 """Of byte tiles, of each picture."""
 
 Rectangle = tuple[int, int, int, int]
@@ -124,11 +124,14 @@ class GrowingPicture(Picture):
         # Versions of our own: a publisher that is started again counts its anew.
         self._changes: dict[bool, dict[TileKey, int]] = {False: {}, True: {}}
         self._levels: dict[tuple[bool, int], Mapping[TileKey, int]] = {}
-        self._seen: dict[TileKey, tuple[int, Rectangle | None]] = {}
+        self._seen: dict[TileKey, Rectangle] = {}
 
     def show(self, tiles: Mapping[TileKey, Tile]) -> None:
         """Go on with these tiles, which are all those before, and perhaps others."""
-        self._note(False, self.tiles, tiles)
+        for key in self._note(False, self.tiles, tiles):
+            part = _seen_part(tiles[key], key, self.tile_px)
+            if part is not None:
+                self._seen[key] = part
         self.tiles = tiles
 
     def show_misfit(self, misfit: Mapping[TileKey, MisfitTile]) -> None:
@@ -138,28 +141,24 @@ class GrowingPicture(Picture):
 
     def _note(
         self, of_misfit: bool, before: Mapping[TileKey, Any], after: Mapping[TileKey, Any]
-    ) -> None:
-        """Count the changes of each tile."""
+    ) -> list[TileKey]:
+        """Count the changes of each tile; those that have changed."""
+        changed = [key for key, tile in after.items() if before.get(key) is not tile]
         changes = self._changes[of_misfit]
-        for key, tile in after.items():
-            if before.get(key) is not tile:
-                changes[key] = changes.get(key, 0) + 1
-        self._levels = {
-            place: held for place, held in self._levels.items() if place[0] != of_misfit
-        }
+        for key in changed:
+            changes[key] = changes.get(key, 0) + 1
+        if changed:
+            self._levels = {
+                place: held for place, held in self._levels.items() if place[0] != of_misfit
+            }
+        return changed
 
     @property
     def bounds_yx_px(self) -> Rectangle | None:
         """See :class:`Picture`."""
-        for key, changes in self._changes[False].items():
-            known = self._seen.get(key)
-            if known is None or known[0] != changes:
-                part = _seen_part(self.tiles[key], key, self.tile_px)
-                self._seen[key] = (changes, part)
-        found = [part for _, part in self._seen.values() if part is not None]
-        if not found:
+        if not self._seen:
             return None
-        tops, lefts, bottoms, rights = zip(*found, strict=True)
+        tops, lefts, bottoms, rights = zip(*self._seen.values(), strict=True)
         return min(tops), min(lefts), max(bottoms), max(rights)
 
     def versions(self, quantity: Quantity, level: int) -> Mapping[TileKey, int]:

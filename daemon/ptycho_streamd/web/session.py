@@ -74,6 +74,7 @@ class Session:
         self._ratio = RATIO
         self._panes: dict[PaneName, Pane] = {}
         self._told: dict[str, int] = {}
+        self._scans: dict[str, dict[str, Any]] = {}
         self._seq = self._shown_seq = 0
         self._wake = asyncio.Event()
         self._commands: set[asyncio.Task[None]] = set()
@@ -167,9 +168,21 @@ class Session:
 
     async def _tell_lists(self) -> None:
         for name, (version, value) in self._hub.told.items():
-            if self._told.get(name) != version:
-                self._told[name] = version
+            if self._told.get(name) == version:
+                continue
+            self._told[name] = version
+            if name == "scans":
+                await self._tell_scans(value)
+            else:
                 await self._send(encode_text(name, value=value))
+
+    async def _tell_scans(self, scans: list[dict[str, Any]]) -> None:
+        """Tell which scans there are, and of those that are new or have changed what is known."""
+        held, self._scans = self._scans, {scan["scan_id"]: scan for scan in scans}
+        changed = [scan for name, scan in self._scans.items() if held.get(name) != scan]
+        order = list(self._scans)
+        same = order == list(held)
+        await self._send(encode_text("scans", changed=changed, order=None if same else order))
 
     async def _tell_words(self, name: PaneName, pane: Pane) -> Shown | None:
         """Tell what is said of the picture, where that has changed."""

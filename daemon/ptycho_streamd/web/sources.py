@@ -7,10 +7,12 @@ any other: it subscribes, asks for other layers while somebody looks at them, an
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -31,6 +33,7 @@ LOOKED_AT_S = 5.0
 LAYER_PAUSE_S: dict[LayerName, float] = {"predicted": 0.5, "misfit": 1.0}
 FORMER_GENERATIONS = 2
 KEPT_CHECK_S = 10.0
+MAX_METADATA = 20
 
 Part = Literal["shown", "predicted"]
 log = logging.getLogger(__name__)
@@ -189,7 +192,7 @@ class LiveSource(Source):
             "reasons": list(content.reasons),
             "spread": content.spread,
             "collapsed": content.collapsed,
-            "metadata": dict(content.metadata),
+            "metadata": told_metadata(content.metadata),
             "pixel_yx_m": list(content.pixel_yx_m),
             "snapshot": None,
             "live": True,
@@ -277,6 +280,7 @@ class KeptSource(Source):
             picture=KeptPicture(self._daemon, image),
             words={
                 **{key: value for key, value in image.words.items() if key not in _SHAPES},
+                "metadata": told_metadata(image.words["metadata"]),
                 "part": "shown",
                 "live": False,
                 "predicted": False,
@@ -291,6 +295,12 @@ class KeptSource(Source):
         del quantity  # all of them are read with the object
         wrong = part != "shown" or generation is not None
         return None if wrong else self._shown
+
+
+def told_metadata(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """What a page says of a scan's metadata: the first plain values, not too long."""
+    plain = ((name, v) for name, v in metadata.items() if isinstance(v, str | int | float))
+    return {str(name)[:60]: str(v)[:200] for name, v in itertools.islice(plain, MAX_METADATA)}
 
 
 _SHAPES = ("corner_yx_px", "shape_yx", "modes")

@@ -72,10 +72,6 @@ export function showScan(words) {
     byId("metadata").replaceChildren();
     return;
   }
-  const extra = Object.entries(words.metadata ?? {})
-    .filter(([, value]) => ["string", "number", "boolean"].includes(typeof value))
-    .slice(0, 12)
-    .map(([name, value]) => [name, String(value).slice(0, 120)]);
   const missing = words.counts.missing || null;
   pairs(byId("metadata"), [
     ["Layer", words.layer === "refined" ? `refined, ${number(words.sweeps, 2)} sweeps` : words.layer],
@@ -84,7 +80,7 @@ export function showScan(words) {
     ["Pixel", length(words.pixel_yx_m[0])],
     ["Missing", missing === null ? null : `${count(missing)} frames`],
     ["Scan", words.scan_id],
-    ...extra,
+    ...Object.entries(words.metadata),
   ]);
 }
 

@@ -262,6 +262,7 @@ const chooseTab = useTabs([byId("tab-scans"), byId("tab-models"), byId("tab-jobs
 
 const link = new Link({
   open() {
+    told.scans = [];
     tell(byId("link"), "live", "link is-good");
     for (const pane of Object.values(panes)) pane.tell();
     watch();
@@ -280,9 +281,10 @@ const link = new Link({
     showAlarms(value.alarms);
     showOptions();
   },
-  scans({ value }) {
-    told.scans = value;
-    showScans(value, followed, chooseScan);
+  scans({ changed, order }) {
+    const known = new Map([...told.scans, ...changed].map((scan) => [scan.scan_id, scan]));
+    told.scans = (order ?? told.scans.map((scan) => scan.scan_id)).map((id) => known.get(id));
+    showScans(told.scans, followed, chooseScan);
     imageChanged();
   },
   models({ value }) {
