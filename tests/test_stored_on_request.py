@@ -208,13 +208,15 @@ def test_an_answer_is_bounded_however_large_the_image(tmp_path, image):
     tiles = {(0, n): Tile(1, n * one, np.ones_like(one, np.float32)) for n in range(3)}
     probe = np.ones((5, 600, 600), np.complex64)
     positions = np.zeros((50_000, 2))
-    large = replace(image, tiles=tiles, tile_px=tile_px, probe=probe, position_yx_m=positions)
+    arrays = {"probe": probe, "position_yx_m": positions, "frame_numbers": np.arange(50_000)}
+    large = replace(image, tiles=tiles, tile_px=tile_px, **arrays)
     Image(replace(large, misfit={})).save(tmp_path / IMAGE_FILE)
     held = told(tmp_path, parts=["object", "misfit", "probe", "positions"])
     assert held.object.bin_px == 2 and held.object.values_yx.shape == (256, 768)
     assert held.object.values_yx[0, 0] == 0 and held.object.values_yx[0, -1] == 2
     assert held.misfit is None and held.probe.shape == (2, 600, 600)
-    assert len(held.position_yx_m) == 16_667, "every third"
+    assert len(held.position_yx_m) == len(held.frame_numbers) == 16_667, "every third"
+    assert held.frame_numbers[:3].tolist() == [0, 3, 6]
     side = int(MAX_PIECE_PX**0.5)
     with pytest.raises(ControlError, match="at once") as refused:
         told(tmp_path, parts=["object"], shape_yx=[side + 1, side], bin_px=1)

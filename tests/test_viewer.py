@@ -402,6 +402,12 @@ def test_kept_scans_are_shown_with_thumbnails_frames_and_probe(daemon, source):
         assert np.nanmin(found) == pytest.approx(0.5, abs=1e-3)
         for kind in ("path", "probe", "frame"):
             page.until(lambda one=kind: page.of_kind(one), kind)
+        path = page.of_kind("path")[0]
+        assert path["count"] == 30 and len(path["payload"]) == 30 * 12
+        places = np.frombuffer(path["payload"], "<f4", 60).reshape(30, 2)
+        np.testing.assert_allclose(places * 5e-9, image.position_yx_m, atol=1e-12)
+        numbers = np.frombuffer(path["payload"], "<u4", offset=240)
+        np.testing.assert_array_equal(numbers, image.frame_numbers)
         frame = page.of_kind("frame")[-1]
         assert (frame["scan_id"], frame["frame"], frame["frames"]) == (scan_id, 19, 20)
         assert frame["shape"] == [64, 64] and frame["position_yx_m"] is not None

@@ -27,7 +27,7 @@ from ptycho_streamd.stored_images import IMAGE_FILE, stored_image
 from ptycho_streamd.web.access import Access, security_headers
 from ptycho_streamd.web.alarms import RestartWatch, alarms
 from ptycho_streamd.web.application import static_files
-from ptycho_streamd.web.budget import SAVED_S, Budget
+from ptycho_streamd.web.budget import NEW_PICTURE_S, SAVED_S, Budget
 from ptycho_streamd.web.frame_and_probe import frame_bytes, probe_bytes
 from ptycho_streamd.web.messages import (
     MAX_MESSAGE_BYTES,
@@ -169,12 +169,30 @@ def test_binary_messages_come_apart_again():
 # -- how much it sends ---------------------------------------------------------------------------
 
 
-def test_a_budget_saves_for_some_seconds_and_no_more():
+def test_a_budget_saves_a_second_and_gives_more_for_a_new_picture():
     budget = Budget(100.0, 0.0)
-    assert budget.left(0.0) == budget.left(1000.0) == 100 * SAVED_S
+    assert budget.left(0.0) == budget.left(9.0) == 100 * NEW_PICTURE_S
     budget.spend(700)
-    assert budget.left(1000.0) == -200
-    assert budget.left(1003.0) == 100
+    assert budget.left(9.0) == -200
+    assert budget.left(10.5) == -50
+    assert budget.left(99.0) == 100 * SAVED_S
+    budget.new_picture(99.0)
+    assert budget.left(99.0) == 100 * NEW_PICTURE_S
+    budget.spend(600)
+    budget.new_picture(100.0)
+    assert budget.left(100.0) == 0, "not for every wish of a page that wishes all the time"
+
+
+def test_no_page_gets_more_than_its_rate_over_some_seconds():
+    budget = Budget(120_000.0, 0.0)
+    budget.spend(600_000)
+    sent: list[float] = []
+    for turn in range(5 * 60):
+        left = budget.left(turn / 5)
+        sent.append(min(max(left, 0), 90_000.0))
+        budget.spend(int(sent[-1]))
+    windows = [sum(sent[first : first + 25]) / 5 for first in range(len(sent) - 25)]
+    assert max(windows) <= 150_000
 
 
 # -- frame and probe -----------------------------------------------------------------------------
@@ -243,7 +261,11 @@ def test_a_daemon_that_is_well_gives_no_alarm():
             "warn",
             "900 frames behind",
         ),
-        ({"reconstruct": {"status": {"latency_p99_ms": 9000.0}}}, "warn", "9 s after they came"),
+        (
+            {"reconstruct": {"status": {"latency_p99_ms": 9000.0, "open_scans": 1}}},
+            "warn",
+            "9 s after they came",
+        ),
         (
             {"ingest": {"status": {"scans": [{"state": "running", "missing": 3}]}}},
             "bad",
@@ -268,6 +290,11 @@ def test_a_daemon_that_is_well_gives_no_alarm():
 def test_each_trouble_is_told_with_its_reason(told, level, words):
     (alarm,) = alarms(status(**told), None, [], NOTHING)
     assert alarm.level == level and words in alarm.title and alarm.reason
+
+
+def test_how_late_the_scan_before_was_is_no_alarm():
+    told = {"status": {"latency_p99_ms": 9000.0, "open_scans": 0}}
+    assert titles(status(reconstruct=told), None, [], NOTHING) == []
 
 
 def test_frames_that_wait_for_positions_are_no_alarm_before_the_end():

@@ -154,7 +154,11 @@ def _positions(held: Mapping[str, NDArray[Any]], _arguments: Mapping[str, Any]) 
     """Where frames were taken, evenly spread ones of very many."""
     position_yx_m = held["positions_yx_m"]
     step = max(1, -(-len(position_yx_m) // MAX_POSITIONS))
-    return {"step": step, "position_yx_m": position_yx_m[::step].astype("<f8").tobytes()}
+    return {
+        "step": step,
+        "frame_numbers": held["frame_numbers"][::step].astype("<i8").tobytes(),
+        "position_yx_m": position_yx_m[::step].astype("<f8").tobytes(),
+    }
 
 
 _PARTS: dict[str, Callable[[Mapping[str, NDArray[Any]], Mapping[str, Any]], Any]] = {

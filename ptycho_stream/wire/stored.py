@@ -101,13 +101,15 @@ class StoredImage:
         object: a piece of it; None: not asked for.
         misfit: the whole map; None: not asked for, or there is none.
         probe: complex64 (modes, N, N), as many modes as fit into an answer.
-        position_yx_m: float64 (n, 2), evenly spread ones if there are very many.
+        frame_numbers: int64 (n,) of frames in the image, evenly spread ones of very many.
+        position_yx_m: float64 (n, 2), theirs.
     """
 
     words: dict[str, Any]
     object: Piece | None = None
     misfit: Piece | None = None
     probe: NDArray[np.complex64] | None = None
+    frame_numbers: NDArray[np.int64] | None = None
     position_yx_m: NDArray[np.float64] | None = None
 
 
@@ -129,9 +131,7 @@ def image_of(told: dict[str, Any]) -> StoredImage:
             object=None if obj is None else _piece(obj, "object", "<c8"),
             misfit=None if misfit is None else _piece(misfit, "excess", "<f4"),
             probe=None if probe is None else array(probe["probe"], "<c8", _shape3(probe), "probe"),
-            position_yx_m=None
-            if positions is None
-            else np.frombuffer(positions["position_yx_m"], "<f8").reshape(-1, 2),
+            **({} if positions is None else _positions(positions)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise MalformedMessage(f"not a stored image: {error!r}") from error
@@ -147,6 +147,12 @@ def _piece(told: dict[str, Any], name: str, dtype: str) -> Piece:
         values_yx=array(told[name], dtype, (height, width), name),
         weight_yx=None if weight is None else array(weight, "<f4", (height, width), "weight"),
     )
+
+
+def _positions(told: dict[str, Any]) -> dict[str, NDArray[Any]]:
+    numbers = np.frombuffer(told["frame_numbers"], "<i8")
+    places = array(told["position_yx_m"], "<f8", (len(numbers), 2), "positions")
+    return {"frame_numbers": numbers, "position_yx_m": places}
 
 
 def _shape3(told: dict[str, Any]) -> tuple[int, int, int]:

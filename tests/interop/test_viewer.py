@@ -141,11 +141,12 @@ def test_three_pages_follow_a_scan_from_its_first_frame_to_its_end(
         first = desk.text("#title")
         began_s = time.monotonic()
         received = len(desk.received)
-        beamline.begin(beamline.demo, 40)
+        taken = not pytestconfig.getoption("update_pictures")
+        # Slower for the pictures, so that the network keeps up.
+        beamline.begin(beamline.demo, 40 if taken else 12)
         for page in pages:
             page.until(lambda one=page: one.text("#state") == "running", "the new scan", 60)
         pictures: list[set[int]] = [set() for _ in pages]
-        taken = not pytestconfig.getoption("update_pictures")
         while len(beamline.kept()) < 2:
             assert time.monotonic() - began_s < 300, "the scan does not end"
             for page, seen in zip(pages, pictures, strict=True):

@@ -135,7 +135,7 @@ def _of_reconstruction(stage: Mapping[str, Any]) -> Iterator[Alarm]:
         )
         return
     latency_ms = stage.get("latency_p99_ms", 0.0)
-    if latency_ms > LATENCY_MS:
+    if latency_ms > LATENCY_MS and stage.get("open_scans", 0):
         yield Alarm(
             "warn",
             f"Frames are in the image {latency_ms / 1e3:.0f} s after they came",

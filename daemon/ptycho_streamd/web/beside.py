@@ -85,20 +85,25 @@ class Beside:
         self._budget.spend(await self._send_binary(kind, payload, **words))
 
     async def _send_path(self, shown: Shown, stream: int) -> None:
-        """Where frames were taken, evenly spread ones of very many, in canvas pixels."""
+        """Where frames were taken, evenly spread ones of very many: canvas pixels, and numbers.
+
+        Frames come into the image in another order than that in which they were taken.
+        """
         step = 1
         while len(shown.position_yx_m) > step * PATH_POINTS:
             step *= 2
         if step != self._path_step:
             self._path_next, self._path_step = 0, step
         new = shown.position_yx_m[self._path_next :: step]
+        numbers = shown.frame_numbers[self._path_next :: step].astype("<u4")
         if not len(new):
             return
         fresh = self._path_next == 0
         self._path_next += step * len(new)
         self._path_due_s = time.monotonic() + PATH_S
         points = (new / np.asarray(shown.words["pixel_yx_m"])).astype("<f4")
-        await self._send("path", points.tobytes(), stream=stream, fresh=fresh)
+        payload = points.tobytes() + numbers.tobytes()
+        await self._send("path", payload, stream=stream, fresh=fresh, count=len(new))
 
     async def _send_probe(self, shown: Shown) -> None:
         probe, before = shown.probe, self._probe

@@ -198,6 +198,8 @@ class Session:
                 await self._send(encode_text("picture", **head, fresh=True, words=words))
             return None
         fresh = pane.begin(shown)
+        if fresh:
+            self._budget.new_picture(time.monotonic())
         if fresh and name == "a":
             self._beside.begin()
         picture = shown.picture

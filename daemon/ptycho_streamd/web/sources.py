@@ -46,12 +46,14 @@ class Shown:
     Attributes:
         picture: its tiles; with another one a page begins anew.
         words: all that is said of it, JSON values.
-        position_yx_m: float64 (n, 2), only ever appended to.
+        frame_numbers: int64 (n,) of the frames in it, only ever appended to.
+        position_yx_m: float64 (n, 2), theirs.
         probe: complex64 (modes, N, N).
     """
 
     picture: Picture
     words: dict[str, Any]
+    frame_numbers: NDArray[np.int64]
     position_yx_m: NDArray[np.float64]
     probe: NDArray[np.complex64]
 
@@ -202,7 +204,7 @@ class LiveSource(Source):
                 for number, held in self._former.items()
             ],
         }
-        return Shown(picture, words, content.position_yx_m, content.probe)
+        return Shown(picture, words, content.frame_numbers, content.position_yx_m, content.probe)
 
     async def _follow_layer(self, name: LayerName) -> None:
         """Ask for another layer as long as a page shows it."""
@@ -274,7 +276,8 @@ class KeptSource(Source):
         image = await self._daemon.image(
             self._scan_id, self._snapshot, parts=["misfit", "probe", "positions"]
         )
-        assert image.position_yx_m is not None and image.probe is not None
+        assert image.frame_numbers is not None and image.position_yx_m is not None
+        assert image.probe is not None
         self._identity = _identity(image.words)
         self._shown = Shown(
             picture=KeptPicture(self._daemon, image),
@@ -286,6 +289,7 @@ class KeptSource(Source):
                 "predicted": False,
                 "former": [],
             },
+            frame_numbers=image.frame_numbers,
             position_yx_m=image.position_yx_m,
             probe=image.probe,
         )

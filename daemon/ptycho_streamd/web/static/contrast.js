@@ -1,4 +1,4 @@
-// The strip under the image: colour bar, both ends of the contrast, and the values under the pointer.
+// Colour bar and both ends of the contrast under the image, and the value under the pointer in it.
 
 import { colours } from "./colormaps.js";
 import { byId, tell } from "./elements.js";
@@ -70,14 +70,12 @@ export class Contrast {
   }
 }
 
-/** Place and value under the pointer. */
+/** Place and value under the pointer, in a corner of the image. */
 export function showReadout(place, panes, alignment) {
   const output = byId("readout");
   const words = panes.a.words;
-  if (!place || !words?.pixel_yx_m || !panes.a.set) {
-    tell(output, "");
-    return;
-  }
+  output.hidden = !place || !words?.pixel_yx_m || !panes.a.set;
+  if (output.hidden) return;
   const pane = panes[place.pane];
   const { size, shift } = place.pane === "b" ? alignment : { size: [1, 1], shift: [0, 0] };
   const [y, x] = [place.y, place.x].map((at, k) => (at - shift[k]) / size[k]);

@@ -14,6 +14,7 @@ import { Link } from "./link.js";
 import { moveByKeys, showJobs, showModels, showScans, useTabs } from "./lists.js";
 import { Pane } from "./pane.js";
 import { View } from "./view.js";
+import { pathOf } from "./wire.js";
 
 const choices = new Choices();
 choices.applyTheme();
@@ -63,6 +64,7 @@ function applyOptions() {
 }
 
 let followed = "";
+let fitted = "";
 let changeIsDue = false;
 
 /** Something of a pane is new; the page follows once a frame. */
@@ -79,8 +81,10 @@ function showImage() {
   const { a, b } = panes;
   const words = a.words;
   if (words?.scan_id && words.scan_id !== followed) newScan(words);
-  if (view.follows) view.fit(followedBounds !== followed);
-  if (words?.bounds_yx_px) followedBounds = followed;
+  // All of it once when the scan begins and once when it is over, in between with some room.
+  const stage = `${followed}/${words?.final ?? false}`;
+  if (view.follows) view.fit(fitted !== stage);
+  if (words?.bounds_yx_px) fitted = stage;
   if (b.set && a.set && JSON.stringify(b.options.contrast[choices.quantity]) !== JSON.stringify(a.range)) {
     b.use({ ...b.options, contrast: { [choices.quantity]: a.range } });
   }
@@ -102,8 +106,6 @@ function showImage() {
   readOut();
   view.draw();
 }
-
-let followedBounds = "";
 
 function nothingWords(words) {
   if (words?.problem) return words.problem;
@@ -303,8 +305,7 @@ const link = new Link({
   },
   path(head, bytes) {
     if (head.stream !== panes.a.stream) return;
-    const points = [...new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4)];
-    view.path = head.fresh || !view.path ? points : view.path.concat(points);
+    view.path = pathOf(head, bytes, head.fresh ? [] : (view.path ?? []));
     view.draw();
   },
   frame: showFrame,

@@ -209,13 +209,10 @@ export class View {
     context.strokeStyle = ink;
     context.globalAlpha = 0.45;
     context.beginPath();
-    for (let i = 0; i < points.length; i += 2) {
-      const [px, py] = this.devicePixel(points[i] + 0.5, points[i + 1] + 0.5);
-      if (i) context.lineTo(px, py);
-      else context.moveTo(px, py);
-    }
+    for (const [y, x] of points) context.lineTo(...this.devicePixel(y + 0.5, x + 0.5));
     context.stroke();
-    const [px, py] = this.devicePixel(points.at(-2) + 0.5, points.at(-1) + 0.5);
+    const [lastY, lastX] = points.at(-1);
+    const [px, py] = this.devicePixel(lastY + 0.5, lastX + 0.5);
     context.globalAlpha = 1;
     context.strokeStyle = accent;
     context.lineWidth = 2 * this.ratio;

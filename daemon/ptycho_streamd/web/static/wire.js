@@ -31,6 +31,17 @@ export function* tilesOf(head, bytes) {
   }
 }
 
+/** Places [y, x, number] of frames, those known and those in a payload, as they were taken. */
+export function pathOf(head, bytes, known) {
+  const places = new DataView(bytes.buffer, bytes.byteOffset);
+  const added = Array.from({ length: head.count }, (_, i) => [
+    places.getFloat32(8 * i, true),
+    places.getFloat32(8 * i + 4, true),
+    places.getUint32(8 * head.count + 4 * i, true),
+  ]);
+  return [...known, ...added].sort((one, other) => one[2] - other[2]);
+}
+
 /** Levels of a tile from its differences to a former version of it, or to its neighbours. */
 export function levelsOf(tile, side, former) {
   const levels = new Uint8Array(side * side);
