@@ -168,6 +168,19 @@ def test_another_wish_begins_anew_and_a_moved_window_does_not(picture):
     assert page.pane.picture is None
 
 
+def test_a_wish_that_changes_while_tiles_are_fetched_makes_no_mixture(picture):
+    page = Page()
+
+    class Changing(GrowingPicture):
+        async def tile(self, quantity: Any, level: int, key: Any) -> Any:
+            page.pane.wish(Look("a", 2, quantity="amplitude"))
+            return await super().tile(quantity, level, key)
+
+    changing = Changing(T)
+    changing.show(picture.tiles)
+    assert page.turn(changing) == []
+
+
 def test_bounds_are_of_what_was_seen(picture):
     held = GrowingPicture(T)
     assert held.bounds_yx_px is None

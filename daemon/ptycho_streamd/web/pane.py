@@ -103,6 +103,7 @@ class Pane:
             picture: to take them from.
             budget_bytes: about so many bytes of levels, not deflated.
         """
+        look = self.look
         level, versions = self._in_view(picture)
         due = self._due(level, versions)
         if not due:
@@ -114,7 +115,9 @@ class Pane:
         looked_at = 0
         for key in due:
             looked_at += 1
-            version, tile = await picture.tile(self.look.quantity, level, key)
+            version, tile = await picture.tile(look.quantity, level, key)
+            if self.look.stream != look.stream:
+                return None  # the page has thought of something else meanwhile
             sent = self._sent.get((level, key))
             tile = tile if sent is None else settled(tile, sent[1])
             self._sent[level, key] = (version, tile)

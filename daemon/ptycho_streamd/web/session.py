@@ -37,6 +37,7 @@ MAX_UNSHOWN = 2
 """Binary messages that the page has not said to have shown."""
 MAX_COMMANDS = 8
 """That a page may wait for."""
+MAX_ANSWER = 4 << 20
 MAX_MESSAGES_PER_S = 200
 MORE_S = 0.02
 """Before the next message where tiles are left over."""
@@ -76,8 +77,9 @@ class Session:
         self._told: dict[str, int] = {}
         self._scans: dict[str, dict[str, Any]] = {}
         self._seq = self._shown_seq = 0
+        self._left_over = False
         self._wake = asyncio.Event()
-        self._commands: set[asyncio.Task[None]] = set()
+        self._commands: set[asyncio.Task[str]] = set()
         self._heard: tuple[float, int] = (now_s, 0)
 
     async def hear(self, text: str) -> None:
@@ -99,6 +101,8 @@ class Session:
                 self._wake.set()
             case Ack(seq=seq):
                 self._shown_seq = min(max(self._shown_seq, seq), self._seq)
+                if self._left_over:  # of a picture that is sent in several messages
+                    self._wake.set()
             case Command() as command:
                 self._begin(command)
 
@@ -113,11 +117,12 @@ class Session:
 
     def _begin(self, command: Command) -> None:
         """Have a command done; the answer comes when it comes."""
-        task = asyncio.create_task(self._do(command, len(self._commands)))
+        task = asyncio.create_task(self._answer(command, len(self._commands)))
         self._commands.add(task)
-        task.add_done_callback(self._commands.discard)
+        task.add_done_callback(lambda _done: self._wake.set())
 
-    async def _do(self, command: Command, before: int) -> None:
+    async def _answer(self, command: Command, before: int) -> str:
+        """What to tell the page of a command that it gave."""
         try:
             if command.command not in ALLOWED:
                 raise ControlError("unknown_command", f"pages may not {command.command!r}")
@@ -128,9 +133,12 @@ class Session:
         except PtychoStreamError as error:
             code = error.code if isinstance(error, ControlError) else "unavailable"
             fault = {"code": code, "message": str(error)}
-            await self._send(encode_text("reply", id=command.id, ok=False, error=fault))
-        else:
-            await self._send(encode_text("reply", id=command.id, ok=True, result=result))
+            return encode_text("reply", id=command.id, ok=False, error=fault)
+        answer = encode_text("reply", id=command.id, ok=True, result=result)
+        if len(answer) > MAX_ANSWER:
+            fault = {"code": "failed", "message": "the answer is too long for a page: ask for less"}
+            return encode_text("reply", id=command.id, ok=False, error=fault)
+        return answer
 
     async def run(self) -> None:
         """Tell the page what is new, turn by turn, until it is cancelled."""
@@ -139,9 +147,9 @@ class Session:
         )
         try:
             while True:
-                more = await self._turn()
+                await self._turn()
                 try:
-                    pause_s = MORE_S if more else self._interval_s
+                    pause_s = MORE_S if self._left_over and not self.busy else self._interval_s
                     await asyncio.wait_for(self._wake.wait(), pause_s)
                 except TimeoutError:
                     pass
@@ -151,20 +159,22 @@ class Session:
             for task in self._commands:
                 task.cancel()
 
-    async def _turn(self) -> bool:
-        """Send what is new, as far as the page can take it; whether some of a picture is left."""
+    async def _turn(self) -> None:
+        """Send what is new, as far as the page can take it."""
+        for task in [one for one in self._commands if one.done()]:
+            self._commands.discard(task)
+            await self._send(task.result())
         await self._tell_lists()
         shown: dict[PaneName, Shown | None] = {}
         for name, pane in list(self._panes.items()):
             shown[name] = await self._tell_words(name, pane)
-        more = False
+        self._left_over &= self.busy
         for name, one in shown.items():
             if one is not None:
-                more |= await self._send_tiles(name, one)
+                await self._send_tiles(name, one)
         first = shown.get("a")
         if first is not None and not self.busy and "a" in self._panes:
             await self._beside.turn(first, self._panes["a"].look.stream)
-        return more
 
     async def _tell_lists(self) -> None:
         for name, (version, value) in self._hub.told.items():
@@ -219,21 +229,19 @@ class Session:
             await self._send(encode_text("picture", **head, words=words))
         return shown
 
-    async def _send_tiles(self, name: PaneName, shown: Shown) -> bool:
-        """Send tiles that the page lacks; whether others are due at once."""
+    async def _send_tiles(self, name: PaneName, shown: Shown) -> None:
+        """Send tiles that the page lacks, as many as one message may hold."""
         left = self._budget.left(time.monotonic())
-        if self.busy or left <= 0:
-            return False
         pane = self._panes.get(name)
-        if pane is None:
-            return False
+        if self.busy or left <= 0 or pane is None:
+            return
         try:
             update = await pane.update(shown.picture, left / self._ratio)
         except PtychoStreamError as error:  # of a kept image that cannot be read just now
             log.debug("tiles of %s: %s", shown.words["scan_id"], error)
-            return False
+            return
         if update is None or self._panes.get(name) is not pane:
-            return False
+            return
         sent = await self._send_binary(
             "tiles",
             update.payload,
@@ -245,7 +253,7 @@ class Session:
         )
         if update.tiles:
             self._ratio = 0.7 * self._ratio + 0.3 * min(sent / len(update.payload), 1.0)
-        return update.more
+        self._left_over |= update.more
 
     @property
     def busy(self) -> bool:
