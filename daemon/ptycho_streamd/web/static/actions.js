@@ -1,7 +1,19 @@
 // What a person can have done: each asks back first, and says what has come of it.
 
-import { ask, toast } from "./dialogs.js";
+import { ask, toast, working } from "./dialogs.js";
 import { bytes, count } from "./format.js";
+
+const WORDS = {
+  abort: "Aborting",
+  cancel: "Cancelling the training",
+  export: "Writing files",
+  finetune: "Queueing the training",
+  reprocess: "Beginning anew",
+  rollback_model: "Loading the model before",
+  snapshot: "Keeping the image",
+  stop: "Ending the scan",
+  use_model: "Loading the model",
+};
 
 export class Actions {
   /**
@@ -15,6 +27,7 @@ export class Actions {
 
   /** Have a command done and say what came of it; errors are said too. */
   async do(command, args, told) {
+    const done = working(WORDS[command]);
     try {
       const result = await this.link.command(command, args);
       toast(told(result));
@@ -22,6 +35,8 @@ export class Actions {
     } catch (error) {
       toast(error.message, true);
       return null;
+    } finally {
+      done();
     }
   }
 

@@ -3,6 +3,7 @@
 import { byId, make } from "./elements.js";
 
 const TOAST_MS = 6000;
+const WORKING_MS = 300; // what is done sooner need not be announced
 
 /**
  * Ask back. The cancel button has the focus, so that Enter alone does nothing.
@@ -80,4 +81,21 @@ export function toast(text, isBad = false) {
   const element = make("div", { class: isBad ? "toast bad" : "toast" }, text);
   byId("toasts").append(element);
   setTimeout(() => element.remove(), isBad ? 2 * TOAST_MS : TOAST_MS);
+}
+
+/** Say that something goes on, and for how long it has, until the function returned is called. */
+export function working(text) {
+  const element = make("div", { class: "toast working", "aria-live": "off" });
+  const began = performance.now();
+  const tell = () => {
+    const seconds = Math.round((performance.now() - began) / 1000);
+    element.textContent = `${text}… ${seconds ? `${seconds} s` : ""}`;
+  };
+  const soon = setTimeout(() => { tell(); byId("toasts").append(element); }, WORKING_MS);
+  const clock = setInterval(tell, 1000);
+  return () => {
+    clearTimeout(soon);
+    clearInterval(clock);
+    element.remove();
+  };
 }
