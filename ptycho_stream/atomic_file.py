@@ -24,12 +24,23 @@ def atomic_file(path: Path) -> Generator[IO[bytes]]:
     Raises:
         FileFormatError: the path cannot be written.
     """
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        yield file
+
+
+@contextmanager
+def atomic_path(path: Path) -> Generator[Path]:
+    """Another name for ``path`` until the block ends, for what must open its files by name.
+
+    As :func:`atomic_file`; the block writes and closes the file.
+
+    Raises:
+        FileFormatError: the path cannot be written.
+    """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
+        sync_path(partial)
         partial.replace(path)
         sync_path(path.parent)
     except OSError as error:
@@ -38,6 +49,20 @@ def atomic_file(path: Path) -> Generator[IO[bytes]]:
         ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder that files go into, if it is not there yet.
+
+    Raises:
+        FileFormatError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileFormatError(
+            f"cannot make the folder {path}: {error.strerror or error}; choose another"
+        ) from error
 
 
 def sync_path(path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -64,12 +64,14 @@ def scans(
         typer.echo(json.dumps(found))
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("scan", "state", "series", "began (UTC)", "expected", "counts", "reason"):
+    columns = ("scan", "detector", "state", "series", "began (UTC)", "expected", "counts", "reason")
+    for column in columns:
         table.add_column(column, overflow="fold")
     for header in found:
         counts = header.get("counts") or {}
         table.add_row(
             str(header["scan_id"]),
+            _detector_of(header),
             str(header["state"]),
             str(header.get("series", "")),
             utc(header["created_ns"]) if "created_ns" in header else "",
@@ -78,6 +80,12 @@ def scans(
             str(header.get("reason", "")),
         )
     print_table(table)
+
+
+def _detector_of(header: dict[str, Any]) -> str:
+    """A stored detector, and beside which scan its frames are; empty: the reconstructed one."""
+    name, beside = header.get("detector") or "", header.get("beside")
+    return f"{name} beside {beside}" if name and beside else name
 
 
 @app.command()

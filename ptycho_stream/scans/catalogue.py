@@ -10,7 +10,7 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,8 +114,8 @@ class Catalogue:
         return known if known and known[0] == identity else (identity, read_header(directory))
 
     def latest(self) -> ScanHeader | None:
-        """The newest scan; None if there is none."""
-        return next(iter(self.scans()), None)
+        """The newest scan that is reconstructed; None if there is none."""
+        return next((header for header in self.scans() if not header.detector), None)
 
     def directory(self, scan_id: str) -> Path:
         """The folder of a scan, which need not be there.
@@ -209,7 +209,8 @@ class Catalogue:
     def make_room(self, wanted_bytes: int) -> RetentionReport:
         """Free so many bytes of the disk: spare files first, then the oldest scans.
 
-        What is unsealed, leased or the newest of all is left alone, so it may come to less.
+        What is unsealed, leased, or the newest of all with what is beside it, is left alone, so it
+        may come to less.
 
         Raises:
             StoreError: a file cannot be deleted.
@@ -221,8 +222,10 @@ class Catalogue:
             spare.make_directory()
             freed = sweep(self._root)
             freed += spare.trim(max(spare.total_bytes() - max(wanted_bytes - freed, 0), 0))
-            headers = self.scans()
-            deleted, gained = self._delete_oldest(headers[1:], wanted_bytes - freed, spare, 0)
+            newest = self.latest()
+            kept_id = "" if newest is None else newest.scan_id
+            headers = [h for h in self.scans() if kept_id not in (h.scan_id, h.beside)]
+            deleted, gained = self._delete_oldest(headers, wanted_bytes - freed, spare, 0)
             kept = self._total_bytes(self.scans(), spare)
             return RetentionReport(tuple(deleted), freed + gained, kept)
 
@@ -233,20 +236,27 @@ class Catalogue:
     def _delete_oldest(
         self, headers: list[ScanHeader], wanted_bytes: int, spare: SpareFiles, max_spare_bytes: int
     ) -> tuple[list[str], int]:
-        """Delete scans until ``wanted_bytes`` are gained; which they were, and what was gained."""
+        """Delete scans until ``wanted_bytes`` are gained; which they were, and what was gained.
+
+        A scan goes with those that are beside it.
+        """
         gained = 0
         deleted: list[str] = []
-        for header in reversed(headers):
+        for group in reversed(_groups(headers)):
             if gained >= wanted_bytes:
                 break
-            lock = self._set_aside(header.scan_id) if header.sealed else None
-            if lock is None:
+            if not all(header.sealed for header in group):
                 continue
-            try:
-                gained += retire(self._root, header.scan_id, spare) + spare.trim(max_spare_bytes)
-            finally:
-                lock.release()
-            deleted.append(header.scan_id)
+            for header in group:
+                lock = self._set_aside(header.scan_id)
+                if lock is None:
+                    break
+                try:
+                    gained += retire(self._root, header.scan_id, spare)
+                    gained += spare.trim(max_spare_bytes)
+                finally:
+                    lock.release()
+                deleted.append(header.scan_id)
         if deleted:
             announce_change(self._root)
         return deleted, gained
@@ -268,10 +278,15 @@ class Catalogue:
             directory.rename(directory.with_name(f".old-{scan_id}"))
             return lock
 
-    def recover_all(self) -> tuple[list[Recovered], list[str]]:
+    def recover_all(
+        self, wanted: Callable[[ScanHeader], bool] = lambda header: True
+    ) -> tuple[list[Recovered], list[str]]:
         """Take over every unsealed scan whose writer is gone, newest first.
 
         The caller goes on with each, or seals it as interrupted.
+
+        Args:
+            wanted: which scans are the caller's to take over.
 
         Returns:
             The scans, and the ids of those that cannot be recovered: they are logged and left as
@@ -280,7 +295,7 @@ class Catalogue:
         recovered: list[Recovered] = []
         failed: list[str] = []
         for header in self.scans():
-            if header.sealed:
+            if header.sealed or not wanted(header):
                 continue
             try:
                 recovered.append(Recovered(*ScanWriter.recover(self._root, header.scan_id)))
@@ -306,3 +321,12 @@ class Catalogue:
             _log.error("scan %s cannot be sealed either: %s", header.scan_id, error)
             return
         announce_change(self._root)
+
+
+def _groups(headers: Sequence[ScanHeader]) -> list[list[ScanHeader]]:
+    """Each scan with those of stored detectors that are beside it; a lone one is its own group."""
+    groups = {header.scan_id: [header] for header in headers}
+    for header in headers:
+        if header.beside in groups:
+            groups[header.beside].append(*groups.pop(header.scan_id))
+    return list(groups.values())
