@@ -12,6 +12,7 @@ from results_source import SCANS, free_settings, grown
 from ptycho_stream.errors import EndpointError
 from ptycho_stream.wire import results as wire
 from ptycho_streamd.publish import Publisher
+from ptycho_streamd.security import Gate
 
 
 @pytest.fixture
@@ -21,8 +22,15 @@ def context():
 
 
 @pytest.fixture
-def publisher(context):
-    publisher = Publisher(context, free_settings(), "epoch")
+def gate():
+    gate = Gate()
+    yield gate
+    gate.close()
+
+
+@pytest.fixture
+def publisher(gate):
+    publisher = Publisher(gate, free_settings(), "epoch")
     yield publisher
     publisher.close()
 
@@ -211,15 +219,15 @@ def test_an_image_that_shrinks_starts_a_new_epoch(publisher):
     assert publisher.epoch != epoch
 
 
-def test_a_port_in_use_is_an_error_that_names_the_setting(context, publisher):
+def test_a_port_in_use_is_an_error_that_names_the_setting(gate, publisher):
     taken = publisher.sockets[0].last_endpoint.decode()
     settings = replace_endpoint(free_settings(), endpoint=taken)
     with pytest.raises(EndpointError, match=r"results\.endpoint.*in use"):
-        Publisher(context, settings, "epoch")
+        Publisher(gate, settings, "epoch")
     taken = publisher.sockets[1].last_endpoint.decode()
     settings = replace_endpoint(free_settings(), resync_endpoint=taken)
     with pytest.raises(EndpointError, match=r"results\.resync_endpoint.*in use"):
-        Publisher(context, settings, "epoch")
+        Publisher(gate, settings, "epoch")
 
 
 def replace_endpoint(settings, **changes):

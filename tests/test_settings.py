@@ -52,7 +52,7 @@ def test_the_shortest_file_names_a_probe(tmp_path: Path) -> None:
         ("[view]\ncenter_yx_px = [nan, 1.0]", "view.center_yx_px"),
         ("[results]\npublish_interval_ms = inf", "results.publish_interval_ms"),
         ("[supervisor]\nstop_timeout_s = 60.0", "supervisor.stop_timeout_s"),
-        ('[http]\nhost = "0.0.0.0"', "http.host"),
+        ('[http]\nhost = "0.0.0.0"', "http: host = '0.0.0.0' would be open"),
         ("[metadata]\na = nan", "metadata.a"),
         ("[metadata]\na = 100000000000000000000", "metadata.a"),
         ("[metadata]\na = [1]", "metadata.a"),
