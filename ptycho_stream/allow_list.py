@@ -58,6 +58,18 @@ AllowList = Mapping[str, Allowed]
 """By public key, in the file's order."""
 
 
+def checked_rights(words: Iterable[str]) -> frozenset[Right]:
+    """These words as rights.
+
+    Raises:
+        KeyFileError: there is no such right.
+    """
+    wanted = frozenset(words)
+    if unknown := sorted(wanted.difference(RIGHTS)):
+        raise KeyFileError(f"there is no right {unknown[0]!r}: there are {', '.join(RIGHTS)}")
+    return cast("frozenset[Right]", wanted)
+
+
 def read_allow_list(path: Path) -> AllowList:
     """Read the file.
 
@@ -161,12 +173,7 @@ def _entry(line: str) -> Allowed | None:
     check_key_name(name)
     if not is_public_key(public_key):
         raise KeyFileError(f"the public key of {name} is none: it has 40 characters of Z85")
-    rights = [] if said == REVOKED else said.split(",")
-    for right in rights:
-        if right not in RIGHTS:
-            known = ", ".join(RIGHTS)
-            raise KeyFileError(f"{name} has the right {right!r}: there are {known}, or {REVOKED}")
-    return Allowed(name, public_key, frozenset(cast("list[Right]", rights)))
+    return Allowed(name, public_key, checked_rights([] if said == REVOKED else said.split(",")))
 
 
 def _replaced(text: str, entries: Mapping[str, Allowed]) -> str:

@@ -88,7 +88,7 @@ def new_key(folder: Path, name: str) -> tuple[Path, Path]:
     pair = _pair()
     head = f'metadata\n    name = "{name}"\ncurve\n    public-key = "{pair.public}"\n'
     secret = f'    secret-key = "{pair.secret}"\n'
-    _write_new(private, f"# Private key of {name}: keep it to yourself.\n{head}{secret}", 0o600)
+    write_private(private, f"# Private key of {name}: keep it to yourself.\n{head}{secret}")
     try:
         _write_new(public, f"# Public key of {name}.\n{head}", 0o644)
     except KeyFileError:
@@ -116,13 +116,7 @@ def load_private_key(path: Path) -> PrivateKey:
     Raises:
         KeyFileError: it is missing, damaged, or others than its owner may read it.
     """
-    text, mode = _read(path)
-    if mode & 0o077:
-        raise KeyFileError(
-            f"the private key {path} can be read by others than its owner (mode {mode:04o}): "
-            f"run chmod 600 {path}; if somebody may have read it, make another with "
-            "`ptycho-stream keys new` and revoke this one"
-        )
+    text = read_private(path)
     public, secret = _found(text, "public-key"), _found(text, "secret-key")
     if public is None or secret is None:
         raise KeyFileError(
@@ -132,6 +126,30 @@ def load_private_key(path: Path) -> PrivateKey:
     if zmq.curve_public(secret.encode()).decode() != public:
         raise KeyFileError(f"{path} is damaged: its two keys do not belong together")
     return PrivateKey(public, secret)
+
+
+def read_private(path: Path) -> str:
+    """The text of a file that its owner alone may read: a private key, or a token.
+
+    Raises:
+        KeyFileError: it cannot be read, or others may read it too.
+    """
+    text, mode = _read(path)
+    if mode & 0o077:
+        raise KeyFileError(
+            f"{path} can be read by others than its owner (mode {mode:04o}): run chmod 600 {path}; "
+            "if somebody may have read it, make another and do away with this one"
+        )
+    return text
+
+
+def write_private(path: Path, text: str) -> None:
+    """Make a file that its owner alone may read.
+
+    Raises:
+        KeyFileError: it exists, or cannot be written.
+    """
+    _write_new(path, text, 0o600)
 
 
 def load_public_key(key: str) -> str:
