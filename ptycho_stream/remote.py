@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Self
 
 import zmq
@@ -249,8 +250,12 @@ class Daemon:
             self._connection = Connection(dealer, self._endpoint, self._keys)
         connection = self._connection
         until_s = time.monotonic() + timeout_s
-        connection.socket.send(wire.encode_request(request_id, command, arguments or {}))
+        request = wire.encode_request(request_id, command, arguments or {})
         try:
+            connection.check()
+            # libzmq gives up a refused connection, and a send that waits would wait for ever.
+            with suppress(zmq.Again):
+                connection.socket.send(request, zmq.NOBLOCK)
             while (left_s := until_s - time.monotonic()) > 0:
                 if not connection.socket.poll(int(min(left_s, LOOK_S) * 1e3) + 1):
                     connection.check()
@@ -480,6 +485,7 @@ class AsyncDaemon:
     async def _exchange(
         self, connection: Connection[zmq.asyncio.Socket], request: bytes, request_id: int
     ) -> wire.Reply:
+        connection.check()
         await connection.socket.send(request)
         while True:
             if not await connection.socket.poll(int(LOOK_S * 1e3)):

@@ -8,6 +8,7 @@ for keys has a ZAP domain and ZAP_ENFORCE_DOMAIN, so that nobody gets in while t
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -36,7 +37,7 @@ BACKLOG = 512
 CRYPTOGRAPHIC, MECHANISM_MISMATCH = 0x11000001, 0x11000002
 """Values of HANDSHAKE_FAILED_PROTOCOL (zmq.h: ZMQ_PROTOCOL_ERROR_ZMTP_...)."""
 REFUSED = {
-    "no_key": "it shows no key",
+    "no_key": "it shows no key, or hangs up before",
     "wrong_key": "its key is not in the allow-list",
     "wrong_server_key": "it expects another public key of this daemon",
     "revoked": "its key is revoked",
@@ -252,8 +253,11 @@ class Gate:
                     self._refuse(door.name, self._fault(kind, value), "an unknown address")
 
     def _fault(self, kind: int, value: int) -> str:
+        """Why a handshake failed.  Of two that cannot agree whether there are keys, the one that
+        notices first hangs up, so that who hangs up counts as one who shows none.
+        """
         if kind != zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-            return "unfinished"
+            return "no_key" if self.keyed and value != errno.EAGAIN else "unfinished"
         if value == MECHANISM_MISMATCH:
             return "no_key" if self.keyed else "unasked_key"
         return "wrong_server_key" if value == CRYPTOGRAPHIC else "malformed"

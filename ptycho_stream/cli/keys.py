@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from ptycho_stream.allow_list import (
     RIGHTS,
@@ -127,7 +128,7 @@ def list_keys(config: Config = None, list_file: ListFile = None, as_json: AsJson
     for entry in entries.values():
         marks = ["yes" if right in entry.rights else "-" for right in RIGHTS]
         note = f"{entry.public_key} (revoked)" if entry.revoked else entry.public_key
-        table.add_row(entry.name, *marks, note)
+        table.add_row(entry.name, *marks, Text(note))  # keys have brackets, which are no markup
     print_table(table)
 
 
