@@ -198,7 +198,7 @@ def test_the_clients_say_what_is_wrong_with_keys(keyed):
     # Of two that do not agree whether there are keys the first to notice hangs up: then it may be.
     with (
         Daemon(control, timeout_s=1.0) as daemon,
-        pytest.raises(EndpointError, match="asks? for a key"),
+        pytest.raises(EndpointError, match=r"asks? for a key"),
     ):
         daemon.status()
     wrong = keyed.keys("control", keyed.keys("stranger").own.public)

@@ -14,6 +14,7 @@ import zmq
 
 from ptycho_stream.errors import ControlError, WireError
 from ptycho_stream.wire import control as wire
+from ptycho_streamd.log_limit import LimitedLog
 from ptycho_streamd.security import Gate
 
 MAX_REQUESTS_PER_POLL = 64
@@ -48,6 +49,7 @@ class ControlServer:
 
     def __init__(self, gate: Gate, endpoint: str) -> None:
         self.requests_refused = 0
+        self._trouble = LimitedLog(_log)
         self._socket = gate.context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_REQUEST_BYTES)
         # A client that asks and never reads must not make the daemon grow.
@@ -106,7 +108,7 @@ class ControlServer:
         except (WireError, ControlError) as error:
             code = error.code if isinstance(error, ControlError) else "bad_request"
             self.requests_refused += 1
-            _log.warning("control request refused (%s): %s", code, error)
+            self._trouble.warning(code, f"control request refused ({code}): {error}")
             self._send(envelope, wire.encode_error(wire.salvage_id(data), code, str(error)))
             return None
         return Request(envelope, request.id, request.command, request.arguments)

@@ -59,6 +59,7 @@ class Door:
         self._lock = threading.Lock()
         self._lines: dict[int, _Line] = {}
         self._keys: dict[int, str] = {}
+        self._sent: Counter[int] = Counter()
         place = f"inproc://door-{id(self)}"
         bound.monitor(place, WATCHED)
         self.events = bound.context.socket(zmq.PAIR)
@@ -85,6 +86,19 @@ class Door:
         with self._lock:
             self._keys[descriptor] = key
         return self._admit(key)
+
+    def limit(self, frame: zmq.Frame, messages: int) -> None:
+        """Count what a connection sends, and shut it when that is more than ``messages``."""
+        try:
+            descriptor = int(frame.get(zmq.SRCFD))
+        except zmq.ZMQError:  # libzmq has made it up, of a connection that is gone
+            return
+        with self._lock:
+            self._sent[descriptor] += 1
+            line = self._lines.get(descriptor)
+            excess = line is not None and self._sent[descriptor] > messages
+        if line is not None and excess:
+            self._shut(descriptor, line)
 
     def take_events(self) -> list[tuple[int, int]]:
         """Kind and value of what libzmq tells, a bounded number; the gate's thread only."""
@@ -115,6 +129,7 @@ class Door:
         with self._lock:
             self._lines.pop(descriptor, None)
             self._keys.pop(descriptor, None)
+            self._sent.pop(descriptor, None)
             self.health.peers = len(self._lines)
 
     def cut(self) -> int:

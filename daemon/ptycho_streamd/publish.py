@@ -24,6 +24,7 @@ from ptycho_stream.results import ImageState, Tile, TileKey
 from ptycho_stream.settings import ResultSettings
 from ptycho_stream.wire import results as wire
 from ptycho_streamd.door import Door
+from ptycho_streamd.log_limit import LimitedLog
 from ptycho_streamd.security import Gate
 
 BEACON_INTERVAL_S = 1.0
@@ -31,6 +32,9 @@ MAX_REQUESTS_PER_SERVE = 16
 MAX_PEERS = 1024
 MAX_REQUEST_BYTES = 2 << 20
 MAX_SUBSCRIPTION_BYTES = 4096
+MAX_NOTICES_PER_SERVE = 1024
+MAX_SUBSCRIPTIONS = 256
+"""Of one connection, ends of subscriptions included: more than a client has any use for."""
 # Images of scans before the newest stay within reach of clients that come a little late.
 KEPT_IMAGES = 8
 KEPT_BYTES = 256 << 20
@@ -99,6 +103,7 @@ class Publisher:
         self.resyncs = 0
         self._images: dict[str, _Sent] = {}
         self._updates_sent = 0
+        self._trouble = LimitedLog(_log)
         self._answered_s: OrderedDict[bytes, float] = OrderedDict()
         self._beacon_due_s = 0.0
         self._doors: list[Door] = []
@@ -213,20 +218,20 @@ class Publisher:
         self._router.close()
 
     def _take_subscriptions(self) -> int:
-        taken = 0
-        while True:
+        for taken in range(MAX_NOTICES_PER_SERVE):
             try:
                 frame = self._xpub.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return taken
-            taken += 1
-            notice = frame.bytes
-            self._doors[0].admits(frame)  # whose connection it is, so that it can be cut
+            notice, door = frame.bytes, self._doors[0]
+            door.admits(frame)  # whose connection it is, so that it can be cut
+            door.limit(frame, MAX_SUBSCRIPTIONS)  # each is kept by libzmq, whatever its topic
             # Anything but a subscription (1) or its end (0) is a stranger's message.
             if notice[1:] in (wire.BEACON_TOPIC, b"") and notice[:1] in (b"\0", b"\1"):
                 self.subscribers += 1 if notice[0] else -1
                 # The newcomer need not wait a second to learn what there is.
                 self._beacon_due_s = min(self._beacon_due_s, time.monotonic() + 0.02)
+        return MAX_NOTICES_PER_SERVE
 
     def _beacon(self) -> None:
         self._beacon_due_s = time.monotonic() + BEACON_INTERVAL_S
@@ -249,7 +254,7 @@ class Publisher:
         try:
             request = wire.decode_resync(parts)
         except WireError as error:
-            _log.warning("resync request refused: %s", error)
+            self._trouble.warning("resync", f"resync request refused: {error}")
             return self._refuse(None, "bad_request", str(error))
         now = time.monotonic()
         wait_s = self._answered_s.get(peer, 0.0) + wire.MIN_RESYNC_INTERVAL_S - now

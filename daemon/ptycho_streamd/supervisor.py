@@ -126,6 +126,7 @@ class Supervisor:
                 **store_commands(catalogue),
             },
             catalogue,
+            self._readable_folders,
         )
         self._views = ViewTrigger(self._requests)
 
@@ -322,6 +323,11 @@ class Supervisor:
         for key in outcome.needs_restart:
             log.warning("%s has changed in the file: it needs a restart of the daemon", key)
         return {"applied": list(outcome.applied), "needs_restart": list(outcome.needs_restart)}
+
+    def _readable_folders(self) -> tuple[Path, ...]:
+        settings = self._settings
+        folders = settings.security.readable_folders
+        return (settings.data.directory, self._config.parent, *folders)
 
     def _write_for_stages(self, settings: Settings) -> None:
         """Settings and allow-list as the daemon goes by them: a stage that is started again must
