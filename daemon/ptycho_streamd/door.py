@@ -45,6 +45,7 @@ class Door:
         name: of the socket in metrics, log and ZAP.
         right: that a key needs.
         health: what happened to it.
+        max_messages: that one connection may send, of those that are counted.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Door:
         self.health = Health()
         self.socket = bound
         self.closed = False
+        self.max_messages = float("inf")
         self._admit = admit
         self._lock = threading.Lock()
         self._lines: dict[int, _Line] = {}
@@ -87,17 +89,17 @@ class Door:
             self._keys[descriptor] = key
         return self._admit(key)
 
-    def limit(self, frame: zmq.Frame, messages: int) -> None:
-        """Count what a connection sends, and shut it when that is more than ``messages``."""
+    def count(self, frame: zmq.Frame) -> None:
+        """Count what a connection sends, and shut it above ``max_messages``."""
         try:
             descriptor = int(frame.get(zmq.SRCFD))
         except zmq.ZMQError:  # libzmq has made it up, of a connection that is gone
             return
         with self._lock:
             self._sent[descriptor] += 1
-            line = self._lines.get(descriptor)
-            excess = line is not None and self._sent[descriptor] > messages
-        if line is not None and excess:
+            line = self._lines.get(descriptor)  # None: the gate will hear of it in a moment
+            sent = self._sent[descriptor]
+        if line is not None and sent > self.max_messages:
             self._shut(descriptor, line)
 
     def take_events(self) -> list[tuple[int, int]]:
@@ -119,6 +121,10 @@ class Door:
             self._lines[descriptor] = line
             of_all = self.health.peers = len(self._lines)
             of_address = Counter(held.address for held in self._lines.values())[line.address]
+            sent = self._sent[descriptor]
+        if sent > self.max_messages:
+            self._shut(descriptor, line)
+            return None
         if of_all <= MAX_CONNECTIONS and of_address <= MAX_PER_ADDRESS:
             return None
         self._shut(descriptor, line)

@@ -128,6 +128,7 @@ class Publisher:
         try:
             for socket, endpoint, setting, name in places:
                 self._doors.append(gate.bind(socket, endpoint, setting, name, "subscribe"))
+            self._doors[0].max_messages = MAX_SUBSCRIPTIONS
         except EndpointError:
             self.close()
             raise
@@ -225,7 +226,7 @@ class Publisher:
                 return taken
             notice, door = frame.bytes, self._doors[0]
             door.admits(frame)  # whose connection it is, so that it can be cut
-            door.limit(frame, MAX_SUBSCRIPTIONS)  # each is kept by libzmq, whatever its topic
+            door.count(frame)  # libzmq keeps each subscription, whatever its topic
             # Anything but a subscription (1) or its end (0) is a stranger's message.
             if notice[1:] in (wire.BEACON_TOPIC, b"") and notice[:1] in (b"\0", b"\1"):
                 self.subscribers += 1 if notice[0] else -1
