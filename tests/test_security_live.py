@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
@@ -20,6 +21,7 @@ from daemon_harness import DaemonHarness, free_port, wait_for
 from zmq.utils.monitor import recv_monitor_message
 
 from ptycho_stream.allow_list import RIGHTS, allow, revoke
+from ptycho_stream.cli import main
 from ptycho_stream.client import Daemon, ResultStream
 from ptycho_stream.errors import ControlError, EndpointError, KeyRefused
 from ptycho_stream.keys import ClientKeys, load_private_key, new_key
@@ -306,6 +308,54 @@ def test_a_wrong_allow_list_changes_nothing_and_is_told(keyed):
     finally:
         keyed.allowed.write_text(text)
     wait_for(lambda: "the allow-list has changed" in keyed.daemon.log.rsplit("stays as", 1)[1])
+
+
+def test_the_doctor_looks_at_keys_and_asks_with_them(keyed, capsys):
+    config = str(keyed.daemon.config)
+    assert main(["doctor", "--config", config, "--json"]) == 0
+    found = {line["subject"]: line for line in json.loads(capsys.readouterr().out)}
+    assert found["control"]["detail"] == "a daemon runs, and asks for keys"
+    assert found["detector"]["state"] == "silent" and found["results"]["state"] == "OK"
+    assert keyed.server in found["security.key_path"]["detail"]
+    assert "may publish" in found["security.allowed_keys_path"]["detail"]
+    key = keyed.folder / "daemon.key_secret"
+    key.chmod(0o644)
+    try:
+        assert main(["doctor", "--config", config, "--json"]) == 1
+        told = capsys.readouterr()
+        found = {line["subject"]: line for line in json.loads(told.out)}
+        assert "chmod 600" in found["security.key_path"]["detail"]
+        assert "the daemon is not asked" in told.err
+    finally:
+        key.chmod(0o600)
+
+
+def test_terminal_commands_take_keys_from_options_environment_and_configuration(
+    keyed, capsys, monkeypatch
+):
+    config, secret = str(keyed.daemon.config), str(keyed.folder / "control.key_secret")
+    assert main(["ctl", "status", "--config", config]) == 0
+    endpoint = ["--endpoint", keyed.endpoints["control"]]
+    shown = ["--key", secret, "--server-key", keyed.server]
+    assert main(["ctl", "scans", *endpoint, *shown]) == 0
+    assert main(["ctl", "scans", *endpoint, "--key", secret, "--config", config]) == 0
+    monkeypatch.setenv("PTYCHO_STREAM_KEY", str(keyed.folder / "subscribe.key_secret"))
+    monkeypatch.setenv("PTYCHO_STREAM_SERVER_KEY", str(keyed.folder / "daemon.key"))
+    assert main(["ctl", "status", *endpoint]) == 1
+    assert "does not let us in: our key" in capsys.readouterr().err
+    results = [
+        "--results",
+        keyed.endpoints["results"],
+        "--resync",
+        keyed.endpoints["resync"],
+    ]
+    assert main(["watch", "--once", "--timeout", "10", *results]) == 0  # of the scan above
+    sender = ["--key", str(keyed.folder / "publish.key_secret")]
+    assert main(["watch", "--once", "--timeout", "10", *results, *sender]) == 1
+    assert "does not let us in: our key" in capsys.readouterr().err
+    monkeypatch.delenv("PTYCHO_STREAM_SERVER_KEY")
+    assert main(["ctl", "status", *endpoint]) == 1
+    assert "and no --server-key" in capsys.readouterr().err
 
 
 def test_thousands_of_connections_from_one_address_do_no_harm(keyed):
