@@ -28,7 +28,7 @@ from ptycho_stream.settings import Settings, load_settings
 START = (
     "import sys; from pathlib import Path; "
     "from ptycho_stream.settings import load_settings; "
-    "from ptycho_streamd.stage import configure_logging; "
+    "from ptycho_streamd.log_format import configure_logging; "
     "from ptycho_streamd.supervisor import Supervisor; "
     "configure_logging('info', 'ptycho-streamd'); "
     "path = Path(sys.argv[1]); "

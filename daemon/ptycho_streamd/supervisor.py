@@ -30,6 +30,7 @@ from ptycho_streamd.data_lock import DataLock
 from ptycho_streamd.http_server import HttpServer
 from ptycho_streamd.job_metrics import JobMetrics
 from ptycho_streamd.jobs import Jobs
+from ptycho_streamd.log_format import configure_logging
 from ptycho_streamd.log_limit import LimitedLog
 from ptycho_streamd.metrics import MergedMetrics, snapshot
 from ptycho_streamd.misfit_trigger import MisfitTrigger
@@ -39,7 +40,6 @@ from ptycho_streamd.reload import merge_reloaded
 from ptycho_streamd.requests import Requests, store_commands
 from ptycho_streamd.security import Gate
 from ptycho_streamd.settings_file import SETTINGS_NAME, write_settings
-from ptycho_streamd.stage import configure_logging
 from ptycho_streamd.view_trigger import ViewTrigger
 
 STAGES = ("ingest", "reconstruct")

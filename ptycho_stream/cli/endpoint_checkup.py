@@ -16,8 +16,8 @@ from ptycho_stream.cli.checkup import Finding
 from ptycho_stream.cli.knock import Knocked, knock
 from ptycho_stream.cli.pva_checkup import check_channels
 from ptycho_stream.errors import ControlError, EndpointError
-from ptycho_stream.remote import Daemon
 from ptycho_stream.keys import ClientKeys
+from ptycho_stream.remote import Daemon
 from ptycho_stream.settings import (
     DetectorSettings,
     PositionSettings,
