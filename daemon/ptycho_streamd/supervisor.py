@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -52,6 +53,7 @@ STAGE_ENVIRONMENT = {
 }
 """What each stage gets beside the daemon's own environment."""
 ALLOW_LIST_NAME = "allowed-keys"
+DESCRIPTORS = 65_536
 TURN_MS = 100
 STATUS_SETTINGS = 78
 """Exit status for settings that are wrong (EX_CONFIG of sysexits.h): to start again is no use."""
@@ -152,6 +154,7 @@ class Supervisor:
         signal.signal(signal.SIGTERM, self._on_stop)
         signal.signal(signal.SIGINT, self._on_stop)
         signal.signal(signal.SIGHUP, self._on_hangup)
+        _allow_descriptors()
         poller = zmq.Poller()
         assert self._control is not None
         poller.register(self._bus.socket, zmq.POLLIN)
@@ -389,6 +392,16 @@ class Supervisor:
 
     def _on_hangup(self, _number: int, _frame: object) -> None:
         self._hangup = True
+
+
+def _allow_descriptors() -> None:
+    """Take what descriptors the system lets us have, for this process and its stages: connections
+    to a socket, which are limited, must never leave none for a scan's files.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def main(arguments: list[str] | None = None) -> int:
