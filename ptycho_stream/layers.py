@@ -8,34 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Self
 
 import zmq
 import zmq.asyncio
 
+from ptycho_stream.connection import Connection
 from ptycho_stream.errors import EndpointError
+from ptycho_stream.keys import ClientKeys
 from ptycho_stream.wire import results as wire
 from ptycho_stream.wire.layers import Layer, LayerFollower, LayerName, LayerUpdate
 
 MAX_MESSAGE_BYTES = 512 << 20
 
 
-def _connect(socket: zmq.Socket[bytes] | zmq.asyncio.Socket, endpoint: str) -> None:
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-    try:
-        socket.connect(endpoint)
-    except zmq.ZMQError as error:
-        socket.close()
-        raise EndpointError(
-            f"cannot connect to {endpoint}: {error.strerror}; write tcp://HOST:PORT or ipc:///PATH"
-        ) from error
+LOOK_S = 0.2
+"""Between looks at whether the daemon has refused to let us in."""
 
 
-def _silent(endpoint: str, timeout_s: float) -> EndpointError:
+def _silent(endpoint: str, timeout_s: float, doubt: str) -> EndpointError:
     return EndpointError(
         f"no layer from {endpoint} within {timeout_s:g} s: is ptycho-streamd running, and is this "
-        "its results.resync_endpoint?"
+        f"its results.resync_endpoint?{doubt}"
     )
 
 
@@ -66,6 +61,7 @@ class LayerReader:
         resync_endpoint: the daemon's ``results.resync_endpoint``.
         scan_id: of this scan; None: of the newest.
         timeout_s: how long an answer may take.
+        keys: of a daemon that asks for keys (:func:`ptycho_stream.keys.load_client_keys`).
 
     Example::
 
@@ -80,11 +76,12 @@ class LayerReader:
         *,
         scan_id: str | None = None,
         timeout_s: float = 10.0,
+        keys: ClientKeys | None = None,
     ) -> None:
-        self._endpoint, self._timeout_s = resync_endpoint, timeout_s
+        self._endpoint, self._timeout_s, self._keys = resync_endpoint, timeout_s, keys
         self._follower = LayerFollower(name, scan_id)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket: zmq.Socket[bytes] | None = None
+        self._connection: Connection[zmq.Socket[bytes]] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -102,31 +99,43 @@ class LayerReader:
 
         Raises:
             EndpointError: the daemon does not answer.
+            KeyRefused: it does not let us in.
             WireError: its answer cannot be understood.
         """
         until_s = time.monotonic() + self._timeout_s
-        while True:
-            pause_s = _pause_s(self._exchanged(until_s))
-            if pause_s is None:
-                return self._follower.held
-            time.sleep(pause_s)
+        try:
+            while True:
+                pause_s = _pause_s(self._exchanged(until_s))
+                if pause_s is None:
+                    return self._follower.held
+                time.sleep(pause_s)
+        except EndpointError:
+            self._hang_up()
+            raise
 
     def _exchanged(self, until_s: float) -> LayerUpdate | wire.Refusal:
-        if self._socket is None:
-            self._socket = self._context.socket(zmq.DEALER)
-            _connect(self._socket, self._endpoint)
-        self._socket.send_multipart(self._follower.request())
-        while self._socket.poll(max(0, int((until_s - time.monotonic()) * 1e3))):
-            answer = self._follower.receive(self._socket.recv_multipart())
+        if self._connection is None:
+            dealer = self._context.socket(zmq.DEALER)
+            dealer.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+            self._connection = Connection(dealer, self._endpoint, self._keys)
+        connection = self._connection
+        connection.check()
+        # libzmq gives up a refused connection, and a send that waits would wait for ever.
+        with suppress(zmq.Again):
+            connection.socket.send_multipart(self._follower.request(), zmq.NOBLOCK)
+        while (left_s := until_s - time.monotonic()) > 0:
+            if not connection.socket.poll(int(min(left_s, LOOK_S) * 1e3) + 1):
+                connection.check()
+                continue
+            answer = self._follower.receive(connection.socket.recv_multipart())
             if answer is not None:
                 return answer
-        self._hang_up()
-        raise _silent(self._endpoint, self._timeout_s)
+        raise _silent(self._endpoint, self._timeout_s, connection.doubt)
 
     def _hang_up(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
 class AsyncLayerReader:
@@ -139,11 +148,12 @@ class AsyncLayerReader:
         *,
         scan_id: str | None = None,
         timeout_s: float = 10.0,
+        keys: ClientKeys | None = None,
     ) -> None:
-        self._endpoint, self._timeout_s = resync_endpoint, timeout_s
+        self._endpoint, self._timeout_s, self._keys = resync_endpoint, timeout_s, keys
         self._follower = LayerFollower(name, scan_id)
         self._context = zmq.asyncio.Context()
-        self._socket: zmq.asyncio.Socket | None = None
+        self._connection: Connection[zmq.asyncio.Socket] | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -169,20 +179,30 @@ class AsyncLayerReader:
                         return self._follower.held
                     await asyncio.sleep(pause_s)
         except TimeoutError:
+            doubt = "" if self._connection is None else self._connection.doubt
             self._hang_up()
-            raise _silent(self._endpoint, self._timeout_s) from None
+            raise _silent(self._endpoint, self._timeout_s, doubt) from None
+        except EndpointError:
+            self._hang_up()
+            raise
 
     async def _exchanged(self) -> LayerUpdate | wire.Refusal:
-        if self._socket is None:
-            self._socket = self._context.socket(zmq.DEALER)
-            _connect(self._socket, self._endpoint)
-        await self._socket.send_multipart(self._follower.request())
+        if self._connection is None:
+            dealer = self._context.socket(zmq.DEALER)
+            dealer.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+            self._connection = Connection(dealer, self._endpoint, self._keys)
+        connection = self._connection
+        connection.check()
+        await connection.socket.send_multipart(self._follower.request())
         while True:
-            answer = self._follower.receive(await self._socket.recv_multipart())
+            if not await connection.socket.poll(int(LOOK_S * 1e3)):
+                connection.check()
+                continue
+            answer = self._follower.receive(await connection.socket.recv_multipart())
             if answer is not None:
                 return answer
 
     def _hang_up(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None

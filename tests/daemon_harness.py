@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 
 from ptycho_stream.client import Daemon
+from ptycho_stream.keys import ClientKeys, load_private_key
 from ptycho_stream.settings import Settings, load_settings
 
 START = (
     "import sys; from pathlib import Path; "
     "from ptycho_stream.settings import load_settings; "
-    "from ptycho_streamd.stage import configure_logging; "
+    "from ptycho_streamd.log_format import configure_logging; "
     "from ptycho_streamd.supervisor import Supervisor; "
     "configure_logging('info', 'ptycho-streamd'); "
     "path = Path(sys.argv[1]); "
@@ -67,6 +68,12 @@ def wait_for(condition: Any, timeout_s: float = 10.0, what: str = "it") -> Any:
             return value
         time.sleep(0.02)
     raise AssertionError(f"{what} did not happen within {timeout_s} s")
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{json.dumps(key)} = {_toml(v)}' for key, v in value.items())}}}"
+    return json.dumps(value)
 
 
 class DaemonHarness:
@@ -129,7 +136,7 @@ class DaemonHarness:
         lines: list[str] = []
         for table, values in self._tables.items():
             lines.append(f"[{table}]")
-            lines += [f"{key} = {json.dumps(v)}" for key, v in values.items() if v is not None]
+            lines += [f"{key} = {_toml(v)}" for key, v in values.items() if v is not None]
         self.config.write_text("\n".join(lines) + "\n")
 
     def start(self, *, ready: bool = True) -> None:
@@ -217,7 +224,12 @@ class DaemonHarness:
 
     def control(self) -> Daemon:
         """A control client, to be closed."""
-        return Daemon(self._tables["control"]["endpoint"])
+        settings = self.settings
+        keys = None
+        if settings.security.key_path is not None:
+            own = load_private_key(settings.security.key_path)
+            keys = ClientKeys(own, own.public)
+        return Daemon(settings.control.endpoint, keys=keys)
 
     def status(self) -> dict[str, Any]:
         """What the control command of that name says."""

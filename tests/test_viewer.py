@@ -29,11 +29,13 @@ from results_source import SCANS, Source, free_settings, grown, tile
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
+from ptycho_stream.keys import new_key, write_private
 from ptycho_stream.results import Image, MisfitTile
 from ptycho_stream.scans.folders import scan_directory
 from ptycho_streamd.stored_images import IMAGE_FILE
 
 STAGES = ("ingest", "viewer")
+TOKEN = "a-word-that-nobody-guesses"
 LIMITS = {"updates_per_s": 20.0, "max_pages": 5}
 
 
@@ -45,11 +47,12 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonHarness]:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[DaemonHarness]:
+def running(folder: Path, **more: dict[str, Any]) -> Iterator[DaemonHarness]:
     results = free_settings()
     tables = {
         "results": {"endpoint": results.endpoint, "resync_endpoint": results.resync_endpoint},
         "viewer": LIMITS,
+        **more,
     }
     with DaemonHarness(folder, tables, stages=STAGES) as held:
         yield held
@@ -135,10 +138,10 @@ class Page:
 
 
 @contextmanager
-def opened(daemon: DaemonHarness, **options: Any) -> Iterator[Page]:
+def opened(daemon: DaemonHarness, token: str = "", **options: Any) -> Iterator[Page]:
     where = address(daemon)
     options = {"origin": f"http://{where}", "compression": None, "max_size": None, **options}
-    with connect(f"ws://{where}/ws", close_timeout=0.5, **options) as link:
+    with connect(f"ws://{where}/ws?token={token}", close_timeout=0.5, **options) as link:
         yield Page(link)
 
 
@@ -184,7 +187,7 @@ def test_the_page_and_its_files_are_served(daemon):
 
 def test_strangers_are_refused_and_counted(daemon):
     before = daemon.metrics().get('ptycho_stream_viewer_requests_refused_total{reason="host"}', 0)
-    assert fetched(daemon, "/", Host="evil.example")[0] == 403
+    assert fetched(daemon, "/", Host="evil.example")[0] == 421
     for origin in ("http://evil.example", "null", None, "http://127.0.0.1:1"):
         with pytest.raises(InvalidStatus) as refused, opened(daemon, origin=origin):
             pass
@@ -196,6 +199,49 @@ def test_strangers_are_refused_and_counted(daemon):
     assert fetched(daemon, "/static/main.js", **embedded)[0] == 403
     daemon.metric('ptycho_stream_viewer_requests_refused_total{reason="host"}', before + 2)
     assert "evil.example" in daemon.log
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonHarness]:
+    """A daemon that asks for keys, and its pages for :data:`TOKEN`."""
+    folder = tmp_path_factory.mktemp("keyed")
+    new_key(folder, "daemon")
+    (folder / "allowed-keys").touch()
+    write_private(folder / "viewer-token", f"{TOKEN}\n")
+    security = {"key_path": "daemon.key_secret", "allowed_keys_path": "allowed-keys"}
+    viewer = {**LIMITS, "token_path": "viewer-token"}
+    with running(folder, security=security, viewer=viewer) as held:
+        yield held
+
+
+@pytest.mark.parametrize("token", ["", "another-word-than-that", f"{TOKEN}x"])
+def test_pages_without_the_token_of_a_daemon_with_keys_get_its_files_alone(keyed, token):
+    counter = 'ptycho_stream_viewer_requests_refused_total{reason="token"}'
+    before = keyed.metrics().get(counter, 0)
+    assert fetched(keyed, "/")[0] == fetched(keyed, "/static/main.js")[0] == 200
+    assert fetched(keyed, f"/thumbnail/{SCANS[3]}.png?token={token}")[0] == 401
+    with opened(keyed, token) as page, pytest.raises(ConnectionClosed) as refused:
+        page.until(lambda: False, "a close")
+    assert refused.value.rcvd is not None and refused.value.rcvd.code == 4401
+    assert not page.heard
+    keyed.metric(counter, before + 2)
+
+
+def test_pages_with_the_token_see_and_command_a_daemon_with_keys(keyed):
+    settings = keyed.settings
+    with (
+        Source(settings.results, epoch="keyed", security=settings.security) as source,
+        opened(keyed, TOKEN) as page,
+    ):
+        source.publish(replace(grown(6), layer="refined", predicted=dict(grown(6).tiles)))
+        page.look()
+        page.until(lambda: page.mirrors["a"].levels, "tiles")
+        page.look("b", part="predicted")
+        page.until(lambda: page.mirrors["b"].levels, "tiles of another layer")
+        page.until(lambda: page.told.get("status"), "the status")
+        assert page.command("abort")["ok"] is False, "there is no scan to abort"
+    assert fetched(keyed, f"/thumbnail/{SCANS[3]}.png?token={TOKEN}")[0] == 404
+    assert TOKEN not in keyed.log
 
 
 def test_the_daemons_http_address_leads_to_the_page(daemon):

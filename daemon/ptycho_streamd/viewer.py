@@ -20,6 +20,7 @@ import uvicorn
 
 from ptycho_stream.errors import EndpointError, SettingsError
 from ptycho_stream.settings import Settings, ViewerSettings, load_settings
+from ptycho_streamd.http_access import HttpAccess
 from ptycho_streamd.stage import BEAT_INTERVAL_S, Stage, run_stage
 from ptycho_streamd.viewer_metrics import ViewerMetrics
 from ptycho_streamd.web.application import Pages
@@ -47,11 +48,13 @@ class ViewerStage:
 
     Raises:
         EndpointError: the port is taken.
+        KeyFileError: the token file cannot be used.
     """
 
     def __init__(self, stage: Stage, config: Path, settings: Settings) -> None:
         self._stage, self._config, self._settings = stage, config, settings
         self._metrics = ViewerMetrics()
+        self._access = HttpAccess(settings.http.host_names, settings.viewer.token_path)
         self._listener = listen(settings.viewer)
         port = self._listener.getsockname()[1]
         host = settings.viewer.host
@@ -80,7 +83,7 @@ class ViewerStage:
 
     def _server_config(self, hub: Hub) -> uvicorn.Config:
         return uvicorn.Config(
-            Pages(hub, self._settings.viewer, self._metrics).application(),
+            Pages(hub, self._settings.viewer, self._access, self._metrics).application(),
             http="h11",
             ws="websockets-sansio",
             ws_max_size=MAX_MESSAGE_BYTES,

@@ -10,12 +10,13 @@ import asyncio
 import hashlib
 import logging
 import mimetypes
+from http import HTTPStatus
 from importlib.resources import files
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,22 +24,27 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from ptycho_stream.errors import MalformedMessage
 from ptycho_stream.settings import ViewerSettings
+from ptycho_streamd.http_access import HttpAccess, Refused
 from ptycho_streamd.log_limit import LimitedLog
 from ptycho_streamd.viewer_metrics import ViewerMetrics
-from ptycho_streamd.web.access import Access, security_headers
 from ptycho_streamd.web.hub import Hub
+from ptycho_streamd.web.security_headers import security_headers
 from ptycho_streamd.web.session import Session
 
-TOO_MANY, NOT_UNDERSTOOD = 1013, 1008
-"""Codes with which a WebSocket is closed (RFC 6455, 7.4, and its registry)."""
+TOO_MANY, NOT_UNDERSTOOD, TOKEN_NEEDED = 1013, 1008, 4401
+"""Codes with which a WebSocket is closed (RFC 6455, 7.4, and its registry); the last is ours."""
+NO_PAGE = Refused(
+    "origin", HTTPStatus.FORBIDDEN, "this is for pages; programs have the control socket"
+)
+"""A WebSocket without Origin: browsers always send one."""
 
 log = LimitedLog(logging.getLogger(__name__))
 
 
 class Guarded:
-    """Lets only those in whom :class:`~ptycho_streamd.web.access.Access` allows."""
+    """Lets nobody in whom :class:`~ptycho_streamd.http_access.HttpAccess` takes for a stranger."""
 
-    def __init__(self, app: ASGIApp, access: Access, metrics: ViewerMetrics) -> None:
+    def __init__(self, app: ASGIApp, access: HttpAccess, metrics: ViewerMetrics) -> None:
         self._app, self._access, self._metrics = app, access, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,15 +53,18 @@ class Guarded:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        method = scope["method"] if scope["type"] == "http" else "WEBSOCKET"
-        reason = self._access.refusal(method, headers)
-        if reason is not None:
-            self._metrics.refused.labels(reason).inc()
-            log.warning(reason, f"a request was refused for its {reason}: {dict(headers)!r:.500}")
+        refused = self._access.stranger(headers)
+        if refused is None and scope["type"] == "websocket" and "origin" not in headers:
+            refused = NO_PAGE
+        if refused is not None:
+            self._metrics.refused.labels(refused.reason).inc()
+            said = f"host {headers.get('host')!r:.200}, origin {headers.get('origin')!r:.200}"
+            log.warning(refused.reason, f"a request was refused for its {refused.reason}: {said}")
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": NOT_UNDERSTOOD})  # answered with 403
             else:
-                await PlainTextResponse(f"refused ({reason})\n", 403)(scope, receive, send)
+                answer = PlainTextResponse(f"{refused.text}\n", refused.status)
+                await answer(scope, receive, send)
             return
 
         async def send_guarded(message: Message) -> None:
@@ -72,11 +81,15 @@ class Pages:
     Args:
         hub: what all pages share.
         settings: of the viewer.
+        access: who may talk to it, and with which token.
         metrics: to count in.
     """
 
-    def __init__(self, hub: Hub, settings: ViewerSettings, metrics: ViewerMetrics) -> None:
+    def __init__(
+        self, hub: Hub, settings: ViewerSettings, access: HttpAccess, metrics: ViewerMetrics
+    ) -> None:
         self._hub, self._settings, self._metrics = hub, settings, metrics
+        self._access = access
         self._files = static_files()
 
     def application(self) -> ASGIApp:
@@ -87,7 +100,7 @@ class Pages:
             Route("/thumbnail/{scan_id}.png", self._thumbnail),
             WebSocketRoute("/ws", self._page),
         ]
-        return Guarded(Starlette(routes=routes), Access(self._settings), self._metrics)
+        return Guarded(Starlette(routes=routes), self._access, self._metrics)
 
     async def _file(self, request: Request) -> Response:
         held = self._files.get(request.path_params.get("name", "index.html"))
@@ -99,7 +112,16 @@ class Pages:
             return Response(None, 304, headers)
         return Response(content, 200, headers, kind)
 
+    def _shows_token(self, connection: HTTPConnection) -> bool:
+        """Whether a page has shown the token, if one is needed: for all but the page's files."""
+        if self._access.shows_token(connection.query_params.get("token", "")):
+            return True
+        self._metrics.refused.labels("token").inc()
+        return False
+
     async def _thumbnail(self, request: Request) -> Response:
+        if not self._shows_token(request):
+            return PlainTextResponse("a token is needed\n", HTTPStatus.UNAUTHORIZED)
         png = self._hub.thumbnails.png(request.path_params["scan_id"])
         if png is None:
             return PlainTextResponse("there is no picture of this scan\n", 404)
@@ -108,7 +130,10 @@ class Pages:
         return Response(png, 200, headers, "image/png")
 
     async def _page(self, socket: WebSocket) -> None:
-        await socket.accept()
+        await socket.accept()  # else the page could not tell why it is refused
+        if not self._shows_token(socket):
+            await socket.close(TOKEN_NEEDED, "a token is needed")
+            return
         if self._hub.pages >= self._settings.max_pages:
             self._metrics.refused.labels("pages").inc()
             await socket.close(TOO_MANY, f"{self._settings.max_pages} pages are open already")

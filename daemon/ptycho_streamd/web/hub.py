@@ -14,7 +14,8 @@ from typing import Any
 
 from ptycho_stream.client import AsyncDaemon
 from ptycho_stream.errors import PtychoStreamError
-from ptycho_stream.settings import Settings
+from ptycho_stream.keys import ClientKeys, load_private_key
+from ptycho_stream.settings import SecuritySettings, Settings, reachable
 from ptycho_stream.wire.stored import StoredFrame
 from ptycho_streamd.web.alarms import Alarm, RestartWatch, alarms
 from ptycho_streamd.web.sources import KeptSource, LiveSource, Source
@@ -47,10 +48,13 @@ class _Used:
 
 
 class Hub:
-    """Asks the daemon on behalf of all pages.
+    """Asks the daemon on behalf of all pages, with the daemon's own key where there are keys.
 
     Args:
         settings: of the daemon.
+
+    Raises:
+        KeyFileError: the key cannot be used.
 
     Attributes:
         told: by name (``status``, ``scans``, ``models``, ``jobs``): a number that grows with each
@@ -60,17 +64,17 @@ class Hub:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        endpoint = settings.control.endpoint
+        self._results, self._keys = settings.results, _own_keys(settings.security)
+        endpoint = reachable(settings.control.endpoint)
         # Calls of one client take turns.
-        self._watcher = AsyncDaemon(endpoint)
-        self._reader = AsyncDaemon(endpoint)
-        self._at_once = AsyncDaemon(endpoint)
-        self._long = AsyncDaemon(endpoint)
+        self._watcher = AsyncDaemon(endpoint, keys=self._keys)
+        self._reader = AsyncDaemon(endpoint, keys=self._keys)
+        self._at_once = AsyncDaemon(endpoint, keys=self._keys)
+        self._long = AsyncDaemon(endpoint, keys=self._keys)
         self.told: dict[str, tuple[int, Any]] = {}
         self.pages = 0
         self._watched = asyncio.Event()
-        self.newest = LiveSource(settings.results)
+        self.newest = LiveSource(self._results, self._keys)
         self._used: dict[SourceKey, _Used] = {}
         self.thumbnails = Thumbnails(self._reader)
         self._restarts = RestartWatch()
@@ -131,16 +135,14 @@ class Hub:
                 return newest
             scan_id = newest.image.scan_id
         if snapshot is None and scan_id in newest.held:
-            live = self._opened(("live", scan_id), lambda: LiveSource(self._results, scan_id))
+            live = self._opened(
+                ("live", scan_id), lambda: LiveSource(self._results, self._keys, scan_id)
+            )
             if isinstance(live, LiveSource) and live.ended_at not in (None, newest.held[scan_id]):
                 self._close(("live", scan_id))  # it was made anew since
             return live
         key = (scan_id, snapshot or "")
         return self._opened(key, lambda: KeptSource(self._reader, scan_id, snapshot))
-
-    @property
-    def _results(self) -> Any:
-        return self._settings.results
 
     def _opened(self, key: SourceKey, make: Callable[[], Source]) -> Source | None:
         now_s = time.monotonic()
@@ -257,6 +259,13 @@ class Hub:
         version, before = self.told.get(name, (0, None))
         if value != before:
             self.told[name] = (version + 1, value)
+
+
+def _own_keys(security: SecuritySettings) -> ClientKeys | None:
+    if security.key_path is None:
+        return None
+    own = load_private_key(security.key_path)
+    return ClientKeys(own, own.public)
 
 
 def _condition(status: dict[str, Any]) -> dict[str, Any]:

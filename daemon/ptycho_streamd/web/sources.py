@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from ptycho_stream.client import AsyncDaemon, AsyncLayerReader, AsyncResultStream
 from ptycho_stream.errors import ControlError, PtychoStreamError, ScanNotFound
+from ptycho_stream.keys import ClientKeys
 from ptycho_stream.results import Image, MisfitTile, Tile, TileKey
-from ptycho_stream.settings import ResultSettings
+from ptycho_stream.settings import ResultSettings, reachable
 from ptycho_stream.wire.layers import Layer, LayerName
 from ptycho_streamd.web.byte_tiles import Quantity
 from ptycho_streamd.web.pictures import GrowingPicture, KeptPicture, Picture
@@ -87,6 +88,7 @@ class LiveSource(Source):
 
     Args:
         results: endpoints of the daemon.
+        keys: to show there; None: none are asked for.
         scan_id: of the scan; None: of the newest.
 
     Attributes:
@@ -96,8 +98,14 @@ class LiveSource(Source):
             asked for; None: it has not come.
     """
 
-    def __init__(self, results: ResultSettings, scan_id: str | None = None) -> None:
-        self._results, self._scan_id = results, scan_id
+    def __init__(
+        self, results: ResultSettings, keys: ClientKeys | None, scan_id: str | None = None
+    ) -> None:
+        self._updates, self._resync = (
+            reachable(results.endpoint),
+            reachable(results.resync_endpoint),
+        )
+        self._keys, self._scan_id = keys, scan_id
         self._stream: AsyncResultStream | None = None
         self.image: Image | None = None
         self.ended_at: tuple[int, int] | None = None
@@ -120,11 +128,14 @@ class LiveSource(Source):
                 tasks.create_task(self._follow_layer(name))
 
     async def _follow(self) -> None:
-        endpoints = self._results.endpoint, self._results.resync_endpoint
         while True:
             try:
                 async with AsyncResultStream(
-                    *endpoints, scan_id=self._scan_id, timeout_s=None
+                    self._updates,
+                    self._resync,
+                    scan_id=self._scan_id,
+                    timeout_s=None,
+                    keys=self._keys,
                 ) as self._stream:
                     async for image in self._stream:
                         self._take(image)
@@ -209,7 +220,7 @@ class LiveSource(Source):
     async def _follow_layer(self, name: LayerName) -> None:
         """Ask for another layer as long as a page shows it."""
         async with AsyncLayerReader(
-            name, self._results.resync_endpoint, scan_id=self._scan_id
+            name, self._resync, scan_id=self._scan_id, keys=self._keys
         ) as reader:
             while True:
                 await asyncio.sleep(LAYER_PAUSE_S[name])

@@ -1,9 +1,11 @@
 // The WebSocket to the viewer: connects again by itself, hands on what comes, and sends commands.
 
+import { askForToken, tokenQuery } from "./token.js";
 import { decode } from "./wire.js";
 
 const FIRST_PAUSE_MS = 300;
 const LONGEST_PAUSE_MS = 5000;
+const TOKEN_NEEDED = 4401; // code with which the viewer closes
 
 export class Link {
   /**
@@ -24,7 +26,7 @@ export class Link {
   connect() {
     if (this.socket) return;
     const scheme = location.protocol === "https:" ? "wss" : "ws";
-    const socket = new WebSocket(`${scheme}://${location.host}/ws`);
+    const socket = new WebSocket(`${scheme}://${location.host}/ws?${tokenQuery()}`);
     socket.binaryType = "arraybuffer";
     this.socket = socket;
     this.order = Promise.resolve();
@@ -44,6 +46,10 @@ export class Link {
     }
     this.waiting.clear();
     this.handlers.closed(event.reason);
+    if (event.code === TOKEN_NEEDED) {
+      askForToken().then((isGiven) => { if (isGiven) this.connect(); });
+      return;
+    }
     setTimeout(() => this.connect(), this.pauseMs * (0.75 + Math.random() / 2));
     this.pauseMs = Math.min(2 * this.pauseMs, LONGEST_PAUSE_MS);
   }

@@ -2,6 +2,7 @@
 
 import { byId, make, reconcile } from "./elements.js";
 import { count, duration, number, time } from "./format.js";
+import { tokenQuery } from "./token.js";
 import { nameOf, stateOf, verdictClass } from "./words.js";
 
 export function showScans(scans, currentId, choose) {
@@ -18,7 +19,7 @@ export function showScans(scans, currentId, choose) {
     const toldClass = scan.verdict ? verdictClass(scan.verdict) : stateClass;
     const picture = scan.thumbnail
       ? make("img", { class: "thumb", alt: "", width: 56, height: 56,
-        src: `/thumbnail/${scan.scan_id}.png?v=${encodeURIComponent(scan.thumbnail)}` })
+        src: `/thumbnail/${scan.scan_id}.png?v=${encodeURIComponent(scan.thumbnail)}&${tokenQuery()}` })
       : make("span", { class: "thumb" });
     return make("button", {
       type: "button", class: "scan", "aria-current": scan.isCurrent ? "true" : null,
