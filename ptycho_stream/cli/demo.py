@@ -7,6 +7,7 @@ sockets, shows the image grow, and writes what came out and how fast.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -114,7 +115,9 @@ def _show_page(settings: Settings, console: Console, viewer: bool) -> None:
     with Daemon(settings.control.endpoint) as daemon:
         url = daemon.status()["viewer"]
     console.print(f"watch it in a browser at {url}")
-    if viewer and not webbrowser.open(url):
+    # Without a display the module would start a browser for terminals, in this one.
+    can_open = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
+    if viewer and not (can_open and webbrowser.open(url)):
         console.print("[yellow]no browser could be opened from here: open the page yourself")
 
 
