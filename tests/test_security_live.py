@@ -329,8 +329,14 @@ def test_a_wrong_allow_list_changes_nothing_and_is_told(keyed):
 
 def test_the_doctor_looks_at_keys_and_asks_with_them(keyed, capsys):
     config = str(keyed.daemon.config)
+    keyed.enter(FLUO, "publish").close()
+    known = keyed.refused(FLUO, "wrong_key")
+    stranger = keyed.connect(FLUO, keyed.keys("stranger"))
+    wait_for(lambda: keyed.refused(FLUO, "wrong_key") > known)
+    stranger.close()
     assert main(["doctor", "--config", config, "--json"]) == 0
     found = {line["subject"]: line for line in json.loads(capsys.readouterr().out)}
+    assert found[FLUO]["state"] == "silent" and "were not let in" in found[FLUO]["detail"]
     assert found["control"]["detail"] == "a daemon runs, and asks for keys"
     assert found["detector"]["state"] == "silent" and found["results"]["state"] == "OK"
     assert keyed.server in found["security.key_path"]["detail"]
