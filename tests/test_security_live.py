@@ -28,9 +28,11 @@ from ptycho_stream.keys import ClientKeys, load_private_key, new_key
 from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_stream.wire import NativeEncoder
 
-REFUSED = 'ptycho_stream_peers_refused_total{{reason="{}",socket="{}"}}'
+REFUSED = 'ptycho_stream_peers_refused_total{{{}reason="{}",socket="{}"}}'
+FLUO = "more_detectors.fluo"
 SOCKETS = {
     "detector": (zmq.PUSH, "publish"),
+    FLUO: (zmq.PUSH, "publish"),
     "positions": (zmq.PUSH, "publish"),
     "results": (zmq.SUB, "subscribe"),
     "resync": (zmq.DEALER, "subscribe"),
@@ -52,10 +54,13 @@ class Keyed:
         self.let_in("former", *RIGHTS)
         revoke(self.allowed, "former")
         self.pair("stranger")
+        self.fluo_endpoint = f"tcp://127.0.0.1:{free_port()}"
+        fluo = {"name": "fluo", "dialect": "native", "endpoint": self.fluo_endpoint}
         self.daemon = DaemonHarness(
             folder,
             {
                 "detector": {"attach": "bind"},
+                "more_detectors": [{**fluo, "attach": "bind"}],
                 "positions": {"attach": "bind"},
                 "security": {
                     "key_path": "daemon.key_secret",
@@ -68,6 +73,7 @@ class Keyed:
         settings = self.daemon.settings
         self.endpoints = {
             "detector": self.daemon.detector_endpoint,
+            FLUO: self.fluo_endpoint,
             "positions": self.daemon.positions_endpoint,
             "results": settings.results.endpoint,
             "resync": settings.results.resync_endpoint,
@@ -104,7 +110,8 @@ class Keyed:
         raise AssertionError(f"{name} does not get in at {place}:\n{self.daemon.log}")
 
     def refused(self, place: str, reason: str) -> float:
-        return self.daemon.metrics().get(REFUSED.format(reason, place), 0.0)
+        of_detector = 'detector="fluo",' if place == FLUO else ""
+        return self.daemon.metrics().get(REFUSED.format(of_detector, reason, place), 0.0)
 
 
 class Peer:
@@ -293,6 +300,16 @@ def test_frames_of_others_are_not_lost_when_a_sender_is_revoked(keyed):
             peer.close()
 
 
+def test_a_stored_detector_shows_a_key_too(keyed):
+    sender = keyed.enter(FLUO, "publish")
+    send = NativeEncoder("6", "e6")
+    sender.socket.send_multipart(send.scan_start(5, SHAPE, "<u2"))
+    for number in range(5):
+        sender.socket.send_multipart(send.frame(number, pixels(6, number)))
+    keyed.daemon.metric('ptycho_stream_frames_committed_total{detector="fluo"}', 5.0)
+    sender.close()
+
+
 def test_a_wrong_allow_list_changes_nothing_and_is_told(keyed):
     text = keyed.allowed.read_text()
     keyed.allowed.write_text(text + "eve everything\n")
@@ -313,8 +330,14 @@ def test_a_wrong_allow_list_changes_nothing_and_is_told(keyed):
 
 def test_the_doctor_looks_at_keys_and_asks_with_them(keyed, capsys):
     config = str(keyed.daemon.config)
+    keyed.enter(FLUO, "publish").close()
+    known = keyed.refused(FLUO, "wrong_key")
+    stranger = keyed.connect(FLUO, keyed.keys("stranger"))
+    wait_for(lambda: keyed.refused(FLUO, "wrong_key") > known)
+    stranger.close()
     assert main(["doctor", "--config", config, "--json"]) == 0
     found = {line["subject"]: line for line in json.loads(capsys.readouterr().out)}
+    assert found[FLUO]["state"] == "silent" and "were not let in" in found[FLUO]["detail"]
     assert found["control"]["detail"] == "a daemon runs, and asks for keys"
     assert found["detector"]["state"] == "silent" and found["results"]["state"] == "OK"
     assert keyed.server in found["security.key_path"]["detail"]
@@ -363,7 +386,8 @@ def test_thousands_of_connections_from_one_address_do_no_harm(keyed):
     """To each socket: strangers who hang up, talk rubbish or nothing, or show wrong keys."""
     ports = [int(endpoint.rsplit(":", 1)[1]) for endpoint in keyed.endpoints.values()]
     ports.append(keyed.daemon.settings.http.port)
-    pids = [keyed.daemon.pid, *(keyed.daemon.stage_pid(name) for name in keyed.daemon.stages)]
+    stages = keyed.daemon.status()["stages"]
+    pids = [keyed.daemon.pid, *(keyed.daemon.stage_pid(name) for name in stages)]
     processes = [psutil.Process(pid) for pid in pids]
     flood(ports, 100)  # what is allocated once
     wait_for(lambda: all(_settled(process) for process in processes), 20)
@@ -409,22 +433,29 @@ def _settled(process: psutil.Process) -> bool:
     return process.num_fds() == found
 
 
-def test_the_daemon_shows_its_key_to_a_detector_that_asks_for_one(tmp_path):
+def test_the_daemon_shows_its_key_to_detectors_that_ask_for_one(tmp_path):
     keyed = Keyed(tmp_path, ("ingest",))
-    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    places = {name: f"tcp://127.0.0.1:{free_port()}" for name in ("", "fluo")}
     keyed.pair("detector")
     sender = load_private_key(tmp_path / "detector.key_secret")
-    security = {"server_keys": {endpoint: sender.public}}
     keyed.daemon.write_config(
-        {"detector": {"attach": "connect", "endpoint": endpoint}, "security": security}
+        {
+            "detector": {"attach": "connect", "endpoint": places[""]},
+            "more_detectors": [{"name": "fluo", "dialect": "native", "endpoint": places["fluo"]}],
+            "security": {"server_keys": dict.fromkeys(places.values(), sender.public)},
+        }
     )
-    with keyed.context.socket(zmq.PUSH) as push, keyed.daemon:
-        push.setsockopt(zmq.LINGER, 0)
-        push.curve_server = True
-        push.curve_publickey, push.curve_secretkey = sender.public.encode(), sender.secret.encode()
-        push.bind(endpoint)
-        send = NativeEncoder("1")
-        push.send_multipart(send.scan_start(1, SHAPE, "<u2"))
-        push.send_multipart(send.frame(0, np.ones(SHAPE, np.uint16)))
-        keyed.daemon.metric("ptycho_stream_frames_received_total", 1.0)
+    with keyed.daemon:
+        for name, endpoint in places.items():
+            with keyed.context.socket(zmq.PUSH) as push:
+                push.setsockopt(zmq.LINGER, 0)
+                push.curve_server = True
+                push.curve_publickey = sender.public.encode()
+                push.curve_secretkey = sender.secret.encode()
+                push.bind(endpoint)
+                send = NativeEncoder("1")
+                push.send_multipart(send.scan_start(1, SHAPE, "<u2"))
+                push.send_multipart(send.frame(0, np.ones(SHAPE, np.uint16)))
+                labels = f'{{detector="{name}"}}' if name else ""
+                keyed.daemon.metric(f"ptycho_stream_frames_received_total{labels}", 1.0)
     keyed.context.term()

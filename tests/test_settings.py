@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,31 @@ def test_what_others_reach_is_bound_with_keys_only(
     assert f"  {table}.{key} = 'tcp://{host}:9999' would be open to the network" in said
     assert "set security.key_path and security.allowed_keys_path" in said
     assert loaded(tmp_path, KEYS + text).security.key_path == tmp_path / "daemon.key_secret"
+
+
+FLUO = '[[more_detectors]]\nname = "fluo"\nendpoint = "tcp://127.0.0.1:9998"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (FLUO.replace("127.0.0.1", "0.0.0.0"), "more_detectors.fluo.endpoint"),
+        (f'{FLUO}more_endpoints = ["tcp://0.0.0.0:9997"]', "more_detectors.fluo.more_endpoints.0"),
+        ('[detector]\nmore_endpoints = ["tcp://0.0.0.0:9997"]', "detector.more_endpoints.0"),
+    ],
+)
+def test_so_are_further_endpoints_and_stored_detectors(tmp_path: Path, text: str, key: str) -> None:
+    text += '\nattach = "bind"\n'
+    with pytest.raises(SettingsError, match=rf"  {re.escape(key)} = 'tcp://0\.0\.0\.0:"):
+        loaded(tmp_path, text)
+    assert loaded(tmp_path, KEYS + text).security.key_path == tmp_path / "daemon.key_secret"
+
+
+def test_a_stored_detector_may_be_one_that_asks_for_a_key(tmp_path: Path) -> None:
+    named = f'{KEYS}server_keys = {{ "tcp://127.0.0.1:9998" = "{"a" * 40}" }}\n'
+    assert loaded(tmp_path, named + FLUO).of_detector("fluo").security.server_keys
+    with pytest.raises(SettingsError, match="to which neither detector"):
+        loaded(tmp_path, f'{named}{FLUO}attach = "bind"\n')
 
 
 def test_the_daemon_does_not_start_on_the_network_without_keys(tmp_path: Path, capsys) -> None:

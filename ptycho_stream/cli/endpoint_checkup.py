@@ -133,11 +133,14 @@ def _as_daemon_says(name: str, endpoint: str, known: list[Mapping[str, Any]]) ->
         if not messages:
             return Finding(name, "silent", endpoint, "connected, nothing has come yet")
         return Finding(name, "OK", endpoint, f"{messages} messages, the last {age_s:.1f} s ago")
-    if stream["handshakes_failed"]:
+    failed = stream["handshakes_failed"]
+    if stream["attach"] == "bind" and (stream["connected"] or not failed):
+        # Those who were not let in may be strangers: the right one was here, or nobody yet.
+        text = f"the daemon waits; nobody is connected, {failed} were not let in"
+        return Finding(name, "silent", endpoint, text)
+    if failed:
         failure = f"the handshake failed ({stream['last_failure']}): wrong key or kind of socket"
         return Finding(name, "wrong key", endpoint, failure, ok=False)
-    if stream["attach"] == "bind":
-        return Finding(name, "silent", endpoint, "the daemon waits; nobody has connected")
     return Finding(name, "refused", endpoint, "the daemon cannot connect: start the sender", False)
 
 
