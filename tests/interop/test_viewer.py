@@ -24,6 +24,7 @@ from browser_pages import Viewer, chromium, opened
 from playwright.sync_api import Browser
 
 from ptycho_stream.files.npz import ScanFile
+from ptycho_stream.keys import new_key, write_private
 from ptycho_stream.simulate.detector import DetectorSimulator, PositionSimulator, play
 from ptycho_stream.simulate.experiment import simulate_experiment
 from ptycho_stream.simulate.scan_file import scan_file_of
@@ -522,6 +523,34 @@ def test_everything_can_be_reached_by_keyboard_and_has_a_name(browser, beamline,
             *("frame-number", "frame-look"),
         }
         viewer.check(beamline.address)
+
+
+def test_the_page_of_a_daemon_with_keys_asks_for_the_word(browser, tmp_path):
+    new_key(tmp_path, "daemon")
+    (tmp_path / "allowed-keys").touch()
+    write_private(tmp_path / "viewer-token", "a-word-that-nobody-guesses\n")
+    tables = {
+        "security": {"key_path": "daemon.key_secret", "allowed_keys_path": "allowed-keys"},
+        "viewer": {"token_path": "viewer-token"},
+    }
+    with DaemonHarness(tmp_path, tables, stages=("ingest", "viewer")) as daemon:
+        address = f"127.0.0.1:{daemon.settings.viewer.port}"
+        with opened(browser, f"http://{address}/") as viewer:
+            word = viewer.at("#dialog input[name=token]")
+            for given in ("another-word-than-that", "a-word-that-nobody-guesses"):
+                viewer.until(lambda: word.is_visible() and not word.input_value(), "the question")
+                word.fill(given)
+                word.press("Enter")
+            viewer.until(lambda: viewer.text("#link") == "live", "the connection")
+            viewer.page.reload()
+            viewer.until(lambda: viewer.text("#link") == "live", "it after a reload")
+            assert not viewer.at("#dialog").is_visible()
+            viewer.check(address)
+        url = f"http://{address}/#token=a-word-that-nobody-guesses"
+        with opened(browser, url) as viewer:
+            viewer.until(lambda: viewer.text("#link") == "live", "the connection")
+            assert "token" not in viewer.page.url
+            viewer.check(address)
 
 
 def test_pages_survive_restarts_of_viewer_and_daemon(browser, beamline, finished):

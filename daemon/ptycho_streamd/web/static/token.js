@@ -34,7 +34,8 @@ export async function askForToken() {
   const answer = await ask({
     title: "A word is needed",
     text: ["This daemon asks for keys, and its pages for the word in its viewer.token_path."],
-    fields: [{ name: "token", label: "Word", type: "password", required: true }],
+    fields: [{ name: "token", label: "Word", type: "password", required: true,
+      autocomplete: "off" }],
     action: "Enter",
   });
   if (!answer) return false;
