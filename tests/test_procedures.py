@@ -56,7 +56,7 @@ def shell(tmp_path: Path):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=55,
+            timeout=120,
             check=False,
         )
         assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
@@ -65,6 +65,8 @@ def shell(tmp_path: Path):
     return run
 
 
+@pytest.mark.interop
+@pytest.mark.timeout(300)
 def test_the_daemon_is_opened_to_the_network_in_five_minutes(shell, tmp_path):
     text = section("security.md", "Open the daemon to the beamline in five minutes")
     settings = f'[probe]\npath = "probe.npz"\n{toml(text)}'
@@ -91,7 +93,7 @@ def test_the_daemon_is_opened_to_the_network_in_five_minutes(shell, tmp_path):
         stderr=log,
     )
     try:
-        wait_for(lambda: "ready: control at" in (tmp_path / "log").read_text(), 50)
+        wait_for(lambda: "ready: control at" in (tmp_path / "log").read_text(), 100)
         assert "state: ready" in shell(*hers)
         seen = shell(*hers[:2], f"{watch} --once --timeout 5 2>&1 || true")
         assert "the daemon has no image yet" in seen
