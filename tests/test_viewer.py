@@ -26,6 +26,7 @@ from beamline import Beamline
 from daemon_harness import DaemonHarness, wait_for
 from page_mirror import PageMirror, taken_apart
 from results_source import SCANS, Source, free_settings, grown, tile
+from scan_samples import make_scan
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
@@ -440,6 +441,7 @@ def test_kept_scans_are_shown_with_thumbnails_frames_and_probe(daemon, source):
     image = grown(30, scan_id, tile_px=64, tiles=3, state="complete", verdict="good", final=True)
     Image(image).save(scan_directory(daemon.data, scan_id) / IMAGE_FILE)
     source.publish(grown(1, SCANS[0]))  # an older one
+    stored = make_scan(daemon.data, 2, detector="camera", beside=scan_id)
     with opened(daemon) as page:
         page.look(scan_id=scan_id)
         page.say("watch", frame=True, probe=True, path=True)
@@ -469,6 +471,7 @@ def test_kept_scans_are_shown_with_thumbnails_frames_and_probe(daemon, source):
 
         page.until(lambda: listed().get("thumbnail"), "the thumbnail")
         assert listed()["verdict"] == "good" and listed()["frames"] == 20
+        assert stored not in {scan["scan_id"] for scan in page.scans}, "it has no image"
         status, headers, png = fetched(daemon, f"/thumbnail/{scan_id}.png?v=1")
         assert (
             status == 200 and png.startswith(b"\x89PNG") and headers["content-type"] == "image/png"

@@ -250,6 +250,14 @@ def test_each_trouble_is_told_with_its_reason(told, level, words):
     assert alarm.level == level and words in alarm.title and alarm.reason
 
 
+def test_what_a_stored_detector_loses_is_told_with_its_name():
+    lost = {"status": {"scans": [{"state": "complete", "missing": 3, "unpositioned": 9}]}}
+    told = status()
+    told["stages"]["ingest-camera"] = {**told["stages"]["ingest"], **lost}
+    found = titles(told, None, [], NOTHING)
+    assert found == [("bad", "camera: 3 frames are missing")], "its frames need no positions"
+
+
 def test_how_late_the_scan_before_was_is_no_alarm():
     told = {"status": {"latency_p99_ms": 9000.0, "open_scans": 0}}
     assert titles(status(reconstruct=told), None, [], NOTHING) == []

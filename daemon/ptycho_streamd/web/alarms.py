@@ -6,7 +6,7 @@ Made from the daemon's status and the newest image; shown at the top of every pa
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ptycho_stream.results import Image
@@ -19,7 +19,6 @@ RESTART_S = 60.0
 
 _LOST = {
     "missing": ("frames are missing", "the stream left their numbers out"),
-    "unpositioned": ("frames have no position", "so they are in no image"),
     "disk_full": ("frames found no room on the disk", "make room; the scan ends here"),
     "wrong_shape": ("frames were left out", "they have another shape than the scan's"),
     "duplicate": ("frames came twice", "the first of each was kept"),
@@ -76,6 +75,7 @@ def alarms(
     found = [
         *_of_stages(status, restarted),
         *_of_ingest(_stage(status, "ingest")),
+        *_of_stored_detectors(status),
         *_of_reconstruction(_stage(status, "reconstruct")),
         *_of_image(image),
         *_of_jobs(jobs),
@@ -106,12 +106,11 @@ def _of_ingest(ingest: Mapping[str, Any]) -> Iterator[Alarm]:
     if refusing := ingest.get("refusing"):
         yield Alarm("bad", "New scans are refused", f"{refusing}: make room")
     for scan in ingest.get("scans", ()):
-        for name, (title, reason) in _LOST.items():
-            # Frames wait for their positions until the scan is over.
-            early = name == "unpositioned" and scan["state"] != "draining"
-            if scan.get(name, 0) and not early:
-                level = "warn" if name == "duplicate" else "bad"
-                yield Alarm(level, f"{scan[name]} {title}", reason)
+        yield from _of_losses(scan)
+        # Frames wait for their positions until the scan is over.
+        if scan.get("unpositioned", 0) and scan["state"] == "draining":
+            title = f"{scan['unpositioned']} frames have no position"
+            yield Alarm("bad", title, "so they are in no image")
     alone = [one for one in ingest.get("endpoints", ()) if not one.get("peers", 1)]
     if alone:
         yield Alarm(
@@ -120,6 +119,22 @@ def _of_ingest(ingest: Mapping[str, Any]) -> Iterator[Alarm]:
             f"{', '.join(one['endpoint'] for one in alone)}: start the sender, or see "
             "`ptycho-stream doctor`",
         )
+
+
+def _of_losses(scan: Mapping[str, Any]) -> Iterator[Alarm]:
+    for name, (title, reason) in _LOST.items():
+        if scan.get(name, 0):
+            yield Alarm("warn" if name == "duplicate" else "bad", f"{scan[name]} {title}", reason)
+
+
+def _of_stored_detectors(status: Mapping[str, Any]) -> Iterator[Alarm]:
+    """Losses of detectors whose frames are stored and not reconstructed."""
+    for name in status["stages"]:
+        if name.startswith("ingest-"):
+            for scan in _stage(status, name).get("scans", ()):
+                for alarm in _of_losses(scan):
+                    title = f"{name.removeprefix('ingest-')}: {alarm.title}"
+                    yield replace(alarm, title=title)
 
 
 def _of_reconstruction(stage: Mapping[str, Any]) -> Iterator[Alarm]:

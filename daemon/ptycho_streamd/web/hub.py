@@ -229,6 +229,8 @@ class Hub:
                 log.debug("%s: %s", name, error)
                 continue
             if name == "scans":
+                # Those of detectors that are only stored have no image.
+                found = [header for header in found if not header["detector"]]
                 self.thumbnails.of(found)
                 found = [self._scan(header) for header in found]
             self._tell(name, found)
