@@ -113,7 +113,7 @@ def test_it_writes_a_good_image_and_its_report(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "report.json").read_text())
     assert set(report) >= FIGURES
     assert report["sent"] == report["received"] == report["reconstructed"] == 120
-    assert 5 < report["frames_per_s"] < 40
+    assert 0 < report["frames_per_s"] < 40
     assert 0 < report["latency_p50_ms"] <= report["latency_p99_ms"]
     assert 0 < report["first_image_s"] < 120 / 30  # while the scan ran
     assert 0 < report["nrmse"] <= 0.2
