@@ -37,10 +37,10 @@ lint: .venv/installed
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not interop and not long'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not interop and not slow and not long' --durations=25
 
 test-interop: .venv/interop .venv-tickit/installed
-	$(BIN)/python -m pytest -m interop
+	$(BIN)/python -m pytest -m 'interop or slow' --durations=25
 
 test-long: .venv/interop
 	$(BIN)/python -m pytest -m long

@@ -425,6 +425,12 @@ class BlueskySettings(Section):
     frames_per_event: int = Field(
         default=1, ge=1, le=1_000_000, description="that the detector takes at each step"
     )
+    frame: FieldName | None = Field(
+        default=None,
+        description="field with the detector's own number of the event's (first) frame; unset: "
+        "events are counted, and one that is repeated shifts all that follow",
+    )
+    first_frame: int = Field(default=0, description="what that field holds at frame 0")
     i0: FieldName | None = Field(default=None, description="field of a beam monitor")
     series_key: FieldName | None = Field(
         default=None,
@@ -444,9 +450,11 @@ class BlueskySettings(Section):
 
     @model_validator(mode="after")
     def _fields_differ(self) -> BlueskySettings:
-        names = [name for name in (self.y, self.x, self.i0) if name is not None]
+        names = [name for name in (self.y, self.x, self.i0, self.frame) if name is not None]
         if len(set(names)) < len(names):
-            raise ValueError("names one field twice: y, x and i0 are different ones")
+            raise ValueError("names one field twice: y, x, i0 and frame are different ones")
+        if self.frame is None and self.first_frame:
+            raise ValueError("first_frame is what the field `frame` begins with: name that too")
         return self
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
 import typer.main
 
 from ptycho_stream.cli import build_app
-from ptycho_stream.settings import load_settings
+from ptycho_stream.settings import Settings, load_settings
 from ptycho_streamd.settings_file import write_settings
 
 ROOT = Path(__file__).parents[1]
@@ -19,6 +20,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 COMMAND = re.compile(r"^(?: {4,}|\$ )(ptycho-stream .*?)\s*(?:#.*)?$", re.MULTILINE)
+EXAMPLE = re.compile(r"^```toml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 IMPORT = re.compile(r"^ *from (ptycho_stream[\w.]*) import ([\w, ]+)$", re.MULTILINE)
 
 
@@ -70,6 +72,12 @@ def test_python_imports_exist(document):
         for name in imported.split(","):
             if not hasattr(importlib.import_module(module), name.strip()):
                 importlib.import_module(f"{module}.{name.strip()}")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=names)
+def test_examples_of_settings_are_sound(document):
+    for example in EXAMPLE.findall(document.read_text()):
+        Settings.model_validate({"probe": {"path": "probe.npz"}, **tomllib.loads(example)})
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=names)

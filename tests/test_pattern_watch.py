@@ -133,6 +133,7 @@ def test_hot_pixels_are_masked_by_itself_where_the_settings_say_so(bench):
     assert all("(10, 60)" not in said for said in trust.suggestions)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("diagnosis", ["auto", "suggest"])
 def test_a_pattern_off_its_centre_in_the_daemon(true, tmp_path, diagnosis):
     """On a larger detector, far from the centre that the settings name."""

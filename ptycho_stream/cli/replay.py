@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 
+from ptycho_stream.cli import position_options as positioner_given
 from ptycho_stream.cli.options import AsJson
 from ptycho_stream.files.npz import ScanFile, load_scan
 from ptycho_stream.simulate.detector import (
@@ -77,10 +78,14 @@ def replay(
     positions: Annotated[
         PositionTiming, typer.Option(help="When positions come; `inline`: native and pva.")
     ] = "during",
-    positions_socket: Annotated[
-        SocketKind,
-        typer.Option(help="push for a daemon with positions.socket = 'pull', pub for 'sub'."),
-    ] = "push",
+    positions_dialect: positioner_given.Dialect = None,
+    positions_from: positioner_given.From = None,
+    positions_socket: positioner_given.Socket = None,
+    samples_per_frame: positioner_given.SamplesPerFrame = None,
+    samples_per_message: positioner_given.SamplesPerMessage = None,
+    jitter_m: positioner_given.JitterM = None,
+    serializer: positioner_given.SerializerName = None,
+    pages: positioner_given.Pages = False,
     no_positions: Annotated[bool, typer.Option("--no-positions", help="Send frames only.")] = False,
     positions_batch: Annotated[int, typer.Option(min=1, help="Positions a message.")] = 10,
     rate: Annotated[
@@ -110,7 +115,18 @@ def replay(
 
     Example: ptycho-stream replay scan.npz --rate 100 --series 1
     --bind tcp://127.0.0.1:9999 --positions-bind tcp://127.0.0.1:9998
+
+    Example: ptycho-stream replay scan.npz --one-part-each --positions-from configs/nsls2-hxn.toml
     """
+    motion = positioner_given.position_options(
+        positions_dialect,
+        positions_from,
+        samples_per_frame,
+        samples_per_message,
+        jitter_m,
+        serializer,
+        pages,
+    )
     options = DetectorOptions(dialect, encoding, header_detail, rate, one_part_each, modules)
     plan = _Plan(load_scan(file), positions, series, repeat, stop_after, positions_batch)
     with ExitStack() as stack:
@@ -129,8 +145,9 @@ def replay(
             )
         positioner = None
         if not (no_positions or positions == "inline"):
+            kind = positioner_given.socket_kind(positions_socket, motion.dialect)
             positioner = stack.enter_context(
-                PositionSimulator(positions_bind, positions_socket, timeout_s=timeout)
+                PositionSimulator(positions_bind, kind, timeout_s=timeout, options=motion)
             )
         console = Console(stderr=True)
         with console.status(f"waiting for a receiver at {detector.endpoint}"):
