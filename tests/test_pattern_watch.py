@@ -15,6 +15,7 @@ from test_end_to_end import line
 from test_scan_trust import judge
 
 from ptycho_stream.files.npz import ScanFile
+from ptycho_stream.files.view_change import changed_view
 from ptycho_stream.geometry import View
 from ptycho_stream.reconstruct.history import read_history
 from ptycho_stream.reconstruct.pattern_advice import FRAMES
@@ -23,7 +24,6 @@ from ptycho_stream.scans.folders import scan_directory
 from ptycho_stream.simulate.experiment import SimulatedExperiment, simulate_experiment
 from ptycho_stream.simulate.scan_file import scan_file_of
 from ptycho_stream.simulate.score import nrmse_to_truth
-from ptycho_streamd.view_change import changed_view
 
 pytestmark = pytest.mark.timeout(90)
 

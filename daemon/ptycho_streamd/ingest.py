@@ -27,6 +27,7 @@ from ptycho_stream.errors import (
     StoreError,
     WireError,
 )
+from ptycho_stream.files.view_change import change_sealed
 from ptycho_stream.messages import (
     Frame,
     Message,
@@ -40,6 +41,7 @@ from ptycho_stream.messages import (
 from ptycho_stream.scans import scan_events as ev
 from ptycho_stream.scans.catalogue import Catalogue, Recovered
 from ptycho_stream.scans.header import ScanHeader
+from ptycho_stream.scans.scan_layout import start_of_header
 from ptycho_stream.scans.state_machine import ScanRules, ScanStateMachine
 from ptycho_stream.scans.ulid import new_scan_id
 from ptycho_stream.settings import Settings, StoredDetector, load_settings
@@ -52,12 +54,10 @@ from ptycho_streamd.ingest_metrics import IngestMetrics
 from ptycho_streamd.ingest_status import RateMeter, describe
 from ptycho_streamd.log_limit import LimitedLog
 from ptycho_streamd.recorder import EPOCH_KEY, Recorder
-from ptycho_streamd.scan_layout import start_of_header
 from ptycho_streamd.security import Gate
 from ptycho_streamd.sources import Stream, open_sources
 from ptycho_streamd.stage import Stage, run_stage
 from ptycho_streamd.unsealed import Unsealed
-from ptycho_streamd.view_change import change_sealed
 
 COMMIT_NS = 5_000_000
 """A batch of frames is committed when it is full, or its first one is so old."""

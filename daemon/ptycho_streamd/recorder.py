@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_stream.files.view_change import changed_view
 from ptycho_stream.geometry import View
 from ptycho_stream.messages import Frame, Positions
+from ptycho_stream.scans.dark_frames import SERIES_KEY, is_dark_series
 from ptycho_stream.scans.folders import scan_directory
 from ptycho_stream.scans.header import ScanHeader, ScanState
 from ptycho_stream.scans.join import FramesAlone, Join, PositionLimits
@@ -31,15 +33,13 @@ from ptycho_stream.scans.records import (
     positions_of,
 )
 from ptycho_stream.scans.scan_events import OpenScan
+from ptycho_stream.scans.scan_layout import lay_out
 from ptycho_stream.scans.stored_part import Binning, StoredPart
 from ptycho_stream.scans.writer import ScanWriter
 from ptycho_stream.settings import Settings
 from ptycho_stream.wire.compression import decode, decode_window
 from ptycho_stream.wire.generated_positions import GeneratedPositions
-from ptycho_streamd.dark_frames import SERIES_KEY, is_dark_series
-from ptycho_streamd.scan_layout import lay_out
 from ptycho_streamd.scan_view import ScanView
-from ptycho_streamd.view_change import changed_view
 
 EPOCH_KEY = "position_epoch"
 log = logging.getLogger(__name__)
