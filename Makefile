@@ -27,6 +27,12 @@ PIP_INSTALL := python -m pip install --quiet --constraint constraints.txt
 	.venv-tickit/bin/python -m pip install --quiet 'tickit-devices==0.4.1' 'cbor2<6'
 	touch $@
 
+# They open our files in tests. What they really need is in the tests' environment already; the rest
+# of what they ask for (a GUI, language models, another torch) is not.
+.readers/installed: .venv/interop
+	$(BIN)/$(PIP_INSTALL) --no-deps --target .readers 'ptychodus==1.7.0' 'cdtools-py==0.3.2'
+	touch $@
+
 demo: .venv/installed
 	$(BIN)/ptycho-stream demo
 
@@ -37,10 +43,10 @@ lint: .venv/installed
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not interop and not long'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not interop and not slow and not long' --durations=25
 
-test-interop: .venv/interop .venv-tickit/installed chromium
-	$(BIN)/python -m pytest -m interop
+test-interop: .venv/interop .venv-tickit/installed .readers/installed chromium
+	$(BIN)/python -m pytest -m 'interop or slow' --durations=25
 
 # The browser of the viewer's tests; without one they are skipped and say so.
 chromium:
@@ -76,4 +82,4 @@ constraints:
 	mv out/constraints/constraints.txt constraints.txt
 
 clean:
-	rm -rf .venv .venv-tickit build out *.egg-info
+	rm -rf .venv .venv-tickit .readers build out *.egg-info

@@ -229,12 +229,11 @@ class DaemonHarness:
 
     def control(self) -> Daemon:
         """A control client, to be closed."""
-        settings = self.settings
-        keys = None
-        if settings.security.key_path is not None:
-            own = load_private_key(settings.security.key_path)
+        keys = None  # from what was written: a test may have damaged the file since
+        if "security" in self._tables:
+            own = load_private_key(self.folder / self._tables["security"]["key_path"])
             keys = ClientKeys(own, own.public)
-        return Daemon(settings.control.endpoint, keys=keys)
+        return Daemon(self._tables["control"]["endpoint"], keys=keys)
 
     def status(self) -> dict[str, Any]:
         """What the control command of that name says."""

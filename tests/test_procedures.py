@@ -15,7 +15,6 @@ from daemon_harness import free_port, wait_for
 from scan_samples import make_scan
 
 from ptycho_stream.scans.catalogue import Catalogue
-from ptycho_stream.settings import load_settings
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -105,18 +104,6 @@ def test_the_daemon_is_opened_to_the_network_in_five_minutes(shell, tmp_path):
         daemon.terminate()
         daemon.wait(10)
         log.close()
-
-
-@pytest.mark.parametrize("heading", ["Clients", "HTTP", "Files that requests name"])
-def test_the_settings_that_are_shown_are_sound(heading, tmp_path):
-    path = tmp_path / "my.toml"
-    text = toml(section("security.md", heading))
-    if "server_keys" in text:
-        text += '[detector]\nendpoint = "tcp://192.168.1.10:9999"\n'
-        text = f'[security]\nkey_path = "k"\nallowed_keys_path = "a"\n{text}'
-        text += "[viewer]\nenabled = false\n"
-    path.write_text(f'[probe]\npath = "probe.npz"\n{text}')
-    load_settings(path)
 
 
 def test_a_scan_is_backed_up_and_restored(shell, tmp_path):

@@ -19,6 +19,7 @@ from ptycho_stream.cli.endpoint_checkup import check_endpoints
 from ptycho_stream.cli.key_checkup import check_keys
 from ptycho_stream.cli.key_options import client_keys, keyed
 from ptycho_stream.cli.options import AsJson
+from ptycho_stream.cli.positions_checkup import check_known_positions
 from ptycho_stream.errors import KeyFileError
 from ptycho_stream.keys import ClientKeys
 from ptycho_stream.settings import load_settings
@@ -35,9 +36,9 @@ def doctor(
     """Check endpoints, files, disk and device of a configuration, without taking a frame.
 
     Says of every endpoint whether it is OK, silent, refused, or asks for another key; and of keys
-    and their permissions, the probe, the model, the data directory and the GPU whether they can be
-    used. The exit status is 1
-    if something is wrong.
+    and their permissions, the probe, the model, the data directory and the GPU, and of positions
+    from a file or a generated path, whether they can be used. The exit status is 1 if something is
+    wrong.
 
     Example: ptycho-stream doctor --config beamline.toml
     """
@@ -45,6 +46,7 @@ def doctor(
     findings = [
         *check_endpoints(settings, timeout, _keys(config)),
         *check_keys(settings),
+        *check_known_positions(settings),
         *check_files(settings),
         *check_machine(settings),
     ]
