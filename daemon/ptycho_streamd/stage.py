@@ -81,7 +81,7 @@ class Stage:
         self.socket.setsockopt(zmq.IDENTITY, identity(name, os.getpid()))
         self.socket.setsockopt(zmq.LINGER, 500)
         self.socket.connect(endpoint)
-        _ask_for_signal_at_parents_death()
+        end_with_parent()
         signal.signal(signal.SIGTERM, self._on_sigterm)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
 
@@ -177,7 +177,8 @@ class Stage:
 def run_stage(name: str, body: Callable[[Stage, Path, Settings], None]) -> int:
     """The main of ``python -m ptycho_streamd.<name>``: runs ``body(stage, config, settings)``.
 
-    With ``--detector`` the stage is that of a stored detector, and the settings are those for it.
+    With ``--detector`` the stage is that of a stored detector, and the settings are those for it;
+    with ``--number`` it is one of several.
 
     Returns:
         The exit status: 0, or 1 after a fault that the log and the supervisor were told of.
@@ -187,10 +188,11 @@ def run_stage(name: str, body: Callable[[Stage, Path, Settings], None]) -> int:
     )
     parser.add_argument("--config", type=Path, required=True, help="the daemon's TOML file")
     parser.add_argument("--detector", default="", help="of [[more_detectors]], for its ingest")
+    parser.add_argument("--number", default="", help="of a helper")
     options = parser.parse_args()
     config: Path = options.config
     detector: str = options.detector
-    name = stage_of_detector(name, detector)
+    name = f"{name}-{options.number}" if options.number else stage_of_detector(name, detector)
     try:
         settings = load_settings(config).of_detector(detector)
         configure_logging(settings.log_level, name)
@@ -221,8 +223,8 @@ def configure_logging(level: str, process: str) -> None:
     )
 
 
-def _ask_for_signal_at_parents_death() -> None:
-    """Children end with the supervisor, even if it was killed (prctl(2), Linux)."""
+def end_with_parent() -> None:
+    """Get SIGTERM when whoever started this process ends, even if it was killed (prctl(2))."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_stream.errors import StoreError
+from ptycho_stream.reconstruct.allowance import Allowance
 from ptycho_stream.reconstruct.saved_image import write_state
 from ptycho_stream.reconstruct.scan_image import ScanImage
+from ptycho_stream.reconstruct.scan_trust import ScanTrust
 from ptycho_stream.results import ImageState
 from ptycho_stream.scans.leases import Lease
 from ptycho_stream.scans.reader import ScanReader
-from ptycho_streamd.allowance import Allowance
-from ptycho_streamd.scan_trust import ScanTrust
 
 HEADER_POLL_S = 0.02
 RETRY_S = 5.0
@@ -65,7 +65,8 @@ class OpenScan:
         self._lease = lease
         self._header_read_at_s = 0.0
         self._retry_at_s = 0.0
-        self._saved_at_s = time.monotonic()
+        self._saved_at_s = self._partial_at_s = time.monotonic()
+        self._partial_frames = 0
         self._saving: Future[None] | None = None
         self._writer = ThreadPoolExecutor(1, "save-image")
 
@@ -120,10 +121,10 @@ class OpenScan:
 
     def ready(self, batch_frames: int, deadline_ns: float) -> bool:
         """Whether a batch that subscribers wait for is full, late, or the last one."""
-        backlog = self.image.backlog
-        if self.parked or not backlog or not self.image.has_work:
+        pending = self.image.pending
+        if self.parked or not pending or not self.image.can_step:
             return False
-        if backlog >= batch_frames or self.reader.header.sealed:
+        if pending >= batch_frames or self.reader.header.sealed:
             return True
         oldest = self.image.oldest_pending_monotonic_ns()
         # Times of before a reboot lie in the future, or far back: such pairs are late in any case.
@@ -132,7 +133,7 @@ class OpenScan:
     @property
     def to_rebuild(self) -> bool:
         """Whether there is work that no subscriber waits for: another generation."""
-        return not self.parked and not self.image.backlog and self.image.has_work
+        return not self.parked and not self.image.pending and self.image.can_step
 
     @property
     def parked(self) -> bool:
@@ -157,6 +158,15 @@ class OpenScan:
     def save_due(self, interval_s: float) -> bool:
         """Whether the state should be saved, at most every ``interval_s``."""
         return self.unsaved and time.monotonic() - self._saved_at_s >= interval_s
+
+    def partial_due(self, interval_s: float) -> bool:
+        """Whether a partial product should be written of what has come since the last one."""
+        late = time.monotonic() - self._partial_at_s >= interval_s
+        return late and len(self.image.frames) > self._partial_frames
+
+    def partial_begun(self) -> None:
+        """A partial product of the image as it is now is being written."""
+        self._partial_at_s, self._partial_frames = time.monotonic(), len(self.image.frames)
 
     def begin_save(self) -> None:
         """Save the image's state in another thread: a sync waits for the disk, batches need not."""
