@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import zmq
-from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
+from prometheus_client import CollectorRegistry
 
 from ptycho_stream import __version__
 from ptycho_stream.allow_list import AllowList, write_allow_list
@@ -44,6 +44,7 @@ from ptycho_streamd.security import Gate
 from ptycho_streamd.settings_file import SETTINGS_NAME, write_settings
 from ptycho_streamd.stage import stage_of_detector
 from ptycho_streamd.store_desk import StoreDesk
+from ptycho_streamd.supervisor_metrics import SupervisorMetrics
 from ptycho_streamd.view_trigger import ViewTrigger
 
 STAGE_ENVIRONMENT = {
@@ -93,7 +94,7 @@ class Supervisor:
         self._registry = CollectorRegistry()
         self._merged = MergedMetrics()
         self._registry.register(self._merged)
-        self._own_metrics()
+        self._metrics = SupervisorMetrics(self._registry)
         self._notifier = Notifier()
         self._gate_metrics = CollectorRegistry()
         self._gate = Gate(settings.security, self._gate_metrics)
@@ -119,6 +120,7 @@ class Supervisor:
             self._close()
             raise
         self._children = {child.name: child for child in self._made_children(stages)}
+        self._metrics.expect(self._children)
         self._jobs = Jobs(
             lambda: self._settings,
             StageProcess("train", self._stage_config, self._bus, self._lock.fd),
@@ -224,8 +226,8 @@ class Supervisor:
             if child.check(self._settings.supervisor):
                 self._merged.stage_ended(name)
                 self._requests.stage_ended(name)
-                self._restarts.labels(name).inc()
-            self._up.labels(name).set(child.beating)
+                self._metrics.restarts.labels(name).inc()
+            self._metrics.up.labels(name).set(child.beating)
         self._jobs.turn()
         self._requests.serve()
         if self._hangup:
@@ -397,21 +399,6 @@ class Supervisor:
         if down:
             return f"{', '.join(down)} is being restarted"
         return str(self._children["ingest"].status.get("summary", "ready"))
-
-    def _own_metrics(self) -> None:
-        self._restarts = Counter(
-            "ptycho_stream_stage_restarts",
-            "Stages that ended unasked and were started again",
-            ["stage"],
-            registry=self._registry,
-        )
-        self._up = Gauge(
-            "ptycho_stream_stage_up_state",
-            "1 while the stage runs and sends heartbeats",
-            ["stage"],
-            registry=self._registry,
-        )
-        ProcessCollector(namespace="ptycho_stream_supervisor", registry=self._registry)
 
     def _on_stop(self, number: int, _frame: object) -> None:
         self._stop_signal = number
