@@ -29,7 +29,7 @@ class ViewerMetrics:
         )
         self.refused = Counter(
             "ptycho_stream_viewer_requests_refused",
-            "Requests that were refused, by reason",
+            "Refused: strangers (host, origin, token), too many pages, messages that are none",
             ["reason"],
             registry=self.registry,
         )
