@@ -5,18 +5,20 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-interop test-long lint bench pretrain chromium prometheus setup clean
+.PHONY: demo test test-interop test-long lint bench pretrain chromium prometheus setup constraints clean
 
 setup: .venv/installed
 
-.venv/installed: pyproject.toml
+PIP_INSTALL := python -m pip install --quiet --constraint constraints.txt
+
+.venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/$(PIP_INSTALL) --upgrade pip
+	$(BIN)/$(PIP_INSTALL) --editable '.[dev]'
 	touch $@
 
 .venv/interop: .venv/installed
-	$(BIN)/python -m pip install --quiet --editable '.[dev,interop]'
+	$(BIN)/$(PIP_INSTALL) --editable '.[dev,interop]'
 	touch $@
 
 # tickit-devices needs another cbor2 than we do.
@@ -28,7 +30,7 @@ setup: .venv/installed
 # They open our files in tests. What they really need is in the tests' environment already; the rest
 # of what they ask for (a GUI, language models, another torch) is not.
 .readers/installed: .venv/interop
-	$(BIN)/python -m pip install --quiet --no-deps --target .readers 'ptychodus==1.7.0' 'cdtools-py==0.3.2'
+	$(BIN)/$(PIP_INSTALL) --no-deps --target .readers 'ptychodus==1.7.0' 'cdtools-py==0.3.2'
 	touch $@
 
 demo: .venv/installed
@@ -57,11 +59,22 @@ test-long: .venv/interop
 
 bench: .venv/interop
 	$(BIN)/python benchmarks/ingest.py
+	$(BIN)/python benchmarks/curve.py
 	$(BIN)/python benchmarks/live.py
 
 # The recipe of the shipped weights in one run (docs/models.md); 140 minutes on two cores.
 pretrain: .venv/installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/ptycho-stream models pretrain mine --registry out/models --minutes 140 --threads 2 --work out/pretrain
+
+# The newest versions that pyproject.toml lets in, as those to test and install with (CONTRIBUTING.md).
+constraints:
+	$(PYTHON) -m venv --clear out/constraints
+	out/constraints/bin/python -m pip install --quiet --upgrade pip
+	out/constraints/bin/python -m pip install --quiet '.[dev,interop]'
+	{ sed -n '/^#/p' constraints.txt; \
+	  out/constraints/bin/python -m pip freeze --all --exclude ptycho-stream | sed 's/+.*//'; \
+	} > out/constraints/constraints.txt
+	mv out/constraints/constraints.txt constraints.txt
 
 clean:
 	rm -rf .venv .venv-tickit .readers build out *.egg-info

@@ -5,6 +5,7 @@ says what is wrong, where, and what to do next.  ::
 
     PtychoStreamError
     ├── SettingsError           a configuration file or option is wrong (names the key)
+    │   └── KeyFileError        a key or allow-list that is missing, damaged or open to others
     ├── GeometryError           energy, distance, pixel or position that makes no sense
     ├── WireError               a message that cannot be understood
     │   ├── MalformedMessage    not the JSON, msgpack or structure that the dialect asks for
@@ -23,6 +24,7 @@ says what is wrong, where, and what to do next.  ::
     ├── FileFormatError         a file that is not what it should be
     ├── PtychoPinnError         a value that the PtychoPINN face cannot take (a ValueError too)
     ├── EndpointError           a socket that cannot be bound, reached or trusted
+    │   └── KeyRefused          the other end does not let this key in, or shows none itself
     └── ControlError            the daemon refused or failed a request (``code`` says which)
 """
 
@@ -35,6 +37,10 @@ class PtychoStreamError(Exception):
 
 class SettingsError(PtychoStreamError):
     """A configuration file or an option is wrong; the text names each key."""
+
+
+class KeyFileError(SettingsError):
+    """A key file or an allow-list that is missing, damaged, or open to others."""
 
 
 class GeometryError(PtychoStreamError):
@@ -120,6 +126,10 @@ class PtychoPinnError(PtychoStreamError, ValueError):
 
 class EndpointError(PtychoStreamError):
     """A socket that cannot be bound, reached or trusted."""
+
+
+class KeyRefused(EndpointError):
+    """A handshake that failed because of keys; the text says whose and what to do."""
 
 
 class ControlError(PtychoStreamError):

@@ -7,11 +7,11 @@ import threading
 from pathlib import Path
 
 import pytest
-import zmq
 from results_source import free_ports
 
 from ptycho_stream.cli import COMMANDS
 from ptycho_streamd.control import ControlServer
+from ptycho_streamd.security import Gate
 
 SCAN = {
     "scan_id": "01JBQ3N8Z5T0V6W7X8Y9ZABCDE",
@@ -48,8 +48,8 @@ def run(*words, timeout=30):
 def daemon():
     """A control server that answers each command with something that tells it apart."""
     endpoint = f"tcp://127.0.0.1:{free_ports(1)[0]}"
-    context = zmq.Context()
-    server = ControlServer(context, endpoint)
+    gate = Gate()
+    server = ControlServer(gate, endpoint)
     over = threading.Event()
 
     def answer(request):
@@ -75,7 +75,7 @@ def daemon():
     over.set()
     thread.join()
     server.close()
-    context.term()
+    gate.close()
 
 
 def ctl(daemon, *words):

@@ -29,6 +29,7 @@ COMMANDS = {
     "export-detectors": ("ptycho_stream.cli.export_detectors", "export_detectors"),
     "models": ("ptycho_stream.cli.models", "app"),
     "config": ("ptycho_stream.cli.config", "app"),
+    "keys": ("ptycho_stream.cli.keys", "app"),
     "doctor": ("ptycho_stream.cli.doctor", "doctor"),
 }
 

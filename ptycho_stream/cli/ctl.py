@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from ptycho_stream.cli import ctl_images, ctl_training
+from ptycho_stream.cli.key_options import give_keys
 from ptycho_stream.cli.options import (
     AsJson,
     Config,
@@ -212,3 +213,6 @@ def endpoints(
     Example: ptycho-stream ctl endpoints
     """
     print_result(call_daemon("endpoints", {}, config, endpoint, timeout), as_json)
+
+
+give_keys(app)
