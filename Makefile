@@ -1,11 +1,12 @@
 # make demo   a simulated scan becomes an image while it runs (about two minutes)
 # make test   lint, types, layers and tests (at most ten minutes on two cores)
+# make docs   the documents as a site, in site/index.html
 
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-interop test-long lint bench pretrain setup clean
+.PHONY: demo docs test test-interop test-long lint bench pretrain setup clean
 
 setup: .venv/installed
 
@@ -19,6 +20,10 @@ setup: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev,interop]'
 	touch $@
 
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
+	touch $@
+
 # tickit-devices needs another cbor2 than we do.
 .venv-tickit/installed:
 	$(PYTHON) -m venv .venv-tickit
@@ -27,6 +32,9 @@ setup: .venv/installed
 
 demo: .venv/installed
 	$(BIN)/ptycho-stream demo
+
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -52,4 +60,4 @@ pretrain: .venv/installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/ptycho-stream models pretrain mine --registry out/models --minutes 140 --threads 2 --work out/pretrain
 
 clean:
-	rm -rf .venv .venv-tickit build out *.egg-info
+	rm -rf .venv .venv-tickit build out site *.egg-info
