@@ -26,8 +26,8 @@ from ptycho_stream.settings import Settings
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 # Of the repository's root -> of the site.
-FRONT = {"README.md": "index.md", "CONTRIBUTING.md": "CONTRIBUTING.md"}
-FRONT |= {"CHANGELOG.md": "CHANGELOG.md"}
+FRONT = {"README.md": "index.md"}
+FRONT |= {name: name for name in ("CONTRIBUTING.md", "CHANGELOG.md")}
 LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)#\s]+)")
 
 Schema = dict[str, Any]
@@ -57,8 +57,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     name = page.file.src_uri
     if name in GENERATED:
         return markdown
-    sources = {page: source for source, page in FRONT.items()}
-    folder = (ROOT / sources[name] if name in sources else DOCS / name).parent
+    folder = ROOT if name in FRONT.values() else (DOCS / name).parent
 
     def in_site(link: re.Match[str]) -> str:
         target = (folder / link[1]).resolve()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ import nbformat
 import psutil
 import pytest
 from nbclient import NotebookClient
+from results_source import SCANS, Source, grown
+
+from ptycho_stream.client import AsyncResultStream
 
 NOTEBOOK = Path(__file__).parents[2] / "docs" / "live.ipynb"
 pytestmark = [
@@ -52,3 +56,20 @@ def test_the_notebook_runs_and_shows_a_picture_that_grows(tmp_path, monkeypatch)
     commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
     assert not [words for words in commands if str(tmp_path) in " ".join(words)]
     assert not list(tmp_path.glob("live-*"))
+
+
+def test_the_asyncio_twin_shows_each_image_and_gives_back_the_last(capsys):
+    async def show(endpoints):
+        async with AsyncResultStream(*endpoints) as results:
+            showing = asyncio.create_task(results.show(timeout_s=30))
+            while f"{SCANS[0]} (running): 1 frames" not in capsys.readouterr().out:
+                await asyncio.sleep(0.05)
+            source.publish(grown(2, state="complete", final=True))
+            return await showing
+
+    with Source() as source:
+        source.publish(grown(1))
+        image = asyncio.run(show(source.endpoints))
+    assert image.complete
+    # Outside of a notebook IPython prints what it would show.
+    assert str(image) in capsys.readouterr().out
