@@ -6,6 +6,7 @@ only there.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from ptycho_stream.errors import MissingPackage
@@ -20,10 +21,10 @@ class LivePlace:
 
     def __init__(self) -> None:
         try:
-            from IPython.display import DisplayHandle
+            library: Any = importlib.import_module("IPython.display")
         except ModuleNotFoundError as error:
             raise MissingPackage("a live picture", "notebook", error) from error
-        self._handle: Any = DisplayHandle()
+        self._handle = library.DisplayHandle()
         self._shown = False
 
     def __call__(self, value: object) -> None:
