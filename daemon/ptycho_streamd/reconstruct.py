@@ -161,7 +161,7 @@ class ReconstructStage:
                 kept = f"; still in use: {self._images.recipe.model}" if self._images.recipe else ""
                 log.error("network and probe are not loaded: %s%s", error, kept)
             self._problem = self._images.problem = str(error)
-            self._metrics.recipe_failures.inc()
+            self._metrics.recipe_failed()
 
     def _loaded(self, settings: Settings) -> tuple[Recipe, float]:
         """Network and probe of ``settings``, tried out, and the seconds that a frame takes."""
