@@ -46,10 +46,8 @@ def on_files(files: Any, config: Any) -> None:
         files.append(File.generated(config, page, content=(ROOT / source).read_text()))
     for page, write in GENERATED.items():
         files.append(File.generated(config, page, content=write()))
-    for path in [ROOT / "LICENSE", *sorted((ROOT / "configs").rglob("*"))]:
-        if path.is_file():
-            name = path.relative_to(ROOT).as_posix()
-            files.append(File.generated(config, name, content=path.read_bytes()))
+    for name in ["LICENSE", *_configs()]:
+        files.append(File.generated(config, name, content=(ROOT / name).read_bytes()))
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -61,8 +59,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
     def in_site(link: re.Match[str]) -> str:
         target = (folder / link[1]).resolve()
-        if target.is_dir():
-            target = min(target.glob("*.md"), default=target)
+        if target.is_dir():  # stands for its first page
+            target = min(target.glob("*.md"), default=DOCS / CONFIGURATIONS)
         if not target.is_relative_to(ROOT):
             return link[0]
         place = target.relative_to(ROOT).as_posix()
@@ -84,6 +82,17 @@ def _expanded(entries: list[Any], pages: list[str]) -> Iterator[Any]:
             yield {title: list(_expanded([inside], pages))}
         else:
             yield entry
+
+
+def _configs() -> list[str]:
+    paths = (ROOT / "configs").rglob("*")
+    return sorted(path.relative_to(ROOT).as_posix() for path in paths if path.is_file())
+
+
+def configurations() -> str:
+    """Every file of ``configs/``."""
+    links = "\n".join(f"- [{name}](../{name})" for name in _configs())
+    return f"# Configurations\n\nFiles that come with the program, to start from.\n\n{links}\n"
 
 
 def command_line() -> str:
@@ -182,4 +191,9 @@ def _values(value: Schema) -> str:
     return ", ".join([kind, *bounds])
 
 
-GENERATED = {"reference/settings.md": settings, "reference/cli.md": command_line}
+CONFIGURATIONS = "reference/configurations.md"
+GENERATED = {
+    "reference/settings.md": settings,
+    "reference/cli.md": command_line,
+    CONFIGURATIONS: configurations,
+}
