@@ -1,11 +1,12 @@
 # make demo   a simulated scan becomes an image while it runs (about two minutes)
 # make test   lint, types, layers and tests (at most ten minutes on two cores)
+# make docs   the documents as a site, in site/index.html
 
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-interop test-long lint bench pretrain pictures chromium prometheus setup constraints clean
+.PHONY: demo docs test test-interop test-long lint bench pretrain pictures chromium prometheus setup constraints clean
 
 setup: .venv/installed
 
@@ -19,6 +20,10 @@ PIP_INSTALL := python -m pip install --quiet --constraint constraints.txt
 
 .venv/interop: .venv/installed
 	$(BIN)/$(PIP_INSTALL) --editable '.[dev,interop]'
+	touch $@
+
+.venv/docs: .venv/installed
+	$(BIN)/$(PIP_INSTALL) --editable '.[dev,docs]'
 	touch $@
 
 # tickit-devices needs another cbor2 than we do.
@@ -35,6 +40,9 @@ PIP_INSTALL := python -m pip install --quiet --constraint constraints.txt
 
 demo: .venv/installed
 	$(BIN)/ptycho-stream demo
+
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -75,11 +83,11 @@ pretrain: .venv/installed
 constraints:
 	$(PYTHON) -m venv --clear out/constraints
 	out/constraints/bin/python -m pip install --quiet --upgrade pip
-	out/constraints/bin/python -m pip install --quiet '.[dev,interop]'
+	out/constraints/bin/python -m pip install --quiet '.[dev,docs,interop]'
 	{ sed -n '/^#/p' constraints.txt; \
 	  out/constraints/bin/python -m pip freeze --all --exclude ptycho-stream | sed 's/+.*//'; \
 	} > out/constraints/constraints.txt
 	mv out/constraints/constraints.txt constraints.txt
 
 clean:
-	rm -rf .venv .venv-tickit .readers build out *.egg-info
+	rm -rf .venv .venv-tickit .readers build out site *.egg-info

@@ -24,6 +24,7 @@ from ptycho_stream.connection import Connection
 from ptycho_stream.errors import EndpointError
 from ptycho_stream.keys import ClientKeys
 from ptycho_stream.layers import AsyncLayerReader, LayerReader
+from ptycho_stream.notebook import LivePlace
 from ptycho_stream.remote import AsyncDaemon, Daemon
 from ptycho_stream.results import Image
 from ptycho_stream.wire import results as wire
@@ -310,6 +311,22 @@ class ResultStream:
         """
         return self._run(self._link.wait_complete(scan_id, timeout_s, after, on_image))
 
+    def show(
+        self, scan_id: str | None = None, timeout_s: float | None = None, *, after: str = ""
+    ) -> Image:
+        """In a Jupyter notebook, show a scan's image as it grows, in one place below the cell.
+
+        Arguments, result and errors are those of :meth:`wait_complete`; interrupt the kernel to
+        stop it earlier.
+
+        Raises:
+            MissingPackage: IPython is not installed.
+        """
+        place = LivePlace()
+        image = self.wait_complete(scan_id, timeout_s, after=after, on_image=place)
+        place(image)
+        return image
+
     def _run(self, steps: _Steps[_T]) -> _T:
         while True:
             try:
@@ -393,6 +410,18 @@ class AsyncResultStream:
         """Wait for the final image of a scan, however the scan ends; as in ResultStream."""
         steps = self._link.wait_complete(scan_id, timeout_s, after, on_image)
         return await self._run(steps)
+
+    async def show(
+        self, scan_id: str | None = None, timeout_s: float | None = None, *, after: str = ""
+    ) -> Image:
+        """Show a scan's image in a Jupyter notebook as it grows; as in ResultStream.
+
+        As a task (``asyncio.create_task``) it leaves the notebook free for other cells meanwhile.
+        """
+        place = LivePlace()
+        image = await self.wait_complete(scan_id, timeout_s, after=after, on_image=place)
+        place(image)
+        return image
 
     async def _run(self, steps: _Steps[_T]) -> _T:
         while True:

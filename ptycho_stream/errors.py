@@ -23,6 +23,7 @@ says what is wrong, where, and what to do next.  ::
     ├── TrainingError           a training job that makes no sense, or that failed
     ├── FileFormatError         a file that is not what it should be
     ├── PtychoPinnError         a value that the PtychoPINN face cannot take (a ValueError too)
+    ├── MissingPackage          an extra is not installed
     ├── EndpointError           a socket that cannot be bound, reached or trusted
     │   └── KeyRefused          the other end does not let this key in, or shows none itself
     └── ControlError            the daemon refused or failed a request (``code`` says which)
@@ -122,6 +123,22 @@ class PtychoPinnError(PtychoStreamError, ValueError):
 
     Also a ValueError, which is what programs that speak PtychoPINN expect.
     """
+
+
+class MissingPackage(PtychoStreamError):
+    """Something that needs an extra of this package was asked for without it.
+
+    Args:
+        what: was asked for.
+        extra: that has it.
+        cause: what failed to be imported.
+    """
+
+    def __init__(self, what: str, extra: str, cause: ImportError) -> None:
+        super().__init__(
+            f"{what} needs a package that is not installed ({cause}): "
+            f"pip install 'ptycho-stream[{extra}]'"
+        )
 
 
 class EndpointError(PtychoStreamError):

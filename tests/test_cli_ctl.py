@@ -1,6 +1,7 @@
 """``ctl``, ``models``, ``config`` and the program itself: output, errors and exit statuses."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -305,3 +306,20 @@ def test_options_that_could_do_nothing_are_wrong_usage(words, tmp_path, monkeypa
     done = run(*words)
     assert done.returncode == 2, done.stderr
     assert words[-2 if words[0] == "simulate" else 1] in done.stderr
+
+
+def test_bash_completes_commands():
+    program = Path(sys.executable).parent
+    script = (
+        "source <(ptycho-stream --show-completion); "
+        "COMP_WORDS=(ptycho-stream ctl sna) COMP_CWORD=2; "
+        "_ptycho_stream_completion ptycho-stream; echo ${COMPREPLY[@]}"
+    )
+    done = subprocess.run(
+        ["bash", "-c", script],
+        env=os.environ | {"PATH": f"{program}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.stdout.split() == ["snapshot", "snapshots"], done.stderr

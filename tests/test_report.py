@@ -21,7 +21,7 @@ from results_source import SCANS, TILE_PX, Source, free_ports, grown
 from scan_samples import make_scan
 from test_cli_results import at, run
 
-from ptycho_stream.errors import FileFormatError
+from ptycho_stream.errors import FileFormatError, MissingPackage
 from ptycho_stream.files.image_npz import load_image
 from ptycho_stream.files.measured import load_measured
 from ptycho_stream.files.stored_scan import store_scan
@@ -149,7 +149,7 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(FileFormatError, match=r"ptycho-stream\[report\]"):
+    with pytest.raises(MissingPackage, match=r"ptycho-stream\[report\]"):
         draw(ScanReport(Image(judged())))
 
 

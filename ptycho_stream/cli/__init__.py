@@ -55,7 +55,6 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
         help="Live ptychography: a scan becomes an image while it is running.\n\n"
         "Example: ptycho-stream watch --once --out image.npz",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
