@@ -18,7 +18,7 @@ from PIL import Image as PngImage
 from ptycho_stream.bins import bin_means
 from ptycho_stream.client import AsyncDaemon
 from ptycho_stream.errors import ControlError, PtychoStreamError
-from ptycho_stream.files.images import coloured, phase
+from ptycho_stream.pictures import coloured, phase
 from ptycho_stream.results import Image
 
 SIDE_PX = 96
