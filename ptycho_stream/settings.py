@@ -107,8 +107,18 @@ class DataSettings(Section):
     retention_bytes: int = Field(
         default=200_000_000_000, ge=0, description="oldest sealed scans go first"
     )
+    retention_days: float | None = Field(
+        default=None,
+        gt=0,
+        description="sealed scans that ended longer ago go too; unset: never for their age",
+    )
     min_free_bytes: int = Field(
         default=2_000_000_000, ge=0, description="below this no new scan is accepted"
+    )
+    verify_reads: bool = Field(
+        default=False,
+        description="compare each frame with its checksum whenever it is read, not only when it "
+        "goes into an image",
     )
     sync_interval_ms: int = Field(
         default=100, ge=1, description="how often frames are synced to disk"

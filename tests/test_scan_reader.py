@@ -120,7 +120,8 @@ def test_scans_that_are_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"geometry": 3}', "[" * 100_000])
 def test_a_damaged_header_is_said_to_be_damaged(tmp_path: Path, text: str) -> None:
     scan_id = make_scan(tmp_path, 1)
-    (tmp_path / "scans" / scan_id / "scan.json").write_text(text)
+    for name in ("scan.json", "scan.copy.json"):
+        (tmp_path / "scans" / scan_id / name).write_text(text)
     with pytest.raises(StoreError, match=r"scan\.json: not a scan header"):
         ScanReader.open(tmp_path, scan_id)
 

@@ -60,14 +60,15 @@ class Unsealed:
     def _seal(self, sealing: SealScan) -> ScanHeader:
         writer, report = ScanWriter.recover(self._root, sealing.scan_id)
         with writer:
-            lost = max(sealing.counts.get("frames", 0) - writer.committed, 0)
+            records = writer.records()
+            lost = max(sealing.counts.get("frames", 0) - len(records), 0)
             paired = np.unique(writer.pairs()["slot"])
-            spared = np.setdiff1d(np.flatnonzero(writer.records()["flags"]), paired)
+            spared = np.setdiff1d(records["slot"][records["flags"] != 0], paired)
             counts = {
                 **sealing.counts,
                 "missing": sealing.counts.get("missing", 0) + lost,
                 "torn": report.dropped_records,
                 "positioned": len(paired),
-                "unpositioned": writer.committed - len(paired) - len(spared),
+                "unpositioned": len(records) - len(paired) - len(spared),
             }
             return writer.seal(sealing.state, counts, sealing.reason)

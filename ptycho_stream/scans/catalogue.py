@@ -65,9 +65,13 @@ class RetentionReport:
 class Catalogue:
     """The scans under a data directory."""
 
-    def __init__(self, root: Path) -> None:
-        """The catalogue of the data directory ``root``, which need not exist yet."""
+    def __init__(self, root: Path, *, verify_reads: bool = False) -> None:
+        """The catalogue of the data directory ``root``, which need not exist yet.
+
+        ``verify_reads`` is handed on to the readers that :meth:`open` makes.
+        """
         self._root = root
+        self._verify_reads = verify_reads
         self._scans = scans_directory(root)
         self._seen_change: int | None = None
         self._headers: dict[str, tuple[tuple[int, int], ScanHeader]] = {}
@@ -132,7 +136,7 @@ class Catalogue:
             ScanNotFound: there is no such scan.
             StoreError: it cannot be read.
         """
-        return ScanReader.open(self._root, scan_id)
+        return ScanReader.open(self._root, scan_id, verify_reads=self._verify_reads)
 
     def add_view(self, scan_id: str, view: View) -> ScanHeader:
         """Correct how the frames of a sealed scan are looked at; its frames stay as they are.

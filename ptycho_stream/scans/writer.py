@@ -43,7 +43,7 @@ from ptycho_stream.scans.header import (
     write_header,
 )
 from ptycho_stream.scans.join_logs import JoinLogs
-from ptycho_stream.scans.records import FRAME_RECORD
+from ptycho_stream.scans.records import FRAME_FLAG_LOST, FRAME_RECORD
 from ptycho_stream.scans.recovery import RecoveryReport, recover_files
 from ptycho_stream.scans.scan_lock import ScanLock
 from ptycho_stream.scans.spare import SpareFiles
@@ -187,8 +187,10 @@ class ScanWriter:
         return self._buffer.pending >= self._buffer.capacity
 
     def records(self, start: int = 0, stop: int | None = None) -> NDArray[np.void]:
-        """Committed frame records [start, stop): what a recovered scan already has."""
-        return self._frames.read(start, self._frames.count if stop is None else stop)
+        """Committed frame records of slots [start, stop) that are not lost: what is there."""
+        records = self._frames.read(start, self._frames.count if stop is None else stop)
+        lost = (records["flags"] & FRAME_FLAG_LOST) != 0
+        return records[~lost] if lost.any() else records
 
     def positions(self, start: int = 0, stop: int | None = None) -> NDArray[np.void]:
         """Position records [start, stop) written so far."""
@@ -417,7 +419,7 @@ class ScanWriter:
             release_reserve(self._directory)
             dropped = self._commit_or_drop()
             self.sync()
-            final = {**self._header.counts, **counts, "frames": self._committed}
+            final = {**self._header.counts, **counts, "frames": len(self.records())}
             for name, number in dropped.items():
                 final[name] = final.get(name, 0) + number
             header = replace(
