@@ -54,9 +54,7 @@ class ImageStore:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.catalogue = Catalogue(
-            settings.data.directory, verify_reads=settings.data.verify_reads
-        )
+        self.catalogue = Catalogue(settings.data.directory, verify_reads=settings.data.verify_reads)
         self.recipe: Recipe | None = None
         self.problem = ""
 

@@ -407,7 +407,10 @@ class Ingest:
 
     def _recover(self) -> None:
         """Open again what a former incarnation left open, oldest first."""
-        recovered, failed = Catalogue(self._root).recover_all()
+        catalogue = Catalogue(self._root)
+        if newest := catalogue.latest():
+            new_scan_id.go_on_after(newest.scan_id)
+        recovered, failed = catalogue.recover_all()
         self._metrics.unrecoverable.inc(len(failed))
         for found in reversed(recovered):
             try:

@@ -25,6 +25,7 @@ COMMANDS = {
     "ctl": ("ptycho_stream.cli.ctl", "app"),
     "train": ("ptycho_stream.cli.train", "train"),
     "export": ("ptycho_stream.cli.export", "export"),
+    "scans": ("ptycho_stream.cli.scans", "app"),
     "models": ("ptycho_stream.cli.models", "app"),
     "config": ("ptycho_stream.cli.config", "app"),
     "doctor": ("ptycho_stream.cli.doctor", "doctor"),

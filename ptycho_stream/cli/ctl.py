@@ -6,7 +6,6 @@ import json
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from ptycho_stream.cli import ctl_images, ctl_training
 from ptycho_stream.cli.options import (
@@ -16,8 +15,7 @@ from ptycho_stream.cli.options import (
     Timeout,
     call_daemon,
     print_result,
-    print_table,
-    utc,
+    print_scans,
 )
 
 app = typer.Typer(
@@ -63,21 +61,7 @@ def scans(
     if as_json:
         typer.echo(json.dumps(found))
         return
-    table = Table(box=None, pad_edge=False)
-    for column in ("scan", "state", "series", "began (UTC)", "expected", "counts", "reason"):
-        table.add_column(column, overflow="fold")
-    for header in found:
-        counts = header.get("counts") or {}
-        table.add_row(
-            str(header["scan_id"]),
-            str(header["state"]),
-            str(header.get("series", "")),
-            utc(header["created_ns"]) if "created_ns" in header else "",
-            str(header.get("expected_frames") or "-"),
-            ", ".join(f"{name} {count}" for name, count in counts.items() if count),
-            str(header.get("reason", "")),
-        )
-    print_table(table)
+    print_scans(found)
 
 
 @app.command()

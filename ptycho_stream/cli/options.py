@@ -86,6 +86,25 @@ def print_table(table: Table) -> None:
     console.print(table)
 
 
+def print_scans(headers: Sequence[Mapping[str, Any]]) -> None:
+    """Print a line for each scan, from what its header says."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("scan", "state", "series", "began (UTC)", "expected", "counts", "reason"):
+        table.add_column(column, overflow="fold")
+    for header in headers:
+        counts: Mapping[str, int] = header.get("counts") or {}
+        table.add_row(
+            str(header["scan_id"]),
+            str(header["state"]),
+            str(header.get("series", "")),
+            utc(header["created_ns"]) if "created_ns" in header else "",
+            str(header.get("expected_frames") or "-"),
+            ", ".join(f"{name} {count}" for name, count in counts.items() if count),
+            str(header.get("reason", "")),
+        )
+    print_table(table)
+
+
 def call_daemon(
     command: str,
     arguments: Mapping[str, Any],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import math
 import os
 import time
 from collections.abc import Generator
@@ -18,13 +19,14 @@ from typing import Final
 
 from ptycho_stream.errors import ScanLocked, ScanNotFound, StoreError
 from ptycho_stream.geometry import View
-from ptycho_stream.scans.creation import MAX_FRAME_BYTES
+from ptycho_stream.scans.creation import MAX_FRAME_BYTES, check_frame_size
 from ptycho_stream.scans.disk import disk_errors
 from ptycho_stream.scans.folders import announce_change, scan_directory, scans_directory
+from ptycho_stream.scans.frame_ledger import FrameLedger
 from ptycho_stream.scans.header import HEADER_NAME, ScanHeader, read_header, write_header
 from ptycho_stream.scans.leases import Lease, live_holders
 from ptycho_stream.scans.reader import ScanReader
-from ptycho_stream.scans.recovery import RecoveryReport
+from ptycho_stream.scans.recovery import RecoveryReport, recover_files
 from ptycho_stream.scans.retirement import directory_bytes, retire, sweep
 from ptycho_stream.scans.scan_lock import ScanLock
 from ptycho_stream.scans.spare import SpareFiles
@@ -90,7 +92,7 @@ class Catalogue:
         """Headers of all scans, newest first; one that cannot be read is logged and left out."""
         self._seen_change = self._change_time()
         found: dict[str, tuple[tuple[int, int], ScanHeader]] = {}
-        for scan_id in self._ids():
+        for scan_id in self.ids():
             try:
                 found[scan_id] = self._header(scan_id)
             except ScanNotFound:  # deleted while we looked
@@ -100,7 +102,8 @@ class Catalogue:
         self._headers = found
         return [header for _, header in found.values()]
 
-    def _ids(self) -> list[str]:
+    def ids(self) -> list[str]:
+        """Ids of all scans, newest first, also of those whose header cannot be read."""
         try:
             names = [path.name for path in self._scans.iterdir()]
         except FileNotFoundError:
@@ -187,10 +190,12 @@ class Catalogue:
         finally:
             os.close(fd)
 
-    def retain(self, max_bytes: int) -> RetentionReport:
-        """Delete the oldest sealed scans without a lease until the store takes ``max_bytes``.
+    def retain(self, max_bytes: int, ended_before_ns: int = 0) -> RetentionReport:
+        """Delete sealed scans without a lease that are too old or too much.
 
-        Their batch files are kept as spares as far as a tenth of the limit (at most 1 GiB) goes.
+        Those that ended before ``ended_before_ns`` (UTC), and then the oldest until the store takes
+        ``max_bytes``. Their batch files are kept as spares as far as a tenth of the limit (at most
+        1 GiB) goes.
 
         Raises:
             StoreError: a file cannot be deleted.
@@ -198,17 +203,22 @@ class Catalogue:
         if not self._scans.is_dir():
             return RetentionReport((), 0, 0)
         with disk_errors(self._root):
-            return self._retain(max_bytes)
+            return self._retain(max_bytes, ended_before_ns)
 
-    def _retain(self, max_bytes: int) -> RetentionReport:
+    def _retain(self, max_bytes: int, ended_before_ns: int) -> RetentionReport:
         spare = SpareFiles(self._root)
         spare.make_directory()
         max_spare_bytes = min(max_bytes // _SPARE_SHARE, _MAX_SPARE_BYTES)
         freed = sweep(self._root) + spare.trim(max_spare_bytes)
         headers = self.scans()
         total = self._total_bytes(headers, spare)
-        deleted, gained = self._delete_oldest(headers, total - max_bytes, spare, max_spare_bytes)
-        return RetentionReport(tuple(deleted), freed + gained, total - gained)
+        aged = [h for h in headers if h.ended_ns is not None and h.ended_ns < ended_before_ns]
+        deleted, gained = self._delete_oldest(aged, math.inf, spare, max_spare_bytes)
+        rest = [h for h in headers if h.scan_id not in deleted]
+        excess = total - gained - max_bytes
+        more, gained_more = self._delete_oldest(rest, excess, spare, max_spare_bytes)
+        gained += gained_more
+        return RetentionReport((*deleted, *more), freed + gained, total - gained)
 
     def make_room(self, wanted_bytes: int) -> RetentionReport:
         """Free so many bytes of the disk: spare files first, then the oldest scans.
@@ -235,7 +245,11 @@ class Catalogue:
         return spare.total_bytes() + sum(map(directory_bytes, directories))
 
     def _delete_oldest(
-        self, headers: list[ScanHeader], wanted_bytes: int, spare: SpareFiles, max_spare_bytes: int
+        self,
+        headers: list[ScanHeader],
+        wanted_bytes: float,
+        spare: SpareFiles,
+        max_spare_bytes: int,
     ) -> tuple[list[str], int]:
         """Delete scans until ``wanted_bytes`` are gained; which they were, and what was gained."""
         gained = 0
@@ -283,7 +297,15 @@ class Catalogue:
         """
         recovered: list[Recovered] = []
         failed: list[str] = []
-        for header in self.scans():
+        for scan_id in self.ids():
+            try:
+                header = read_header(scan_directory(self._root, scan_id))
+            except ScanNotFound:
+                continue
+            except StoreError as error:
+                _log.error("scan %s cannot be recovered: %s", scan_id, error)
+                failed.append(scan_id)
+                continue
             if header.sealed:
                 continue
             try:
@@ -296,6 +318,63 @@ class Catalogue:
                 if header.frame_bytes > MAX_FRAME_BYTES:
                     self._seal_unopened(header, str(error))
         return recovered, failed
+
+    def recover(self, scan_id: str) -> RecoveryReport:
+        """Bring a scan that nobody writes to what is whole of it, and its header and counters too.
+
+        One that is open is sealed as interrupted; the daemon does so by itself at its start.
+
+        Raises:
+            ScanNotFound: there is no such scan.
+            ScanLocked: it is being written.
+            StoreError: its header is damaged, or the disk refuses.
+        """
+        directory = scan_directory(self._root, scan_id)
+        header = read_header(directory)
+        if not header.sealed:
+            writer, report = ScanWriter.recover(self._root, scan_id)
+            with writer:
+                ledger = FrameLedger()
+                ledger.restore(writer.records()["number"])
+                counts = {"missing": ledger.missing(), "torn": report.dropped_records}
+                writer.seal("interrupted", counts, reason="its writer died; recovered by hand")
+            return report
+        lock = ScanLock(directory)
+        try:
+            check_frame_size(header)
+            with disk_errors(directory):
+                report = recover_files(directory, header)
+            counts = {**header.counts, "frames": report.whole_frames}
+            write_header(directory, replace(header, counts=counts))
+        finally:
+            lock.release()
+        announce_change(self._root)
+        return report
+
+    def delete(self, scan_id: str) -> int:
+        """Delete a sealed scan; returns the bytes that became free.
+
+        Raises:
+            ScanNotFound: there is no such scan.
+            ScanLocked: it is open, or somebody holds a lease on it.
+            StoreError: a file cannot be deleted.
+        """
+        header = read_header(scan_directory(self._root, scan_id))
+        lock = self._set_aside(scan_id) if header.sealed else None
+        if lock is None:
+            holders = ", ".join(live_holders(scan_directory(self._root, scan_id)))
+            raise ScanLocked(
+                f"scan {scan_id} is {header.state} and in use"
+                + (f" by {holders}" if holders else "")
+                + ": wait until it is sealed and nobody works on it"
+            )
+        try:
+            with disk_errors(self._root):
+                freed = retire(self._root, scan_id, SpareFiles(self._root))
+        finally:
+            lock.release()
+        announce_change(self._root)
+        return freed
 
     def _seal_unopened(self, header: ScanHeader, reason: str) -> None:
         directory = scan_directory(self._root, header.scan_id)

@@ -1,8 +1,8 @@
 """The header of a scan: what is known of it besides its frames, kept as ``scan.json``.
 
 Written by the scan's writer on rare changes (state, view, end), each time replaced as a whole; read
-by the catalogue and by every reader.  The file carries a checksum and has a copy beside it, so that a
-disk that forgets a bit neither turns frames into others nor takes them away.
+by the catalogue and by every reader.  The file carries a checksum and has a copy beside it, so that
+a disk that forgets a bit neither turns frames into others nor takes them away.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class PixelFiles:
             there = read_up_to(fd, target, within * self._header.frame_bytes)
         except OSError:
             return False
-        return there == len(target) and xxhash.xxh3_64_intdigest(pixels) == checksum
+        return there == len(target) and xxhash.xxh3_64_intdigest(target) == checksum
 
     def _open(self, index: int) -> int:
         if self._fd is None or index != self._index:

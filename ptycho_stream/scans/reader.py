@@ -143,7 +143,7 @@ class ScanReader:
             return np.load(path, allow_pickle=False)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, TypeError, EOFError, MemoryError) as error:
             raise StoreError(f"cannot read {path}: {error}") from error
 
     def records(self, start: int = 0, stop: int | None = None) -> NDArray[np.void]:

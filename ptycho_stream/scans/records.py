@@ -29,7 +29,7 @@ FRAME_FLAG_DARK: Final = 1
 FRAME_FLAG_SKIP: Final = 2
 """To be left out of the image; its pair, if it has a position, is flagged as gated."""
 FRAME_FLAG_LOST: Final = 1 << 31
-"""Damaged, and found to be so by recovery: the slot is taken, the rest of the record says nothing."""
+"""Damaged, which recovery has found out: the slot is taken, nothing else in the record is true."""
 
 FRAME_RECORD: Final = np.dtype(
     [

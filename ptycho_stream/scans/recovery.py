@@ -36,6 +36,7 @@ class RecoveryReport:
 
     Attributes:
         frames: slots that the scan now has, lost ones among them.
+        whole_frames: of these, frames that are whole.
         adopted_frames: of these, whole ones that had been written but not yet committed.
         lost_frames: frames that are damaged while later ones are whole; their slots are marked.
         dropped_records: frame records cut from the end, begun ones included.
@@ -44,6 +45,7 @@ class RecoveryReport:
     """
 
     frames: int
+    whole_frames: int
     adopted_frames: int
     lost_frames: int
     dropped_records: int
@@ -65,7 +67,9 @@ def recover_files(directory: Path, header: ScanHeader) -> RecoveryReport:
     counters = Counters(directory / COUNTERS_NAME, writable=True)
     frame_log = AppendLog(directory / FRAMES_LOG, FRAME_RECORD, writable=True)
     try:
-        whole = _whole_frames(directory, header, frame_log, counters.durable)
+        # A sealed scan was synced as a whole: a pixel that has changed since is no reason to cut.
+        synced = frame_log.records_begun() if header.sealed else counters.durable
+        whole = _whole_frames(directory, header, frame_log, synced)
         frames = len(whole)
         adopted = max(frames - counters.committed, 0)
         lost = _mark_lost(frame_log, whole)
@@ -79,6 +83,7 @@ def recover_files(directory: Path, header: ScanHeader) -> RecoveryReport:
         counters.recoveries += 1
         return RecoveryReport(
             frames=frames,
+            whole_frames=int(whole.sum()),
             adopted_frames=adopted,
             lost_frames=lost,
             dropped_records=frame_log.cut(frames),

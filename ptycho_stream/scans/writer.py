@@ -147,7 +147,8 @@ class ScanWriter:
             if header.sealed:
                 raise ScanSealed(f"scan {scan_id} is {header.state}: there is nothing to recover")
             check_frame_size(header)
-            report = recover_files(directory, header)
+            with disk_errors(directory):
+                report = recover_files(directory, header)
             try_to_reserve_space(directory)
             writer = cls(root, header, lock)
         except BaseException:
