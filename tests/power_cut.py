@@ -44,7 +44,7 @@ class PowerCut:
     def _note(self, fd: int) -> None:
         self.syncs += 1
         status = os.fstat(fd)
-        path = Path(os.readlink(f"/proc/self/fd/{fd}"))
+        path = Path(f"/proc/self/fd/{fd}").readlink()
         if stat.S_ISDIR(status.st_mode):
             # By inode: a folder that is renamed keeps its names.
             names = {p.name: self._inode(p) for p in path.iterdir() if p.is_file()}

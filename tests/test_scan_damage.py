@@ -1,7 +1,7 @@
 """A disk that forgets: bits flipped anywhere in any file of a store never become a wrong frame.
 
 Each round flips bits in one file of a store whose writer went down, recovers it, and reads all
-that can be read.  What cannot is told, by the report of recovery, by ``verify`` or by the catalogue.
+that can be read.  What cannot is told: by the report of recovery, ``verify`` or the catalogue.
 """
 
 from __future__ import annotations

@@ -402,8 +402,12 @@ class ReconstructStage:
             self._metrics.misfit_excess.set(excess)
 
     def _drain(self) -> None:
-        """After stop: what the store holds already, for a while; the rest at the next start."""
-        until_s = time.monotonic() + DRAIN_S
+        """After stop: what the store holds already, for a while; the rest at the next start.
+
+        Nobody waits for a stage that ends alone: another one is about to take its place.
+        """
+        requested = self._stage.stop_reason == "requested"
+        until_s = time.monotonic() + (DRAIN_S if requested else 0.0)
         while time.monotonic() < until_s and any(not s.predicted for s in self._open.values()):
             if not self._work():
                 self._poller.poll(BUSY_POLL_MS)

@@ -1,7 +1,7 @@
 """One append-only log of fixed-size records: frames, positions or pairs of a scan.
 
-The writer appends and syncs, readers read ranges of it, recovery cuts what is torn at its end.  Logs
-are read with ``pread`` and never mapped, so that cutting one is safe.
+The writer appends and syncs, readers read ranges of it, recovery cuts what is torn at its end.
+Logs are read with ``pread`` and never mapped, so that cutting one is safe.
 """
 
 from __future__ import annotations
