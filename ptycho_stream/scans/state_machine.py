@@ -197,7 +197,10 @@ class ScanStateMachine:
         return (ev.SetState(scan.scan_id, "armed"),)
 
     def _message_undecodable(self, event: ev.MessageUndecodable) -> Out:
-        scan = self._by_series.get(event.series) if event.series is not None else self._running()
+        if event.series is not None:
+            scan = self._by_series.get(event.series)
+        else:
+            scan = self._find(None, ("armed", "running"))
         if scan is not None:
             scan.count(event.reason)
         return ()
@@ -479,9 +482,6 @@ class ScanStateMachine:
             state: ScanState = "interrupted" if scan.ledger.count else "aborted"
             out += self._seal(scan, event.at_ns, state, "the daemon was stopped")
         return out
-
-    def _running(self) -> OpenedScan | None:
-        return next((s for s in reversed(self._open.values()) if s.state == "running"), None)
 
     def _find(self, scan_id: str | None, states: tuple[ScanState, ...]) -> OpenedScan | None:
         if scan_id is not None:
