@@ -172,6 +172,7 @@ def run_seed(daemon: DaemonHarness, scan: ScanFile, seed: int, folder: Path) -> 
         frames |= numbers
     assert killer.seen <= frames
     assert daemon.metrics().get("ptycho_stream_scans_unrecoverable_total", 0.0) == 0
+    assert "Traceback" not in daemon.log, "a stage that ends alone ends in order"
     return killer
 
 

@@ -419,6 +419,7 @@ class ReconstructStage:
             if scan.unsaved:
                 self._save(scan)
             scan.close()
+        self._open.clear()
         self._beat(now=True)
 
     # -- requests -----------------------------------------------------------------------------
