@@ -662,6 +662,9 @@ class ReconstructSettings(Section):
     device: Annotated[str, AfterValidator(device_name)] = Field(
         default="auto", description="auto, cpu, cuda or cuda:N"
     )
+    fallback_to_cpu: bool = Field(
+        default=True, description="make images on the CPU when the GPU has failed three times"
+    )
     threads: int = Field(default=1, ge=1, description="of the network on a CPU")
     batch_frames: int = Field(default=16, ge=1, le=1024)
     batch_deadline_ms: float = Field(

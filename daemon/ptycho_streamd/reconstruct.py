@@ -21,6 +21,7 @@ import zmq
 
 from ptycho_stream.errors import (
     ControlError,
+    DeviceError,
     FileFormatError,
     GeometryError,
     ModelError,
@@ -37,6 +38,7 @@ from ptycho_stream.results import ImageState
 from ptycho_stream.scans.ulid import new_scan_id
 from ptycho_stream.settings import Settings, load_settings
 from ptycho_streamd.bus import StageRequest
+from ptycho_streamd.device_watch import DeviceWatch
 from ptycho_streamd.exports import export
 from ptycho_streamd.image_store import ImageStore, Reprocessing
 from ptycho_streamd.misfit_watch import MisfitWatch
@@ -78,6 +80,7 @@ class ReconstructStage:
         self._images = ImageStore(settings)
         self._open: dict[str, OpenScan] = {}
         self._left_alone: set[str] = set()
+        self._devices = DeviceWatch(config.parent)
         self._recipe_tried_at_s = float("-inf")
         self._problem = ""
         self._frame_s = 0.0
@@ -94,12 +97,19 @@ class ReconstructStage:
         self._misfit = MisfitWatch()
 
     def run(self) -> None:
-        """Until the supervisor says stop."""
+        """Until the supervisor says stop.
+
+        Raises:
+            DeviceError: the GPU failed; another process may be able to use it.
+        """
         try:
             while not self._stage.stopping:
                 if not self.turn():
                     self._poller.poll(BUSY_POLL_MS if self._open else IDLE_POLL_MS)
             self._drain()
+        except RuntimeError as error:
+            recipe = self._images.recipe
+            raise self._devices.lost(error, recipe.device if recipe else None) from error
         finally:
             self._publisher.close()
             self._context.term()
@@ -135,6 +145,7 @@ class ReconstructStage:
             log.error("the settings stay as they were: %s", error)
             return
         logging.getLogger().setLevel(self._settings.log_level.upper())
+        self._devices.forget()
         self._recipe_tried_at_s = float("-inf")
         self._load_recipe()
         log.info("settings read again")
@@ -153,10 +164,12 @@ class ReconstructStage:
                 log.error("network and probe are not loaded: %s%s", error, kept)
             self._problem = self._images.problem = str(error)
             self._metrics.recipe_failures.inc()
+            if isinstance(error, DeviceError):
+                self._devices.failed(error)
 
     def _loaded(self, settings: Settings) -> tuple[Recipe, float]:
         """Network and probe of ``settings``, tried out, and the seconds that a frame takes."""
-        recipe = load_recipe(settings)
+        recipe = load_recipe(self._devices.settings(settings))
         self._beat(now=True)
         return recipe, recipe.warm_up()
 
@@ -171,6 +184,9 @@ class ReconstructStage:
             self._left_alone.clear()
             self._catalogue_seen = False
         log.info("reconstructing with model %s on %s", recipe.model, recipe.device)
+        self._metrics.fallen_back.set(self._devices.given_up(self._settings))
+        if problem := self._devices.problem(self._settings):
+            log.error("%s", problem)
         self._beat(now=True)  # who asked for it sees it in the status at once
 
     def _renew(self, scan_id: str) -> None:
@@ -528,7 +544,9 @@ class ReconstructStage:
             "device": str(self._images.recipe.device) if self._images.recipe else None,
             "misfit": self._misfit.newest,
             **self._trusted(newest),
-            "problem": self._problem or (self._open[newest].image.problem if newest else ""),
+            "problem": self._problem
+            or self._devices.problem(self._settings)
+            or (self._open[newest].image.problem if newest else ""),
         }
 
     def _trusted(self, newest: str | None) -> dict[str, Any]:

@@ -86,6 +86,11 @@ class ReconstructMetrics:
             "Attempts to load the network and the probe that failed",
             registry=self.registry,
         )
+        self.fallen_back = Gauge(
+            "ptycho_stream_device_fallback_state",
+            "1 while images are made on the CPU because the GPU has failed",
+            registry=self.registry,
+        )
         self.saves_failed = Counter(
             "ptycho_stream_image_saves_failed",
             "States of an image that could not be written to disk",
