@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-interop test-long lint bench pretrain setup clean
+.PHONY: demo test test-interop test-long fuzz lint bench pretrain setup clean
 
 setup: .venv/installed
 
@@ -42,6 +42,11 @@ test-interop: .venv/interop .venv-tickit/installed
 
 test-long: .venv/interop
 	$(BIN)/python -m pytest -m long
+
+# A million mutated messages for every codec (about half an hour on one core).
+fuzz: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev,fuzz]'
+	PYTHONPATH=tests $(BIN)/python tests/fuzz.py
 
 bench: .venv/interop
 	$(BIN)/python benchmarks/ingest.py

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -49,6 +50,7 @@ STAGE_ENVIRONMENT = {
 }
 """What each stage gets beside the daemon's own environment."""
 TURN_MS = 100
+MAX_FILES = 65_536
 STATUS_SETTINGS = 78
 """Exit status for settings that are wrong (EX_CONFIG of sysexits.h): to start again is no use."""
 
@@ -128,6 +130,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Run until SIGTERM or SIGINT, or until a stage cannot start; returns the exit status."""
+        _allow_many_files()
         signal.signal(signal.SIGTERM, self._on_stop)
         signal.signal(signal.SIGINT, self._on_stop)
         signal.signal(signal.SIGHUP, self._on_hangup)
@@ -334,6 +337,16 @@ class Supervisor:
 
     def _on_hangup(self, _number: int, _frame: object) -> None:
         self._hangup = True
+
+
+def _allow_many_files() -> None:
+    """Raise the limit on open files, which stages inherit, as far as this process may.
+
+    Each connection takes one: a thousand of them, which anybody can make, must not keep ingest from
+    opening its own files.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, MAX_FILES), hard))
 
 
 def main(arguments: list[str] | None = None) -> int:
