@@ -68,6 +68,7 @@ class Sampler:
                 continue
 
     def close(self) -> None:
+        """End the thread."""
         self._over.set()
         self._thread.join()
 
