@@ -267,12 +267,22 @@ class ScanReader:
             self._checked = end
         if self._bad_slots:
             asked = range(start, stop) if slots is None else slots.tolist()
-            bad = self._bad_slots.intersection(asked)
+            bad = self._still_bad(log, self._bad_slots.intersection(asked))
             if bad:
                 raise CorruptRecord(
                     f"the records of slots {sorted(bad)} of scan {self.scan_id} are damaged: "
                     "leave these frames out"
                 )
+
+    def _still_bad(self, log: AppendLog, slots: set[int]) -> set[int]:
+        """Which of ``slots`` are damaged when they are read again.
+
+        Where stores of another processor may be seen in another order than they were made (not on
+        x86), a record may have been looked at before it was there.
+        """
+        healed = {slot for slot in slots if not self._bad_records(log, slot, slot + 1)}
+        self._bad_slots -= healed
+        return slots - healed
 
     def _bad_records(self, log: AppendLog, start: int, stop: int) -> list[int]:
         records = log.read(start, stop)
