@@ -23,6 +23,16 @@ from ptycho_stream.scans.records import (
 )
 
 
+def count_positioned(records: NDArray[np.void], pairs: NDArray[np.void]) -> dict[str, int]:
+    """How many of a scan's frames have a position and how many lack one, for its accounting.
+
+    Frames that are dark or gated need none.
+    """
+    paired = np.unique(pairs["slot"])
+    spared = np.setdiff1d(records["slot"][records["flags"] != 0], paired)
+    return {"positioned": len(paired), "unpositioned": len(records) - len(paired) - len(spared)}
+
+
 class JoinLogs:
     """The open logs of positions and pairs, with what is pending for each."""
 

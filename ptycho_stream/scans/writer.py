@@ -42,7 +42,7 @@ from ptycho_stream.scans.header import (
     read_header,
     write_header,
 )
-from ptycho_stream.scans.join_logs import JoinLogs
+from ptycho_stream.scans.join_logs import JoinLogs, count_positioned
 from ptycho_stream.scans.records import FRAME_FLAG_LOST, FRAME_RECORD
 from ptycho_stream.scans.recovery import RecoveryReport, recover_files
 from ptycho_stream.scans.scan_lock import ScanLock
@@ -418,9 +418,13 @@ class ScanWriter:
             raise ScanSealed(f"scan {self.scan_id} is closed already")
         try:
             release_reserve(self._directory)
+            pending = self._buffer.pending
             dropped = self._commit_or_drop()
             self.sync()
-            final = {**self._header.counts, **counts, "frames": len(self.records())}
+            records = self.records()
+            final = {**self._header.counts, **counts, "frames": len(records)}
+            if pending:  # what became of their positions is known only now
+                final |= count_positioned(records, self.pairs())
             for name, number in dropped.items():
                 final[name] = final.get(name, 0) + number
             header = replace(
