@@ -131,7 +131,17 @@ class ReconstructStage:
         self._beat()
         return worked
 
+    def _count_subscribers(self) -> None:
+        publisher, metrics = self._publisher, self._metrics
+        metrics.subscribers.set(publisher.subscribers)
+        metrics.resyncs.inc(publisher.resyncs)
+        publisher.resyncs = 0
+        while publisher.refusals:
+            reason, count = publisher.refusals.popitem()
+            metrics.refusals.labels(reason).inc(count)
+
     def _beat(self, *, now: bool = False) -> None:
+        self._count_subscribers()
         self._stage.beat(self._status(), self._metrics.registry, now=now)
 
     # -- recipe and scans ---------------------------------------------------------------------
