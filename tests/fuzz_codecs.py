@@ -29,6 +29,7 @@ from ptycho_stream.wire import WireLimits, control, frame_decoders, position_dec
 from ptycho_stream.wire.bluesky_encoder import BlueskyEncoder
 from ptycho_stream.wire.compression import decode
 from ptycho_stream.wire.dectris_v1_encoder import DectrisV1Encoder
+from ptycho_stream.wire.dectris_v2_encoder import DectrisV2Encoder
 from ptycho_stream.wire.json_blob_encoder import (
     OdinEncoder,
     PsiEncoder,
@@ -130,12 +131,15 @@ def _dectris_v1_seeds() -> list[Parts]:
 
 
 def _dectris_v2_seeds() -> list[Parts]:
-    from ptycho_stream.wire.dectris_v2_encoder import (  # pyright: ignore[reportMissingImports]
-        DectrisV2Encoder,
-    )
-
-    encoder = DectrisV2Encoder(1)
-    return [encoder.start(), *(encoder.frame(n, PIXELS) for n in range(2)), encoder.end()]
+    told = {"number_of_images": 3, "channels": ["a", "b"], "image_size_x": 32, "image_size_y": 24}
+    told |= {"pixel_size_x": 75e-6, "incident_energy": 8800.0, "image_dtype": "uint16"}
+    masks = {"a": np.zeros(PIXELS.shape, np.uint32)}
+    seeds = [DectrisV2Encoder(1).start(told), DectrisV2Encoder(1).start(told, masks)]
+    for compression in ("none", "lz4", "bslz4"):
+        encoder = DectrisV2Encoder(1, compression)
+        seeds += [encoder.frame(1, {"a": PIXELS, "b": PIXELS}, 5, 9)]
+        seeds += [encoder.frame(2, {"a": PIXELS.astype("<u4")})]
+    return [*seeds, DectrisV2Encoder(1).end()]
 
 
 def _native_seeds() -> list[Parts]:
