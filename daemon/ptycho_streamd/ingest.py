@@ -439,7 +439,7 @@ class Ingest:
         self._recorders[header.scan_id] = recorder
         self._housekeeper.attach(found.writer)
         self._metrics.recovered.inc()
-        self._metrics.torn.inc(found.report.dropped_records)
+        self._metrics.torn.inc(found.report.dropped_records + found.report.lost_frames)
         self._feed(event)
 
     def _stop(self) -> None:

@@ -94,7 +94,9 @@ class IngestMetrics:
             registry=registry,
         )
         self.torn = Counter(
-            "ptycho_stream_frames_torn", "Torn records that recovery cut", registry=registry
+            "ptycho_stream_frames_torn",
+            "Torn or damaged frame records that recovery cut or marked",
+            registry=registry,
         )
         self.open_scans = Gauge(
             "ptycho_stream_scans_open_count", "Scans that are not sealed", registry=registry

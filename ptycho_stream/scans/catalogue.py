@@ -17,8 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from ptycho_stream.atomic_file import sync_path
 from ptycho_stream.errors import ScanLocked, ScanNotFound, StoreError
 from ptycho_stream.geometry import View
+from ptycho_stream.scans.counters import COUNTERS_NAME
 from ptycho_stream.scans.creation import MAX_FRAME_BYTES, check_frame_size
 from ptycho_stream.scans.disk import disk_errors
 from ptycho_stream.scans.folders import announce_change, scan_directory, scans_directory
@@ -344,6 +346,7 @@ class Catalogue:
             check_frame_size(header)
             with disk_errors(directory):
                 report = recover_files(directory, header)
+                sync_path(directory / COUNTERS_NAME)
             counts = {**header.counts, "frames": report.whole_frames}
             write_header(directory, replace(header, counts=counts))
         finally:

@@ -421,9 +421,11 @@ class ScanWriter:
             pending = self._buffer.pending
             dropped = self._commit_or_drop()
             self.sync()
+            with disk_errors(self._directory):  # nobody recovers a sealed scan
+                sync_path(self._directory / COUNTERS_NAME)
             records = self.records()
             final = {**self._header.counts, **counts, "frames": len(records)}
-            if pending:  # what became of their positions is known only now
+            if pending and "positioned" in counts:  # what became of these is known only now
                 final |= count_positioned(records, self.pairs())
             for name, number in dropped.items():
                 final[name] = final.get(name, 0) + number
