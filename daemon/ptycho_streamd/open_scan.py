@@ -19,6 +19,7 @@ from ptycho_stream.scans.leases import Lease
 from ptycho_stream.scans.reader import ScanReader
 from ptycho_streamd.allowance import Allowance
 from ptycho_streamd.scan_trust import ScanTrust
+from ptycho_streamd.tries import end_tries
 
 HEADER_POLL_S = 0.02
 RETRY_S = 5.0
@@ -182,10 +183,12 @@ class OpenScan:
         except StoreError:
             self.unsaved = True
             raise
+        end_tries(self.reader.directory)
         return time.monotonic() - self._saved_at_s
 
     def close(self) -> None:
         """Let go of the scan."""
         self._writer.shutdown()
+        end_tries(self.reader.directory)
         self.reader.close()
         self._lease.release()
