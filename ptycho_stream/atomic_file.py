@@ -24,12 +24,23 @@ def atomic_file(path: Path) -> Generator[IO[bytes]]:
     Raises:
         FileFormatError: the path cannot be written.
     """
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        yield file
+
+
+@contextmanager
+def atomic_path(path: Path) -> Generator[Path]:
+    """Another name for ``path`` until the block ends, for what must open its files by name.
+
+    As :func:`atomic_file`; the block writes and closes the file.
+
+    Raises:
+        FileFormatError: the path cannot be written.
+    """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
+        sync_path(partial)
         partial.replace(path)
         sync_path(path.parent)
     except OSError as error:

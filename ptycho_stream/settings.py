@@ -272,6 +272,16 @@ class DetectorSettings(Section):
     pva: PvaSettings = PvaSettings()
 
     @property
+    def stored_as(self) -> str:
+        """The name of a detector whose frames are stored and not reconstructed; else empty."""
+        return ""
+
+    @property
+    def table(self) -> str:
+        """Where in the file it is, for people."""
+        return f"more_detectors.{self.stored_as}" if self.stored_as else "detector"
+
+    @property
     def ends_by_silence(self) -> bool:
         """Whether the stream itself never says that a series is over."""
         if self.dialect == "pva":
@@ -318,9 +328,34 @@ class DetectorSettings(Section):
         if self.dialect == "pva":
             if len(self.endpoints) > 1 or not channels:
                 raise ValueError("dialect = 'pva' takes one channel: endpoint = 'pva://CHANNEL'")
-            if {"attach", "socket"} & self.model_fields_set:
+            if (self.attach, self.socket) != ("connect", "pull"):
                 raise ValueError("attach and socket are of ZeroMQ: leave them out for 'pva'")
         return self
+
+
+class StoredDetector(DetectorSettings):
+    """Another detector of the same experiment: its frames are stored, and not reconstructed.
+
+    Each of its scans belongs to one of the reconstructed detector, if that is found.
+    """
+
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$",
+        description="small letters, digits, - and _: in scans' headers, metrics and the status",
+    )
+    match: Literal["time", "series"] = Field(
+        default="time",
+        description="a scan belongs to that of the other detector that was armed nearest in time, "
+        "or to the nearest of those with the same series",
+    )
+    match_window_s: float = Field(
+        default=60.0, gt=0, description="how far apart the two may be armed"
+    )
+
+    @property
+    def stored_as(self) -> str:
+        """Its name."""
+        return self.name
 
 
 def _scale(value: tuple[float, float]) -> tuple[float, float]:
@@ -815,6 +850,9 @@ class Settings(Section):
     )
     data: DataSettings = DataSettings()
     detector: DetectorSettings = DetectorSettings()
+    more_detectors: tuple[StoredDetector, ...] = Field(
+        default=(), description="whose frames are stored beside those that are reconstructed"
+    )
     positions: PositionSettings = PositionSettings(source="inline")
     geometry: GeometrySettings = GeometrySettings()
     view: ViewSettings = ViewSettings()
@@ -839,8 +877,11 @@ class Settings(Section):
         }
         if self.http.port:
             bound["http.port"] = f"tcp://{self.http.host}:{self.http.port}"
-        if self.detector.attach == "bind":
-            bound["detector.endpoint"] = self.detector.endpoint
+        for table, detector in self.detectors.items():
+            if detector.attach == "bind":
+                bound[f"{table}.endpoint"] = detector.endpoint
+                for n, endpoint in enumerate(detector.more_endpoints):
+                    bound[f"{table}.more_endpoints.{n}"] = endpoint
         if self.positions.attach == "bind" and self.positions.endpoint is not None:
             bound["positions.endpoint"] = self.positions.endpoint
         keys: dict[str, str] = {}
@@ -850,6 +891,48 @@ class Settings(Section):
                 raise ValueError(f"{keys[place]} and {key} are the same endpoint ({endpoint})")
             keys[place] = key
         return self
+
+    @model_validator(mode="after")
+    def _detectors_differ(self) -> Settings:
+        names = [detector.name for detector in self.more_detectors]
+        if len(set(names)) < len(names):
+            raise ValueError(f"more_detectors names one twice: {', '.join(names)}")
+        read: dict[str, DetectorSettings] = {}
+        for detector in (self.detector, *self.more_detectors):
+            for endpoint in detector.endpoints:
+                other = read.setdefault(endpoint, detector)
+                if other is not detector and "sub" not in (detector.socket, other.socket):
+                    raise ValueError(
+                        f"{other.table} and {detector.table} would take each other's frames: both "
+                        f"pull from {endpoint}"
+                    )
+        return self
+
+    @property
+    def detectors(self) -> dict[str, DetectorSettings]:
+        """All detectors by the names of their tables, the reconstructed one first."""
+        return {one.table: one for one in (self.detector, *self.more_detectors)}
+
+    def of_detector(self, name: str) -> Settings:
+        """What ingest goes by for the detector of that name, empty for the reconstructed one.
+
+        Positions, geometry and view are of the reconstructed one.
+
+        Raises:
+            SettingsError: there is none.
+        """
+        if not name:
+            return self
+        for detector in self.more_detectors:
+            if detector.name == name:
+                changes = {
+                    "detector": detector,
+                    "positions": PositionSettings(source="inline"),
+                    "geometry": GeometrySettings(),
+                    "view": ViewSettings(),
+                }
+                return self.model_copy(update=changes)
+        raise SettingsError(f"there is no detector {name!r} in more_detectors any more")
 
     @model_validator(mode="after")
     def _automatic_models_have_a_use(self) -> Settings:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import zmq
+from daemon_harness import DaemonHarness, wait_for
 from numpy.typing import NDArray
 
 from ptycho_stream.scans.catalogue import Catalogue
@@ -135,6 +136,15 @@ def sealed_headers(catalogue: Catalogue, count: int) -> list[ScanHeader] | None:
     """All scans if there are ``count`` and they are sealed, oldest first."""
     found = headers(catalogue)
     return found if len(found) == count and all(h.sealed for h in found) else None
+
+
+def wait_sealed(daemon: DaemonHarness, count: int, timeout_s: float = 20.0) -> list[ScanHeader]:
+    """The headers of so many scans once they are sealed, the newest last."""
+    catalogue = Catalogue(daemon.data)
+    try:
+        return wait_for(lambda: sealed_headers(catalogue, count), timeout_s, f"{count} scans")
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{daemon.ingest()}\n{daemon.log}") from None
 
 
 def check_scan(catalogue: Catalogue, scan_id: str, key: int, numbers: Iterable[int]) -> None:

@@ -140,6 +140,21 @@ def test_delete_leaves_alone_what_is_in_use(store, capsys):
     assert main(command) == 1
 
 
+def test_delete_takes_the_scans_beside_with_it(store, capsys):
+    root, scan_id, folder = store
+    beside, other = (make_scan(root, 5, detector=name, beside=scan_id) for name in ("fluo", "apd"))
+    command = ["scans", "delete", "--data", str(root), "--yes", "--json"]
+    with Catalogue(root).lease(beside, "export"):
+        assert main([*command, scan_id]) == 1
+        assert folder.exists() and "in use by export" in capsys.readouterr().err.replace("\n", " ")
+    assert main([*command, other]) == 0
+    assert json.loads(capsys.readouterr().out)["deleted"] == [other]
+    assert main([*command, scan_id]) == 0
+    deleted = json.loads(capsys.readouterr().out)
+    assert deleted["deleted"] == [scan_id, beside] and deleted["freed_bytes"] > 0
+    assert Catalogue(root).ids() == []
+
+
 def test_a_data_directory_that_is_not_there_is_named(tmp_path, capsys):
     assert main(["scans", "verify", "--data", str(tmp_path / "nowhere")]) == 1
     assert "there is no data directory" in capsys.readouterr().err

@@ -22,10 +22,11 @@ from ptycho_stream.cli.checkup import Finding, check_files, check_machine
 from ptycho_stream.cli.config import app as config_app
 from ptycho_stream.cli.endpoint_checkup import check_endpoints
 from ptycho_stream.cli.knock import knock
+from ptycho_stream.cli.pva_checkup import check_channels
 from ptycho_stream.errors import SettingsError
 from ptycho_stream.files.npz import ScanFile
 from ptycho_stream.scans.catalogue import Catalogue
-from ptycho_stream.settings import Settings, load_settings
+from ptycho_stream.settings import DetectorSettings, Settings, load_settings
 from ptycho_stream.simulate.detector import DetectorSimulator, PositionSimulator, play
 from ptycho_stream.simulate.series import DetectorOptions
 
@@ -175,6 +176,26 @@ def test_streams_are_judged_without_a_daemon(senders: Senders, tmp_path: Path) -
     assert states(settings_with(tmp_path))["detector"] == "refused"
 
 
+def test_every_endpoint_of_a_detector_is_judged(senders: Senders, tmp_path: Path) -> None:
+    _, pub = senders.bound(zmq.PUB)
+    _, push = senders.bound(zmq.PUSH)
+    settings = settings_with(tmp_path)
+    detector = DetectorSettings(
+        dialect="slsdet", socket="sub", endpoint=pub, more_endpoints=(push, "tcp://127.0.0.1:1")
+    )
+    found = check_endpoints(settings.model_copy(update={"detector": detector}), 0.5)
+    states = {f.target: f.state for f in found if f.subject == "detector"}
+    assert states == {pub: "OK", push: "wrong kind", "tcp://127.0.0.1:1": "refused"}
+
+
+def test_a_channel_needs_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "p4p.client.thread", None)
+    detector = DetectorSettings(dialect="pva", endpoint="pva://SIM:Image")
+    (found,) = check_channels("detector", detector, timeout_s=0.5)
+    assert (found.state, found.ok) == ("no library", False)
+    assert "pip install 'ptycho-stream[pva]'" in found.detail
+
+
 def test_a_port_that_another_program_uses_is_told(tmp_path: Path) -> None:
     settings = settings_with(tmp_path)
     port = int(settings.results.endpoint.rpartition(":")[2])
@@ -273,7 +294,7 @@ def test_a_running_daemon_is_asked_and_loses_no_frame(tmp_path: Path) -> None:
         ):
             detector.wait_for_receiver()
             positions.wait_for_receiver()
-            assert states(settings)["detector"] == "silent"
+            wait_for(lambda: states(settings)["detector"] == "silent")
             player = threading.Thread(target=play, args=(scan, detector, positions))
             player.start()
             seen = []

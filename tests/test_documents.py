@@ -5,17 +5,18 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
-import tomllib
 from pathlib import Path
 
 import pytest
 import typer.main
 
 from ptycho_stream.cli import build_app
-from ptycho_stream.settings import Settings
+from ptycho_stream.settings import load_settings
+from ptycho_streamd.settings_file import write_settings
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 COMMAND = re.compile(r"^(?: {4,}|\$ )(ptycho-stream .*?)\s*(?:#.*)?$", re.MULTILINE)
 IMPORT = re.compile(r"^ *from (ptycho_stream[\w.]*) import ([\w, ]+)$", re.MULTILINE)
@@ -31,11 +32,17 @@ def test_links_lead_to_files(document):
         assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
+def text_of(document: Path) -> str:
+    """A document, or what the comments of a configuration say."""
+    text = document.read_text()
+    return re.sub("^#", "", text, flags=re.MULTILINE) if document.suffix == ".toml" else text
+
+
 def commands() -> list[tuple[str, str]]:
     return [
         (document.name, found)
-        for document in DOCUMENTS
-        for found in COMMAND.findall(document.read_text())
+        for document in [*DOCUMENTS, *CONFIGS]
+        for found in COMMAND.findall(text_of(document))
         if not re.search(r"[A-Z]{2,} \||…|\.\.\.|\|", found)
     ]
 
@@ -64,6 +71,8 @@ def test_python_imports_exist(document):
             assert hasattr(importlib.import_module(module), name.strip())
 
 
-@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.toml")), ids=names)
-def test_configurations_are_sound(config):
-    Settings.model_validate(tomllib.loads(config.read_text()))
+@pytest.mark.parametrize("config", CONFIGS, ids=names)
+def test_configurations_are_sound_and_reach_the_stages_as_they_are(config, tmp_path):
+    settings = load_settings(config)
+    write_settings(settings, tmp_path / "settings.toml")
+    assert load_settings(tmp_path / "settings.toml") == settings

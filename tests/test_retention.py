@@ -20,8 +20,8 @@ DAY_NS = 86_400 * 10**9
 PLENTY = 10**12
 
 
-def aged_scan(root: Path, days: float) -> str:
-    scan_id = make_scan(root, 5)
+def aged_scan(root: Path, days: float, **more: object) -> str:
+    scan_id = make_scan(root, 5, **more)
     directory = root / "scans" / scan_id
     ended_ns = time.time_ns() - int(days * DAY_NS)
     write_header(directory, replace(read_header(directory), ended_ns=ended_ns))
@@ -43,6 +43,22 @@ def test_scans_that_ended_long_ago_go_but_for_open_and_leased_ones(tmp_path: Pat
         assert report.deleted == (old,)
         assert stored(tmp_path) == {leased, young, writer.scan_id}
     assert catalogue.retain(PLENTY).deleted == ()
+
+
+def test_scans_beside_one_another_go_when_all_are_old_and_nobody_holds_one(tmp_path: Path) -> None:
+    old = aged_scan(tmp_path, 31)
+    beside_old = aged_scan(tmp_path, 31, detector="fluo", beside=old)
+    main = aged_scan(tmp_path, 31)
+    slow = aged_scan(tmp_path, 29, detector="fluo", beside=main)
+    held = aged_scan(tmp_path, 31)
+    beside_held = aged_scan(tmp_path, 31, detector="fluo", beside=held)
+    catalogue = Catalogue(tmp_path)
+    with catalogue.lease(beside_held, "export"):
+        report = catalogue.retain(PLENTY, time.time_ns() - 30 * DAY_NS)
+        assert set(report.deleted) == {old, beside_old}
+        assert catalogue.retain(0).deleted == (main, slow)
+    assert stored(tmp_path) == {held, beside_held}
+    assert catalogue.retain(0).deleted == (held, beside_held)
 
 
 class Clock:

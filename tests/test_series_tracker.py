@@ -68,6 +68,21 @@ def test_they_do_so_when_the_first_ones_are_lost():
     assert told(tracker, [2, 3, 5]) == ["end run", "start run", "2", "3", "5"]
 
 
+def test_they_do_so_where_the_series_before_has_holes():
+    tracker = SeriesTracker("psi")
+    told(tracker, [0, 1, 3, 4, 6, 7])
+    assert told(tracker, [0, 1, 2]) == ["end run", "start run", "0", "1", "2"]
+    assert told(tracker, [3, 4, 5, 6, 7, 8]) == ["3", "4", "5", "6", "7", "8"]
+
+
+def test_a_doubled_frame_and_one_that_fills_a_hole_are_no_new_series():
+    tracker = SeriesTracker("psi")
+    told(tracker, [0, 1, 3, 4, 5])
+    assert told(tracker, [1, 2]) == []
+    assert told(tracker, [6, 2]) == ["1", "2", "6"]
+    assert told(tracker, [7]) == ["2", "7"]
+
+
 def test_doubled_frames_are_no_new_series():
     tracker = SeriesTracker("psi")
     told(tracker, range(10))

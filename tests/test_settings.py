@@ -57,6 +57,14 @@ def test_the_shortest_file_names_a_probe(tmp_path: Path) -> None:
         ("[metadata]\na = 100000000000000000000", "metadata.a"),
         ("[metadata]\na = [1]", "metadata.a"),
         ("[reconstruct]\nno_such_key = 1", "reconstruct.no_such_key"),
+        ('[detector]\nmore_endpoints = ["tcp://127.0.0.1:9999"]', "detector"),
+        ('[detector]\ndialect = "psi"\n[detector.odin]\ndataset = "a"', "detector"),
+        ('[detector]\nendpoint = "pva://A"', "detector"),
+        ('[detector]\ndialect = "pva"', "detector"),
+        ('[detector]\ndialect = "pva"\nendpoint = "pva://A"\nsocket = "sub"', "detector"),
+        ('[detector]\ndialect = "pva"\nendpoint = "pva://"', "detector.endpoint"),
+        ("[detector.pva]\nposition_scale_yx_m = [1.0, 0.0]", "detector.pva"),
+        ("[detector.slsdet]\nwait_bytes = 10", "detector.slsdet.wait_bytes"),
     ],
 )
 def test_what_cannot_work_is_refused_by_its_key(tmp_path: Path, text: str, key: str) -> None:
@@ -113,6 +121,10 @@ def test_a_probe_has_one_origin_that_makes_sense(tmp_path: Path, text: str, said
         (
             '[detector]\nendpoint = "tcp://127.0.0.1:9600"\nattach = "bind"',
             ("results.endpoint", "detector.endpoint"),
+        ),
+        (
+            '[detector]\nattach = "bind"\nmore_endpoints = ["tcp://127.0.0.1:9600"]',
+            ("results.endpoint", "detector.more_endpoints.0"),
         ),
     ],
 )

@@ -253,7 +253,7 @@ def test_limits_are_checked_before_anything_is_made(name):
     refused(make(WireLimits()).receive([]), "limit", "missing")
 
 
-@pytest.mark.parametrize("name", ["stins", "psi", "odin", "slsdet"])
+@pytest.mark.parametrize("name", DECODERS)
 def test_several_endpoints_of_these_dialects_share_one_decoder(name):
     detector = DetectorSettings.model_validate(
         {

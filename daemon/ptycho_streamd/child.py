@@ -13,6 +13,7 @@ from pathlib import Path
 from ptycho_stream.settings import SupervisorSettings
 from ptycho_streamd.bus import Bus
 from ptycho_streamd.process import StageProcess
+from ptycho_streamd.stage import stage_of_detector
 
 FIRST_BACKOFF_S = 0.1
 STEADY_AFTER_S = 10.0
@@ -23,6 +24,12 @@ log = logging.getLogger(__name__)
 
 class Child(StageProcess):
     """A stage of the daemon.
+
+    Args:
+        name: of the stage, and of its module unless it is that of a stored detector.
+        config: see :class:`StageProcess`, as bus and inherited_fd.
+        environment: variables beside the daemon's own.
+        detector: the stored detector that it is an ingest of; empty: none.
 
     Attributes:
         restarts: how often it was started again.
@@ -36,16 +43,18 @@ class Child(StageProcess):
         *,
         environment: Mapping[str, str],
         inherited_fd: int,
+        detector: str = "",
     ) -> None:
-        super().__init__(name, config, bus, inherited_fd)
+        super().__init__(stage_of_detector(name, detector), config, bus, inherited_fd, name)
         self.restarts = 0
+        self._arguments = ("--detector", detector) if detector else ()
         self._environment = dict(environment)
         self._backoff_s = FIRST_BACKOFF_S
         self._start_at_s = float("-inf")
 
     def begin(self) -> None:
         """Start it for the first time."""
-        self.start(self._environment)
+        self.start(self._environment, self._arguments)
 
     def check(self, settings: SupervisorSettings) -> bool:
         """Notice that it ended, kill it if it is silent, start it again when its time has come.
@@ -57,7 +66,7 @@ class Child(StageProcess):
         if pid is None:
             if time.monotonic() >= self._start_at_s:
                 self.restarts += 1
-                self.start(self._environment)
+                self.start(self._environment, self._arguments)
             return False
         status = self.reap(settings)
         if status is None:

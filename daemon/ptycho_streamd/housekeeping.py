@@ -31,14 +31,19 @@ log = logging.getLogger(__name__)
 class Housekeeper:
     """Keeps the store while ingest writes; use as a context manager.
 
+    Args:
+        settings: of the store.
+        deletes: whether it is this one that deletes old scans; one process is enough.
+
     Attributes:
         settings: may be replaced at any time.
         free_bytes: on the disk of the store, half a second old at most; what could be deleted for
             ``data.min_free_bytes`` is gone already.
     """
 
-    def __init__(self, settings: DataSettings) -> None:
+    def __init__(self, settings: DataSettings, *, deletes: bool = True) -> None:
         self.settings = settings
+        self._deletes = deletes
         self._root: Path = settings.directory
         self._catalogue = Catalogue(self._root)
         self._lock = threading.Lock()
@@ -88,7 +93,7 @@ class Housekeeper:
             if now_s >= self._room_at_s:
                 self._room_at_s = now_s + ROOM_INTERVAL_S
                 self.free_bytes = self._room()
-            if now_s >= self._retain_at_s:
+            if self._deletes and now_s >= self._retain_at_s:
                 self._retain_at_s = now_s + RETENTION_INTERVAL_S
                 self._retain(self.settings.retention_bytes, self._ended_before_ns())
 
@@ -109,7 +114,7 @@ class Housekeeper:
         """Bytes that are free, after old scans have made room if there were too few."""
         free = self._free()
         wanted = self.settings.min_free_bytes - free
-        if wanted <= 0 or time.monotonic() < self._make_room_at_s:
+        if wanted <= 0 or not self._deletes or time.monotonic() < self._make_room_at_s:
             return free
         try:
             report = self._catalogue.make_room(wanted)

@@ -2,7 +2,8 @@
 
 A thin shell around the scan state machine: it receives, asks the machine, and does what that says.
 It never waits for a reader of the store; only a disk that cannot keep up makes it stop reading.
-Started by the supervisor as ``python -m ptycho_streamd.ingest``.  It imports no torch.
+Started by the supervisor as ``python -m ptycho_streamd.ingest``, once for the detector that is
+reconstructed and once, with ``--detector NAME``, for each that is stored.  It imports no torch.
 """
 
 from __future__ import annotations
@@ -38,12 +39,14 @@ from ptycho_stream.messages import (
 )
 from ptycho_stream.scans import scan_events as ev
 from ptycho_stream.scans.catalogue import Catalogue, Recovered
+from ptycho_stream.scans.header import ScanHeader
 from ptycho_stream.scans.state_machine import ScanRules, ScanStateMachine
 from ptycho_stream.scans.ulid import new_scan_id
-from ptycho_stream.settings import Settings, load_settings
+from ptycho_stream.settings import Settings, StoredDetector, load_settings
 from ptycho_stream.wire.limits import WireLimits
 from ptycho_stream.wire.positions_file import load_positions
 from ptycho_streamd.bus import StageRequest
+from ptycho_streamd.companion import Companion
 from ptycho_streamd.housekeeping import Housekeeper
 from ptycho_streamd.ingest_metrics import IngestMetrics
 from ptycho_streamd.ingest_status import RateMeter, describe
@@ -58,7 +61,8 @@ from ptycho_streamd.view_change import change_sealed
 COMMIT_NS = 5_000_000
 """A batch of frames is committed when it is full, or its first one is so old."""
 ROUND_MESSAGES = 64
-"""Taken from one socket before the other gets its turn."""
+"""Taken from one socket before the other gets its turn; 1 where sockets carry parts of frames, so
+that these do not wait for each other."""
 IDLE_MS = 100
 TICK_NS = 50_000_000
 LAST_DRAIN_S = 1.0
@@ -99,7 +103,12 @@ class Ingest:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         limits = WireLimits(max_shape_yx_px=settings.detector.max_shape_yx_px)
         self._sources = open_sources(self._context, settings, limits)
-        self._housekeeper = Housekeeper(settings.data)
+        self._turn_messages = 1 if settings.detector.dialect == "slsdet" else ROUND_MESSAGES
+        detector = settings.detector
+        self._companion: Companion | None = None
+        if isinstance(detector, StoredDetector):
+            self._companion = Companion(self._root, detector)
+        self._housekeeper = Housekeeper(settings.data, deletes=self._companion is None)
         self._unsealed = Unsealed(self._root)
 
     def run(self) -> None:
@@ -139,7 +148,7 @@ class Ingest:
 
     def _drain(self, source: Stream) -> int:
         taken = 0
-        while taken < ROUND_MESSAGES:
+        while taken < self._turn_messages:
             messages = source.receive()
             if messages is None:
                 break
@@ -292,6 +301,8 @@ class Ingest:
             self._metrics.count_sealed(header)
         for source in self._sources:
             source.watch()
+        if self._companion is not None:
+            self._companion.look(self._recorders)
         self._listen()
         self._metrics.open_scans.set(len(self._recorders))
         self._metrics.free.set(free)
@@ -386,6 +397,8 @@ class Ingest:
         self._count_positions(sealing.scan_id, recorder)
         pending = recorder.writer.pending
         counts = recorder.final_counts(sealing.counts)
+        if self._companion is not None:
+            sealing = self._companion.settle(sealing, recorder)
         try:
             recorder.finish_view()
         except StoreError as error:
@@ -408,12 +421,15 @@ class Ingest:
     def _recover(self) -> None:
         """Open again what a former incarnation left open, oldest first."""
         catalogue = Catalogue(self._root)
-        if newest := catalogue.latest():
-            new_scan_id.go_on_after(newest.scan_id)
-        recovered, failed = catalogue.recover_all()
+        if known := catalogue.ids():
+            new_scan_id.go_on_after(known[0])
+        recovered, failed = catalogue.recover_all(self._is_ours)
         self._metrics.unrecoverable.inc(len(failed))
         for found in reversed(recovered):
             try:
+                if found.writer.header.detector != self._settings.detector.stored_as:
+                    self._seal_orphan(found)
+                    continue
                 self._go_on(found)
             except (StoreError, OverflowError, ValueError, MemoryError):
                 # Its logs are whole and say what cannot be: it must not keep others from their
@@ -421,6 +437,20 @@ class Ingest:
                 log.exception("scan %s is left as it is", found.writer.scan_id)
                 self._metrics.unrecoverable.inc()
                 found.writer.close()
+
+    def _is_ours(self, header: ScanHeader) -> bool:
+        """Whether a scan found open is for this process to take over: of its own detector, and
+        (for the reconstructed one) of those that are not in the settings any more.
+        """
+        if self._companion is not None:
+            return header.detector == self._settings.detector.stored_as
+        return header.detector not in [one.name for one in self._settings.more_detectors]
+
+    def _seal_orphan(self, found: Recovered) -> None:
+        """Seal a scan of a detector that is not in the settings any more."""
+        counts = {"torn": found.report.dropped_records}
+        reason = f"detector {found.writer.header.detector} is not in the settings any more"
+        self._metrics.count_sealed(found.writer.seal("interrupted", counts, reason))
 
     def _go_on(self, found: Recovered) -> None:
         header = found.writer.header
@@ -469,9 +499,6 @@ class Ingest:
         now_ns, arguments = time.monotonic_ns(), request.arguments
         event: ev.Event
         match request.command:
-            case "endpoints":
-                self._stage.reply(request, [source.describe() for source in self._sources])
-                return
             case "set_view":
                 self._set_view(request)
                 return
@@ -522,7 +549,8 @@ class Ingest:
         self._stage.reloaded()
         former = self._settings.view
         try:
-            self._settings = load_settings(self._config)
+            read = load_settings(self._config)
+            self._settings = read.of_detector(self._settings.detector.stored_as)
         except SettingsError as error:
             log.error("the settings stay as they were: %s", error)
             return

@@ -7,7 +7,7 @@ so that ``rate()`` sees no reset.  Names are ``ptycho_stream_<noun>_<verb>_<unit
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.registry import Collector
@@ -18,15 +18,19 @@ _SampleKey = tuple[str, tuple[tuple[str, str], ...]]
 _LASTING = ("counter", "histogram", "summary")
 
 
-def snapshot(registry: CollectorRegistry) -> list[Family]:
-    """All of ``registry`` as plain values: (name, documentation, type, samples)."""
+def snapshot(registry: CollectorRegistry, labels: Mapping[str, str] | None = None) -> list[Family]:
+    """All of ``registry`` as plain values: (name, documentation, type, samples).
+
+    ``labels`` are given to each sample beside its own.
+    """
+    more = labels or {}
     return [
         (
             metric.name,
             metric.documentation,
             metric.type,
             [
-                (sample.name, dict(sample.labels), float(sample.value))
+                (sample.name, {**sample.labels, **more}, float(sample.value))
                 for sample in metric.samples
                 if not sample.name.endswith("_created")
             ],

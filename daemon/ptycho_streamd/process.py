@@ -27,21 +27,25 @@ log = logging.getLogger(__name__)
 
 
 class StageProcess:
-    """The stage ``name``, run as ``python -m ptycho_streamd.<name> --config FILE ...``.
+    """The stage ``name``, run as ``python -m ptycho_streamd.<module> --config FILE ...``.
 
     Args:
-        name: of the stage and its module.
+        name: of the stage.
         config: the settings that the daemon goes by, as a file.
         bus: on which the stage is heard.
         inherited_fd: the lock on the data directory, which ends with the last process.
+        module: that it runs; None: the one of its name.
 
     Attributes:
         status: what it last said of itself; empty when it does not run.
         last_words: the fault that it exited with, or "".
     """
 
-    def __init__(self, name: str, config: Path, bus: Bus, inherited_fd: int) -> None:
+    def __init__(
+        self, name: str, config: Path, bus: Bus, inherited_fd: int, module: str | None = None
+    ) -> None:
         self.name = name
+        self._module = module or name
         self.status: dict[str, Any] = {}
         self.last_words = ""
         self._config = config
@@ -78,7 +82,7 @@ class StageProcess:
         It is a session of its own, so that a Ctrl-C in the supervisor's terminal does not reach it
         before the supervisor's orderly stop does.
         """
-        command = [sys.executable, "-m", f"ptycho_streamd.{self.name}"]
+        command = [sys.executable, "-m", f"ptycho_streamd.{self._module}"]
         self._process = subprocess.Popen(
             [*command, "--config", str(self._config), *arguments],
             env={

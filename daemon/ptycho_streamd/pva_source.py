@@ -7,7 +7,6 @@ What it brings waits here, bounded in bytes, and an eventfd wakes ingest's polle
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import os
 import threading
@@ -15,11 +14,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from ptycho_stream.errors import SettingsError
 from ptycho_stream.messages import Message, Undecodable
 from ptycho_stream.settings import PVA_SCHEME, DetectorSettings
 from ptycho_stream.wire.limits import WireLimits
 from ptycho_stream.wire.pva import NdArrayUpdate, PvaDecoder
+from ptycho_stream.wire.pva_library import client_configuration, pva_module
 from ptycho_streamd.stream_health import Health
 
 QUEUE_UPDATES: Final = 64
@@ -45,7 +44,7 @@ class PvaSource:
     """
 
     def __init__(self, name: str, detector: DetectorSettings, limits: WireLimits) -> None:
-        client, util = _client_library()
+        client, util = pva_module("client.thread"), pva_module("util")
         self.name = name
         self.endpoint = detector.endpoint
         self.health = Health()
@@ -61,13 +60,16 @@ class PvaSource:
         # One thread for all callbacks: several would get updates out of order.
         self._thread = util.ThreadedWorkQueue(name="pva", workers=1, maxsize=0, daemon=True)
         self._thread.start()
-        configuration = _configuration(options.servers)
+        configuration = client_configuration(options.servers)
         self._context = client.Context(
             "pva", conf=configuration, useenv=configuration is None, nt=False
         )
-        self._monitor(detector.endpoint.removeprefix(PVA_SCHEME), self._on_array)
+        # Kept: a subscription ends when nobody refers to it any more.
+        self._subscriptions = [
+            self._monitor(detector.endpoint.removeprefix(PVA_SCHEME), self._on_array)
+        ]
         if options.acquire_channel is not None:
-            self._monitor(options.acquire_channel, self._on_acquire)
+            self._subscriptions.append(self._monitor(options.acquire_channel, self._on_acquire))
 
     def receive(self) -> list[Message] | None:
         """What the next update holds (it may be nothing yet); None if there is none."""
@@ -98,14 +100,16 @@ class PvaSource:
 
     def close(self) -> None:
         """End the subscriptions and the threads behind them."""
+        for subscription in self._subscriptions:
+            subscription.close()
         self._context.close()
         self._thread.stop()
         os.close(self.socket)
 
     # ---- in the client library's thread --------------------------------------------------------
 
-    def _monitor(self, channel: str, callback: Callable[[Any], None]) -> None:
-        self._context.monitor(
+    def _monitor(self, channel: str, callback: Callable[[Any], None]) -> Any:
+        return self._context.monitor(
             channel,
             callback,
             request=f"record[queueSize={QUEUE_UPDATES}]field()",
@@ -164,27 +168,6 @@ class PvaSource:
             event, size = self._events.popleft()
             self._bytes -= size
             return event, dropped
-
-
-def _client_library() -> tuple[Any, Any]:
-    try:
-        return importlib.import_module("p4p.client.thread"), importlib.import_module("p4p.util")
-    except ImportError as error:
-        raise SettingsError(
-            f"detector.dialect = 'pva' needs a client library ({error}): "
-            "pip install 'ptycho-stream[pva]'"
-        ) from error
-
-
-def _configuration(servers: tuple[str, ...]) -> dict[str, str] | None:
-    """Ask these servers only, over TCP; None: whatever the environment says."""
-    if not servers:
-        return None
-    return {
-        "EPICS_PVA_NAME_SERVERS": " ".join(servers),
-        "EPICS_PVA_ADDR_LIST": "",
-        "EPICS_PVA_AUTO_ADDR_LIST": "NO",
-    }
 
 
 def _connected(decoder: PvaDecoder) -> list[Message]:

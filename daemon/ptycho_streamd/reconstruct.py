@@ -215,7 +215,7 @@ class ReconstructStage:
             self._catalogue_seen and not self._images.catalogue.changed()
         ):
             return
-        headers = self._images.catalogue.scans()
+        headers = [h for h in self._images.catalogue.scans() if not h.detector]
         for header in reversed(headers):
             scan_id = header.scan_id
             if scan_id in self._open or scan_id in self._left_alone:

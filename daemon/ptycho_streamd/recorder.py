@@ -21,7 +21,7 @@ from ptycho_stream.geometry import View
 from ptycho_stream.messages import Frame, Positions
 from ptycho_stream.scans.folders import scan_directory
 from ptycho_stream.scans.header import ScanHeader, ScanState
-from ptycho_stream.scans.join import Join, PositionLimits
+from ptycho_stream.scans.join import FramesAlone, Join, PositionLimits
 from ptycho_stream.scans.reader import ScanReader
 from ptycho_stream.scans.records import (
     FRAME_FLAG_DARK,
@@ -73,7 +73,8 @@ class Recorder:
     def __init__(self, root: Path, writer: ScanWriter, settings: Settings) -> None:
         header = writer.header
         self.writer = writer
-        self.join = Join(position_limits(settings))
+        join = FramesAlone if header.detector else Join
+        self.join = join(position_limits(settings))
         self.first_pending_ns = 0
         self.position_count = 0
         self._root = root

@@ -42,6 +42,9 @@ def merge_reloaded(current: Settings, read: Settings) -> Reloaded:
         old, new = getattr(current, table), getattr(read, table)
         if old == new:
             continue
+        if table == "more_detectors":  # a process each
+            needs_restart.append(table)
+            continue
         if not isinstance(new, Section):
             applied.append(table)
             changes[table] = new

@@ -21,6 +21,7 @@ from ptycho_streamd.bus import Answer, Bus, Refusal, StageRequest
 from ptycho_streamd.child import Child
 from ptycho_streamd.control import ControlServer, Request
 from ptycho_streamd.snapshots import list_snapshots
+from ptycho_streamd.stage import stage_of_detector
 from ptycho_streamd.view_change import WORDS as VIEW_WORDS
 from ptycho_streamd.view_change import asks_for_a_view
 
@@ -44,7 +45,6 @@ FORWARDED: dict[str, Step] = {
     "start": Step("ingest", "start_scan", 10.0),
     "stop": Step("ingest", "stop_scan", 10.0),
     "abort": Step("ingest", "abort_scan", 10.0),
-    "endpoints": Step("ingest", "endpoints", 10.0),
     # The registry of models imports torch, which this process does without.
     "models": Step("reconstruct", "models", 10.0),
     "use_model": Step("reconstruct", "use_model", 30.0),
@@ -59,6 +59,8 @@ STEP_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "reprocess": ("scan_id", "probe", "model"),
 }
 """Which of a command's arguments its stages get, where several share them."""
+OF_IMAGES = ("export", "snapshot", "reprocess")
+"""Commands about a scan's image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,13 @@ class Requests:
         if answer := self._local.get(request.command):
             self._control.reply(request, answer(request.arguments))
             return
+        header = self._header_of(request.arguments.get("scan_id"))
+        if header is not None and header.detector and request.command in OF_IMAGES:
+            raise ControlError(
+                "bad_arguments",
+                f"scan {header.scan_id} is of detector {header.detector}, whose frames are stored "
+                f"and not reconstructed; it is beside scan {header.beside}",
+            )
         if request.command == "reprocess":
             self._reprocess(request)
             return
@@ -157,7 +166,19 @@ class Requests:
             raise ControlError(
                 "unknown_command", f"there is no command {request.command!r}; known are: {known}"
             )
-        self._send(request, (FORWARDED[request.command],), {})
+        step = FORWARDED[request.command]
+        if header is not None and step.stage == "ingest":
+            step = replace(step, stage=stage_of_detector("ingest", header.detector))
+        self._send(request, (step,), {})
+
+    def _header_of(self, scan_id: str | None) -> ScanHeader | None:
+        """Of the scan that a request names, if it names one that is in the store."""
+        if scan_id is None:
+            return None
+        try:
+            return read_header(self._catalogue.directory(scan_id))
+        except ScanNotFound:  # armed by hand, or none: whoever is asked says so
+            return None
 
     def _reprocess(self, request: Request) -> None:
         """First the view, which ingest writes; then the image, which is made anew with it."""

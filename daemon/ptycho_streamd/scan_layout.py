@@ -60,8 +60,9 @@ def lay_out(opening: OpenScan, settings: Settings, created_ns: int) -> ScanLayou
         views=(make_view(settings, geometry, part),),
         metadata={**settings.metadata, **start.metadata},
         joined_late=opening.joined_late,
+        detector=settings.detector.stored_as,
     )
-    pixel_yx_m, problem = _pixel(header, size_px)
+    pixel_yx_m, problem = (None, "") if header.detector else _pixel(header, size_px)
     header, warning = replace(header, pixel_yx_m=pixel_yx_m), problem or warning
     bad = start.pixel_mask
     if bad is not None and bad.shape != shape_yx:

@@ -184,7 +184,7 @@ class ScanView:
         if self._darks.due(finally_=True):
             self.use_darks()
         mean = self._darks.mean
-        if self._dark_series and mean is not None:
+        if self._dark_series and mean is not None and not self._writer.header.detector:
             keep_dark_series(self._root, self._writer.header, mean)
             log.info(
                 "scan %s: the mean of its %d dark frames is the background of scans after it, "

@@ -226,13 +226,13 @@ def open_sources(
             )
         detector = settings.detector
         if detector.dialect == "pva":
-            opened.append(PvaSource("detector", detector, limits))
+            opened.append(PvaSource(detector.table, detector, limits))
             return opened
         queue_messages = sub_queue_messages(detector.queue_bytes, limits)
         decoders = frame_decoders(detector, limits)
         for endpoint, decoder in zip(detector.endpoints, decoders, strict=True):
             opened.append(
-                Source(context, "detector", endpoint, detector, decoder, limits, queue_messages)
+                Source(context, detector.table, endpoint, detector, decoder, limits, queue_messages)
             )
     except (EndpointError, SettingsError):
         for source in opened:

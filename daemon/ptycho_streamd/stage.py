@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -51,6 +51,10 @@ class Stage:
 
     Not thread-safe: one thread, that of the stage's loop, may call it.  Nothing here waits.
 
+    Args:
+        name: of the stage, as the supervisor knows it.
+        labels: of all its metrics, which tell it from other stages that have the same.
+
     Attributes:
         socket: to register with the stage's poller (``zmq.POLLIN``: call :meth:`requests`).
         reload_requested: set by the supervisor's reload; whoever has re-read the settings clears it
@@ -58,7 +62,7 @@ class Stage:
         cancelled: the job that this stage was started for is not wanted any more.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, labels: Mapping[str, str] | None = None) -> None:
         endpoint = os.environ.get(BUS_VARIABLE)
         if not endpoint:
             raise SettingsError(
@@ -66,6 +70,7 @@ class Stage:
                 "ptycho-streamd --config FILE"
             )
         self.name = name
+        self._labels = labels
         self.reload_requested = False
         self.cancelled = False
         self._stop_reason: StopReason = ""
@@ -116,7 +121,7 @@ class Stage:
         if not now and at_s - self._last_beat_s < BEAT_INTERVAL_S:
             return
         self._last_beat_s = at_s
-        self._send(Beat(self.name, os.getpid(), status, snapshot(registry)))
+        self._send(Beat(self.name, os.getpid(), status, snapshot(registry, self._labels)))
 
     def requests(self) -> Iterator[StageRequest]:
         """The requests that have come; takes in stop and reload on the way."""
@@ -172,6 +177,8 @@ class Stage:
 def run_stage(name: str, body: Callable[[Stage, Path, Settings], None]) -> int:
     """The main of ``python -m ptycho_streamd.<name>``: runs ``body(stage, config, settings)``.
 
+    With ``--detector`` the stage is that of a stored detector, and the settings are those for it.
+
     Returns:
         The exit status: 0, or 1 after a fault that the log and the supervisor were told of.
     """
@@ -179,11 +186,15 @@ def run_stage(name: str, body: Callable[[Stage, Path, Settings], None]) -> int:
         prog=f"ptycho_streamd.{name}", description="A stage of ptycho-streamd, which starts it."
     )
     parser.add_argument("--config", type=Path, required=True, help="the daemon's TOML file")
-    config: Path = parser.parse_args().config
+    parser.add_argument("--detector", default="", help="of [[more_detectors]], for its ingest")
+    options = parser.parse_args()
+    config: Path = options.config
+    detector: str = options.detector
+    name = stage_of_detector(name, detector)
     try:
-        settings = load_settings(config)
+        settings = load_settings(config).of_detector(detector)
         configure_logging(settings.log_level, name)
-        with Stage(name) as stage:
+        with Stage(name, {"detector": detector} if detector else {}) as stage:
             try:
                 body(stage, config, settings)
             except PtychoStreamError as error:
@@ -193,6 +204,11 @@ def run_stage(name: str, body: Callable[[Stage, Path, Settings], None]) -> int:
         log.error("%s", error)
         return 1
     return 0
+
+
+def stage_of_detector(stage: str, detector: str) -> str:
+    """What the supervisor calls a stage of a stored detector; of the other one (empty): itself."""
+    return f"{stage}-{detector}" if detector else stage
 
 
 def configure_logging(level: str, process: str) -> None:

@@ -96,16 +96,7 @@ class Supervisor:
         except PtychoStreamError:
             self._close()
             raise
-        self._children = {
-            name: Child(
-                name,
-                self._stage_config,
-                self._bus,
-                environment=STAGE_ENVIRONMENT.get(name, {}),
-                inherited_fd=self._lock.fd,
-            )
-            for name in stages
-        }
+        self._children = {child.name: child for child in self._made_children(stages)}
         self._jobs = Jobs(
             lambda: self._settings,
             StageProcess("train", self._stage_config, self._bus, self._lock.fd),
@@ -121,12 +112,30 @@ class Supervisor:
             {
                 "status": self._status,
                 "reload": self._reload_command,
+                "endpoints": self._endpoints,
                 **self._jobs.commands(),
                 **store_commands(catalogue),
             },
             catalogue,
         )
         self._views = ViewTrigger(self._requests)
+
+    def _made_children(self, stages: tuple[str, ...]) -> list[Child]:
+        """A child for each stage, and for each stored detector an ingest of its own."""
+        wanted = [(name, "") for name in stages]
+        if "ingest" in stages:
+            wanted += [("ingest", detector.name) for detector in self._settings.more_detectors]
+        return [
+            Child(
+                name,
+                self._stage_config,
+                self._bus,
+                environment=STAGE_ENVIRONMENT.get(name, {}),
+                inherited_fd=self._lock.fd,
+                detector=detector,
+            )
+            for name, detector in wanted
+        ]
 
     def run(self) -> int:
         """Run until SIGTERM or SIGINT, or until a stage cannot start; returns the exit status."""
@@ -275,6 +284,15 @@ class Supervisor:
             "stages": health["stages"],
             "training": self._jobs.status(),
         }
+
+    def _endpoints(self, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
+        """What the ingests have said last, a quarter of a second ago at most, of their sockets."""
+        ingests = [child for name, child in self._children.items() if name.startswith("ingest")]
+        if not all(child.beating for child in ingests):
+            raise ControlError(
+                "unavailable", "stage ingest is not running just now: try again in a second"
+            )
+        return [told for child in ingests for told in child.status["endpoints"]]
 
     def _reload_command(self, _arguments: dict[str, Any]) -> dict[str, Any]:
         try:

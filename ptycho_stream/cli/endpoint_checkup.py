@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from ptycho_stream.cli.checkup import Finding
 from ptycho_stream.cli.knock import Knocked, knock
+from ptycho_stream.cli.pva_checkup import check_channels
 from ptycho_stream.errors import ControlError, EndpointError
 from ptycho_stream.remote import Daemon
 from ptycho_stream.settings import DetectorSettings, PositionSettings, Settings
@@ -25,22 +26,22 @@ def check_endpoints(settings: Settings, timeout_s: float) -> list[Finding]:
     """One finding for every endpoint that the settings name."""
     control = _check_control(settings, timeout_s)
     running = control.state == "OK"
-    known: Mapping[str, Mapping[str, Any]] = {}
+    known: list[Mapping[str, Any]] = []
     if running:
         known, trouble = _ask_daemon(settings.control.endpoint, timeout_s)
         if trouble:
             control = Finding("control", "silent", control.target, trouble, ok=False)
     findings = [control]
-    streams = (("detector", settings.detector), ("positions", settings.positions))
-    for name, stream in streams:
-        if stream.endpoint is None or getattr(stream, "source", "native") != "native":
-            continue
-        if name in known:
-            findings.append(_as_daemon_says(name, stream.endpoint, known[name]))
-        elif running and stream.attach == "bind":
-            findings.append(_own(name, stream.endpoint, ("PULL", "SUB"), timeout_s))
-        else:
-            findings.append(_check_stream(name, stream, timeout_s))
+    for detector in settings.detectors.values():
+        findings += _check_detector(detector, known, timeout_s, running=running)
+    positions = settings.positions
+    if positions.is_stream and positions.endpoint is not None:
+        endpoint = positions.endpoint
+        findings.append(
+            _as_daemon_says("positions", endpoint, known)
+            if known
+            else _check_stream("positions", endpoint, positions, timeout_s, running=running)
+        )
     for name, endpoint, kind in (
         ("results", settings.results.endpoint, "XPUB"),
         ("results.resync", settings.results.resync_endpoint, "ROUTER"),
@@ -55,6 +56,25 @@ def check_endpoints(settings: Settings, timeout_s: float) -> list[Finding]:
     return findings
 
 
+def _check_detector(
+    detector: DetectorSettings,
+    known: list[Mapping[str, Any]],
+    timeout_s: float,
+    *,
+    running: bool,
+) -> list[Finding]:
+    """A finding for each of a detector's endpoints."""
+    table = detector.table
+    if known:
+        return [_as_daemon_says(table, endpoint, known) for endpoint in detector.endpoints]
+    if detector.dialect == "pva":
+        return check_channels(table, detector, timeout_s)
+    return [
+        _check_stream(table, endpoint, detector, timeout_s, running=running)
+        for endpoint in detector.endpoints
+    ]
+
+
 def _check_control(settings: Settings, timeout_s: float) -> Finding:
     endpoint = settings.control.endpoint
     found = knock(endpoint, timeout_s)
@@ -65,29 +85,26 @@ def _check_control(settings: Settings, timeout_s: float) -> Finding:
     return Finding("control", "in use", endpoint, f"by another program: {found.detail}", ok=False)
 
 
-def _ask_daemon(endpoint: str, timeout_s: float) -> tuple[dict[str, Mapping[str, Any]], str]:
-    """What the daemon knows of its streams, by name, and why it did not tell."""
+def _ask_daemon(endpoint: str, timeout_s: float) -> tuple[list[Mapping[str, Any]], str]:
+    """What the daemon knows of its streams, and why it did not tell."""
     try:
         with Daemon(endpoint, timeout_s=timeout_s) as daemon:
-            told = cast("list[Mapping[str, Any]]", daemon.endpoints())
+            return cast("list[Mapping[str, Any]]", daemon.endpoints()), ""
     except ControlError as error:
-        return {}, f"the daemon could not tell of its endpoints: {error}"
+        return [], f"the daemon could not tell of its endpoints: {error}"
     except EndpointError as error:
-        return {}, str(error)
-    return {str(stream["name"]): stream for stream in told}, ""
+        return [], str(error)
 
 
-def _as_daemon_says(name: str, endpoint: str, stream: Mapping[str, Any]) -> Finding:
+def _as_daemon_says(name: str, endpoint: str, known: list[Mapping[str, Any]]) -> Finding:
     """A stream of a running daemon: connected, and has it said anything?"""
+    streams = {str(told["endpoint"]): told for told in known if told["name"] == name}
+    stream = streams.get(endpoint)
+    if stream is None:
+        uses = ", ".join(streams) or "none"
+        text = f"the daemon uses {uses}: restart it to apply the file"
+        return Finding(name, "differs", endpoint, text, ok=False)
     messages, age_s = stream["messages"], stream["last_message_age_s"]
-    if stream["endpoint"] != endpoint:
-        return Finding(
-            name,
-            "differs",
-            endpoint,
-            f"the daemon uses {stream['endpoint']}: restart it to apply the file",
-            ok=False,
-        )
     if stream["peers"]:
         if not messages:
             return Finding(name, "silent", endpoint, "connected, nothing has come yet")
@@ -101,10 +118,16 @@ def _as_daemon_says(name: str, endpoint: str, stream: Mapping[str, Any]) -> Find
 
 
 def _check_stream(
-    name: str, stream: DetectorSettings | PositionSettings, timeout_s: float
+    name: str,
+    endpoint: str,
+    stream: DetectorSettings | PositionSettings,
+    timeout_s: float,
+    *,
+    running: bool,
 ) -> Finding:
-    """A stream that no daemon reads now."""
-    endpoint = cast("str", stream.endpoint)
+    """A stream of which no daemon tells."""
+    if stream.attach == "bind" and running:
+        return _own(name, endpoint, ("PULL", "SUB"), timeout_s)
     if stream.attach == "bind":
         return _check_free(name, endpoint)
     return _judge(name, endpoint, knock(endpoint, timeout_s), _SENDERS[stream.socket])

@@ -22,9 +22,11 @@ from ptycho_stream.simulate.detector import (
     DetectorSimulator,
     PositionSimulator,
     PositionTiming,
+    SimulatedDetector,
     play,
 )
 from ptycho_stream.simulate.outlet import SocketKind
+from ptycho_stream.simulate.pva_detector import DEFAULT_SERVER, PvaDetectorSimulator
 from ptycho_stream.simulate.series import DetectorOptions, Dialect
 from ptycho_stream.wire.dectris_v1_parts import HeaderDetail
 
@@ -51,13 +53,29 @@ def replay(
     dialect: Annotated[Dialect, typer.Option(help="What the detector speaks.")] = "dectris-v1",
     bind: Annotated[
         str,
-        typer.Option(help="Where the detector binds; one that speaks dectris-v2 has port 31001."),
+        typer.Option(
+            help="Where the detector binds (dectris-v2: port 31001), its first module if it has "
+            "several; pva://CHANNEL."
+        ),
     ] = "tcp://127.0.0.1:9999",
+    detector_socket: Annotated[
+        SocketKind | None,
+        typer.Option("--socket", help="Of the detector. [what those of the dialect have]"),
+    ] = None,
+    modules: Annotated[
+        tuple[int, int], typer.Option(help="slsdet: rows and columns; each module has a port.")
+    ] = (1, 1),
+    pva_server: Annotated[
+        str | None, typer.Option(help=f"pva: where the server listens. [{DEFAULT_SERVER}]")
+    ] = None,
+    acquire_channel: Annotated[
+        str | None, typer.Option(help="pva: a channel that is 1 during a series.")
+    ] = None,
     positions_bind: Annotated[
         str, typer.Option(help="Where the positioner binds.")
     ] = "tcp://127.0.0.1:9998",
     positions: Annotated[
-        PositionTiming, typer.Option(help="When positions come; `inline` is native only.")
+        PositionTiming, typer.Option(help="When positions come; `inline`: native and pva.")
     ] = "during",
     positions_socket: Annotated[
         SocketKind,
@@ -93,10 +111,22 @@ def replay(
     Example: ptycho-stream replay scan.npz --rate 100 --series 1
     --bind tcp://127.0.0.1:9999 --positions-bind tcp://127.0.0.1:9998
     """
-    options = DetectorOptions(dialect, encoding, header_detail, rate, one_part_each)
+    options = DetectorOptions(dialect, encoding, header_detail, rate, one_part_each, modules)
     plan = _Plan(load_scan(file), positions, series, repeat, stop_after, positions_batch)
     with ExitStack() as stack:
-        detector = stack.enter_context(DetectorSimulator(bind, options, timeout_s=timeout))
+        if dialect == "pva":
+            if detector_socket is not None:
+                raise typer.BadParameter("--socket is of ZeroMQ: leave it out for pva")
+            server = pva_server or DEFAULT_SERVER
+            detector = stack.enter_context(
+                PvaDetectorSimulator(bind, options, server, acquire_channel, timeout)
+            )
+        else:
+            if pva_server is not None or acquire_channel is not None:
+                raise typer.BadParameter("--pva-server and --acquire-channel are of pva only")
+            detector = stack.enter_context(
+                DetectorSimulator(bind, options, timeout_s=timeout, kind=detector_socket)
+            )
         positioner = None
         if not (no_positions or positions == "inline"):
             positioner = stack.enter_context(
@@ -120,7 +150,7 @@ def replay(
 
 def _stream(
     plan: _Plan,
-    detector: DetectorSimulator,
+    detector: SimulatedDetector,
     positioner: PositionSimulator | None,
     console: Console,
 ) -> int:

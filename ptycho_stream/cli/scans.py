@@ -164,11 +164,13 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete a scan that is sealed and that nobody works on.
+    """Delete a scan that is sealed and that nobody works on, and the scans beside it.
 
     Example: ptycho-stream scans delete 01JBQ3N8Z5T0V6W7X8Y9ZABCDE --yes
     """
     catalogue = _catalogue(config, data)
     if not yes:
-        typer.confirm(f"delete {catalogue.directory(scan_id)} for good?", abort=True)
-    print_result({"scan_id": scan_id, "freed_bytes": catalogue.delete(scan_id)}, as_json)
+        going = " and ".join([str(catalogue.directory(scan_id)), *catalogue.beside(scan_id)])
+        typer.confirm(f"delete {going} for good?", abort=True)
+    deleted, freed_bytes = catalogue.delete(scan_id)
+    print_result({"deleted": deleted, "freed_bytes": freed_bytes}, as_json)

@@ -57,7 +57,8 @@ def probe_of_scan_before(
         header: of the scan that needs a probe.
         descends_from: digest of the probe in the settings.
     """
-    before = [other for other in catalogue.scans() if other.scan_id < header.scan_id]
+    scans = catalogue.scans()
+    before = [s for s in scans if s.scan_id < header.scan_id and not s.detector]
     for other in before[:_LOOK_BACK]:
         path = scan_directory(root, other.scan_id) / PROBE_FILE
         if not path.exists() or not _same_beam(header, other):

@@ -11,8 +11,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -123,8 +123,8 @@ class Catalogue:
         return known if known and known[0] == identity else (identity, read_header(directory))
 
     def latest(self) -> ScanHeader | None:
-        """The newest scan; None if there is none."""
-        return next(iter(self.scans()), None)
+        """The newest scan that is reconstructed; None if there is none."""
+        return next((header for header in self.scans() if not header.detector), None)
 
     def directory(self, scan_id: str) -> Path:
         """The folder of a scan, which need not be there.
@@ -214,9 +214,10 @@ class Catalogue:
         freed = sweep(self._root) + spare.trim(max_spare_bytes)
         headers = self.scans()
         total = self._total_bytes(headers, spare)
-        aged = [h for h in headers if h.ended_ns is not None and h.ended_ns < ended_before_ns]
+        groups = _groups(headers)
+        aged = [group for group in groups if _all_ended_before(group, ended_before_ns)]
         deleted, gained = self._delete_oldest(aged, math.inf, spare, max_spare_bytes)
-        rest = [h for h in headers if h.scan_id not in deleted]
+        rest = [group for group in groups if group[0].scan_id not in deleted]
         excess = total - gained - max_bytes
         more, gained_more = self._delete_oldest(rest, excess, spare, max_spare_bytes)
         gained += gained_more
@@ -225,7 +226,8 @@ class Catalogue:
     def make_room(self, wanted_bytes: int) -> RetentionReport:
         """Free so many bytes of the disk: spare files first, then the oldest scans.
 
-        What is unsealed, leased or the newest of all is left alone, so it may come to less.
+        What is unsealed, leased, or the newest of all with what is beside it, is left alone, so it
+        may come to less.
 
         Raises:
             StoreError: a file cannot be deleted.
@@ -237,8 +239,10 @@ class Catalogue:
             spare.make_directory()
             freed = sweep(self._root)
             freed += spare.trim(max(spare.total_bytes() - max(wanted_bytes - freed, 0), 0))
-            headers = self.scans()
-            deleted, gained = self._delete_oldest(headers[1:], wanted_bytes - freed, spare, 0)
+            newest = self.latest()
+            kept_id = "" if newest is None else newest.scan_id
+            groups = [group for group in _groups(self.scans()) if group[0].scan_id != kept_id]
+            deleted, gained = self._delete_oldest(groups, wanted_bytes - freed, spare, 0)
             kept = self._total_bytes(self.scans(), spare)
             return RetentionReport(tuple(deleted), freed + gained, kept)
 
@@ -248,50 +252,68 @@ class Catalogue:
 
     def _delete_oldest(
         self,
-        headers: list[ScanHeader],
+        groups: list[list[ScanHeader]],
         wanted_bytes: float,
         spare: SpareFiles,
         max_spare_bytes: int,
     ) -> tuple[list[str], int]:
-        """Delete scans until ``wanted_bytes`` are gained; which they were, and what was gained."""
+        """Delete groups until ``wanted_bytes`` are gained; which scans, and what was gained."""
         gained = 0
         deleted: list[str] = []
-        for header in reversed(headers):
+        for group in reversed(groups):
             if gained >= wanted_bytes:
                 break
-            lock = self._set_aside(header.scan_id) if header.sealed else None
-            if lock is None:
+            locks = self._set_aside(group)
+            if locks is None:
                 continue
-            try:
-                gained += retire(self._root, header.scan_id, spare) + spare.trim(max_spare_bytes)
-            finally:
-                lock.release()
-            deleted.append(header.scan_id)
+            gained += self._retire(locks, spare) + spare.trim(max_spare_bytes)
+            deleted += locks
         if deleted:
             announce_change(self._root)
         return deleted, gained
 
-    def _set_aside(self, scan_id: str) -> ScanLock | None:
-        """Take a scan out of the catalogue; None where somebody holds a lease on it or writes it.
+    def _set_aside(self, group: list[ScanHeader]) -> dict[str, ScanLock] | None:
+        """Take a group out of the catalogue; None where one of it is open or leased.
 
-        The lock that is returned keeps :func:`sweep` of another process away from it.
+        The locks that are returned keep :func:`sweep` of another process away from its scans.
         """
-        directory = scan_directory(self._root, scan_id)
-        with self._locked():
-            try:
-                lock = ScanLock(directory)
-            except (ScanLocked, ScanNotFound):
-                return None
-            if live_holders(directory):
-                lock.release()
-                return None
-            directory.rename(directory.with_name(f".old-{scan_id}"))
-            return lock
+        if not all(header.sealed for header in group):
+            return None
+        locks: dict[str, ScanLock] = {}
+        with self._locked(), ExitStack() as unwinding:
+            for header in group:
+                directory = scan_directory(self._root, header.scan_id)
+                try:
+                    lock = ScanLock(directory)
+                except (ScanLocked, ScanNotFound):
+                    return None
+                unwinding.callback(lock.release)
+                if live_holders(directory):
+                    return None
+                locks[header.scan_id] = lock
+            for scan_id in locks:
+                directory = scan_directory(self._root, scan_id)
+                directory.rename(directory.with_name(f".old-{scan_id}"))
+            unwinding.pop_all()
+        return locks
 
-    def recover_all(self) -> tuple[list[Recovered], list[str]]:
+    def _retire(self, locks: dict[str, ScanLock], spare: SpareFiles) -> int:
+        """Delete scans that were set aside; returns the bytes that became free."""
+        try:
+            return sum(retire(self._root, scan_id, spare) for scan_id in locks)
+        finally:
+            for lock in locks.values():
+                lock.release()
+
+    def recover_all(
+        self, wanted: Callable[[ScanHeader], bool] = lambda header: True
+    ) -> tuple[list[Recovered], list[str]]:
         """Take over every unsealed scan whose writer is gone, newest first.
 
         The caller goes on with each, or seals it as interrupted.
+
+        Args:
+            wanted: which scans are the caller's to take over.
 
         Returns:
             The scans, and the ids of those that cannot be recovered: they are logged and left as
@@ -308,7 +330,7 @@ class Catalogue:
                 _log.error("scan %s cannot be recovered: %s", scan_id, error)
                 failed.append(scan_id)
                 continue
-            if header.sealed:
+            if header.sealed or not wanted(header):
                 continue
             try:
                 recovered.append(Recovered(*ScanWriter.recover(self._root, header.scan_id)))
@@ -354,30 +376,33 @@ class Catalogue:
         announce_change(self._root)
         return report
 
-    def delete(self, scan_id: str) -> int:
-        """Delete a sealed scan; returns the bytes that became free.
+    def beside(self, scan_id: str) -> list[str]:
+        """Ids of the scans of stored detectors that belong to a scan, and are deleted with it."""
+        return [header.scan_id for header in self.scans() if header.beside == scan_id]
+
+    def delete(self, scan_id: str) -> tuple[list[str], int]:
+        """Delete a sealed scan and those beside it; which they are, and what became free (bytes).
 
         Raises:
             ScanNotFound: there is no such scan.
-            ScanLocked: it is open, or somebody holds a lease on it.
+            ScanLocked: one of them is open, or somebody holds a lease on it.
             StoreError: a file cannot be deleted.
         """
-        header = read_header(scan_directory(self._root, scan_id))
-        lock = self._set_aside(scan_id) if header.sealed else None
-        if lock is None:
-            holders = ", ".join(live_holders(scan_directory(self._root, scan_id)))
+        directories = [scan_directory(self._root, s) for s in (scan_id, *self.beside(scan_id))]
+        group = [read_header(directory) for directory in directories]
+        locks = self._set_aside(group)
+        if locks is None:
+            states = ", ".join(f"scan {header.scan_id} is {header.state}" for header in group)
+            holders = ", ".join(name for d in directories for name in live_holders(d))
             raise ScanLocked(
-                f"scan {scan_id} is {header.state} and in use"
+                f"{states} and in use"
                 + (f" by {holders}" if holders else "")
                 + ": wait until it is sealed and nobody works on it"
             )
-        try:
-            with disk_errors(self._root):
-                freed = retire(self._root, scan_id, SpareFiles(self._root))
-        finally:
-            lock.release()
+        with disk_errors(self._root):
+            freed = self._retire(locks, SpareFiles(self._root))
         announce_change(self._root)
-        return freed
+        return list(locks), freed
 
     def _seal_unopened(self, header: ScanHeader, reason: str) -> None:
         directory = scan_directory(self._root, header.scan_id)
@@ -392,3 +417,19 @@ class Catalogue:
             _log.error("scan %s cannot be sealed either: %s", header.scan_id, error)
             return
         announce_change(self._root)
+
+
+def _groups(headers: Sequence[ScanHeader]) -> list[list[ScanHeader]]:
+    """Each scan with those of stored detectors that are beside it; a lone one is its own group.
+
+    They are deleted together.
+    """
+    groups = {header.scan_id: [header] for header in headers}
+    for header in headers:
+        if header.beside in groups:
+            groups[header.beside] += groups.pop(header.scan_id)
+    return list(groups.values())
+
+
+def _all_ended_before(group: list[ScanHeader], time_ns: int) -> bool:
+    return all(header.ended_ns is not None and header.ended_ns < time_ns for header in group)

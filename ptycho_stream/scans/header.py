@@ -59,6 +59,9 @@ class ScanHeader:
         joined_late: the daemon was started in mid-series.
         counts: the final accounting (missing, duplicate, ...), written when the scan is sealed.
         reason: why it ended as it did; empty when it is complete.
+        detector: whose frames these are, where they are stored and never reconstructed; empty for
+            those of the detector that is.
+        beside: the scan of the reconstructed detector that it belongs to; None: it is not known.
         frames_per_file: frames in a batch file; set by the writer.
     """
 
@@ -83,6 +86,8 @@ class ScanHeader:
     joined_late: bool = False
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
     reason: str = ""
+    detector: str = ""
+    beside: str | None = None
     frames_per_file: int = 1024
     format_version: int = FORMAT_VERSION
 

@@ -372,3 +372,37 @@ class Join:
         if from_yx is None:
             return True
         return hypot(y_m - from_yx[0], x_m - from_yx[1]) <= self._limits.max_step_m
+
+
+class FramesAlone(Join):
+    """Of a detector whose frames are stored and not reconstructed: none needs a position."""
+
+    @property
+    def spared(self) -> int:
+        """All frames."""
+        return self._frames
+
+    def frame(self, number: int, slot: int, i0: float = 0.0, *, skip: bool = False) -> Pair | None:
+        """Count a stored frame."""
+        self._frames += 1
+        return None
+
+    def frame_with_position(
+        self, number: int, slot: int, y_m: float, x_m: float, i0: float = 0.0, *, skip: bool = False
+    ) -> Pair | None:
+        """Count a stored frame; its position stays in the log of positions."""
+        self._frames += 1
+        return None
+
+    def dark_frame(self) -> None:
+        """Count a stored frame that was taken without beam."""
+        super().dark_frame()
+        self._frames += 1
+
+    def restore(
+        self, frames: NDArray[np.void], positions: NDArray[np.void], pairs: NDArray[np.void]
+    ) -> NDArray[np.void]:
+        """Count the frames of a recovered scan; there are no pairs to write."""
+        self.dark = int(np.count_nonzero(frames["flags"] & FRAME_FLAG_DARK))
+        self._frames = len(frames)
+        return np.zeros(0, PAIR_RECORD)

@@ -14,7 +14,7 @@ from ptycho_stream.errors import SettingsError
 from ptycho_stream.files.npz import ScanFile
 from ptycho_stream.geometry import wavelength_m
 from ptycho_stream.scans.ulid import new_scan_id
-from ptycho_stream.simulate.series import DetectorOptions, masked_pixels
+from ptycho_stream.simulate.series import NO_POSITIONS, DetectorOptions, masked_pixels
 from ptycho_stream.wire.dectris_v2_encoder import Compression, DectrisV2Encoder
 
 CHANNEL: Final = "threshold_1"
@@ -30,7 +30,7 @@ class DectrisV2Series:
         self, scan: ScanFile, series: int, options: DetectorOptions, inline_positions: bool = False
     ) -> None:
         if inline_positions:
-            raise SettingsError("only the native dialect carries positions in its frames")
+            raise SettingsError(NO_POSITIONS)
         self._scan = scan
         self._tables = options.header_detail == "all"
         self._frame_ns = round(1e9 / (options.rate_hz or 1000))

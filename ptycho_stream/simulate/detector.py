@@ -1,8 +1,9 @@
 """A simulated detector and a simulated positioner: they stream a scan file as real ones would.
 
 The demo, ``ptycho-stream replay`` and the tests drive the daemon with these.  The detector binds
-PUSH like a DECTRIS detector; frames come paced or as fast as they are taken, whole or with every
-part as a message of its own, and a series can be left unfinished.
+PUSH like a DECTRIS detector, or PUB; frames come paced or as fast as they are taken, whole or with
+every part as a message of its own, and a series can be left unfinished.
+:mod:`ptycho_stream.simulate.pva_detector` has the one that is no ZeroMQ.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,19 +22,52 @@ from ptycho_stream.errors import SettingsError
 from ptycho_stream.files.npz import ScanFile
 from ptycho_stream.simulate.dectris_v2_series import DectrisV2Series
 from ptycho_stream.simulate.outlet import Outlet, SocketKind
-from ptycho_stream.simulate.series import DectrisSeries, DetectorOptions, NativeSeries
+from ptycho_stream.simulate.series import DectrisSeries, DetectorOptions, NativeSeries, Series
+from ptycho_stream.simulate.series_json_blob import RUN_NAME, acquisition_id, json_blob_series
 from ptycho_stream.wire.native import NativeEncoder
 
 PositionTiming = Literal["before", "during", "after", "inline"]
-SERIES: Final = {
-    "dectris-v1": DectrisSeries,
-    "dectris-v2": DectrisV2Series,
-    "native": NativeSeries,
-}
+PUBLISHERS: Final = ("psi", "slsdet", "odin")
+"""Dialects whose detectors usually bind PUB; the others bind PUSH."""
+
+
+class SimulatedDetector(Protocol):
+    """What plays a scan's frames, over ZeroMQ or not."""
+
+    @property
+    def endpoint(self) -> str:
+        """Where it is."""
+        ...
+
+    def series_name(self, series: int) -> str | None:
+        """What a positioner would call this series; None: the detector names none."""
+        ...
+
+    def wait_for_receiver(self, timeout_s: float | None = None) -> None:
+        """Return when somebody is there to receive."""
+        ...
+
+    def frames(
+        self,
+        scan: ScanFile,
+        series: int = 1,
+        stop_after: int | None = None,
+        inline_positions: bool = False,
+    ) -> Iterator[int]:
+        """Stream a series, yielding each frame's index in the file once it is sent."""
+        ...
 
 
 class DetectorSimulator:
-    """Streams scan files, one series after another, from one bound PUSH socket.
+    """Streams scan files, one series after another, from one socket, or one for each module.
+
+    Args:
+        endpoint: to bind or connect; ``tcp://127.0.0.1:*`` binds any free port.  Where there are
+            several modules it is that of the first one, and the others take the ports after it.
+        options: of the detector.
+        attach: ``bind`` as detectors do, or ``connect``.
+        timeout_s: how long a receiver may be absent, or take nothing.
+        kind: of its sockets; None: what detectors of the dialect usually have.
 
     Example::
 
@@ -46,10 +81,19 @@ class DetectorSimulator:
         options: DetectorOptions | None = None,
         attach: Literal["bind", "connect"] = "bind",
         timeout_s: float = 30.0,
+        kind: SocketKind | None = None,
     ) -> None:
         self.options = options or DetectorOptions()
-        self._outlet = Outlet(endpoint, "push", attach, timeout_s=timeout_s)
-        self.endpoint = self._outlet.endpoint
+        kind = kind or ("pub" if self.options.dialect in PUBLISHERS else "push")
+        rows, columns = self.options.modules_yx
+        with ExitStack() as opened:
+            self._outlets = [
+                opened.enter_context(Outlet(place, kind, attach, timeout_s=timeout_s))
+                for place in consecutive_endpoints(endpoint, rows * columns)
+            ]
+            self._opened = opened.pop_all()
+        self.endpoints = tuple(outlet.endpoint for outlet in self._outlets)
+        self.endpoint = self.endpoints[0]
 
     def __enter__(self) -> Self:
         return self
@@ -60,15 +104,28 @@ class DetectorSimulator:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._outlet.close(linger=error is None)
+        self._opened.__exit__(kind, error, trace)
+
+    def series_name(self, series: int) -> str | None:
+        """What a positioner would call this series; None: the detector names none."""
+        match self.options.dialect:
+            case "odin":
+                return acquisition_id(series)
+            case "slsdet":
+                return f"{RUN_NAME}_{series}"
+            case "stins" | "psi" | "pva":
+                return None
+            case _:
+                return str(series)
 
     def wait_for_receiver(self, timeout_s: float | None = None) -> None:
-        """Return when somebody is connected.
+        """Return when somebody is connected or subscribed, to each socket.
 
         Raises:
             EndpointError: nobody came in time.
         """
-        self._outlet.wait_for_receiver(timeout_s)
+        for outlet in self._outlets:
+            outlet.wait_for_receiver(timeout_s)
 
     def send_series(
         self,
@@ -97,27 +154,69 @@ class DetectorSimulator:
 
         Raises:
             EndpointError: nobody receives.
-            SettingsError: inline positions in a dialect that has none.
+            SettingsError: the dialect cannot say it, such as inline positions in most.
         """
-        messages = SERIES[self.options.dialect](scan, series, self.options, inline_positions)
+        streams = series_streams(scan, series, self.options, inline_positions)
         count = len(scan) if stop_after is None else min(stop_after, len(scan))
-        self._send(messages.start())
-        started_s = time.monotonic()
-        for index in range(count):
-            if self.options.rate_hz is not None:
-                wait_s = started_s + index / self.options.rate_hz - time.monotonic()
-                time.sleep(max(wait_s, 0))
-            self._send(messages.frame(index))
+        self._send([stream.start() for stream in streams])
+        for index in paced(count, self.options.rate_hz):
+            self._send([stream.frame(index) for stream in streams])
             yield index
         if count == len(scan):
-            self._send(messages.end())
+            self._send([stream.end() for stream in streams])
 
-    def _send(self, parts: Sequence[bytes]) -> None:
-        if self.options.one_part_each:
-            for part in parts:
-                self._outlet.send([part])
-        else:
-            self._outlet.send(parts)
+    def _send(self, messages: Sequence[list[bytes]]) -> None:
+        """One message from each socket."""
+        for outlet, parts in zip(self._outlets, messages, strict=True):
+            if self.options.one_part_each:
+                for part in parts:
+                    outlet.send([part])
+            elif parts:
+                outlet.send(parts)
+
+
+def series_streams(
+    scan: ScanFile, series: int, options: DetectorOptions, inline_positions: bool = False
+) -> list[Series]:
+    """What each socket of a detector has to send of a series.
+
+    Raises:
+        SettingsError: the dialect cannot say it.
+    """
+    match options.dialect:
+        case "native":
+            return [NativeSeries(scan, series, options, inline_positions)]
+        case "dectris-v1":
+            return [DectrisSeries(scan, series, options, inline_positions)]
+        case "dectris-v2":
+            return [DectrisV2Series(scan, series, options, inline_positions)]
+        case "stins" | "psi" | "slsdet" | "odin":
+            return json_blob_series(scan, series, options, inline_positions)
+        case "pva":
+            raise SettingsError("PV Access has no ZeroMQ messages: use PvaDetectorSimulator")
+
+
+def consecutive_endpoints(first: str, count: int) -> list[str]:
+    """So many endpoints, on the ports from that of ``first`` on, or on any where it has none.
+
+    Raises:
+        SettingsError: several, and ``first`` is no tcp endpoint, or ports run out.
+    """
+    if count == 1 or first.endswith(":*"):
+        return [first] * count
+    host, _, port = first.rpartition(":")
+    if not first.startswith("tcp://") or not port.isdecimal() or int(port) + count > 65_536:
+        raise SettingsError(f"{first} has no {count} ports, one a module: write tcp://HOST:PORT")
+    return [f"{host}:{int(port) + n}" for n in range(count)]
+
+
+def paced(count: int, rate_hz: float | None) -> Iterator[int]:
+    """0 to ``count`` - 1, each when its time has come; None: at once."""
+    started_s = time.monotonic()
+    for index in range(count):
+        if rate_hz is not None:
+            time.sleep(max(started_s + index / rate_hz - time.monotonic(), 0))
+        yield index
 
 
 class PositionSimulator:
@@ -158,11 +257,14 @@ class PositionSimulator:
         """
         self._outlet.wait_for_receiver(timeout_s)
 
-    def start(self, series: int | str, epoch: str | None = None, name_series: bool = True) -> None:
-        """Begin an epoch, of a new unique name if None is given."""
+    def start(self, series: int | str | None, epoch: str | None = None) -> None:
+        """Begin an epoch, of a new unique name if None is given.
+
+        It belongs to ``series``, the detector's name of it, or (None) to that of its time.
+        """
         self._encoder = NativeEncoder(str(series), epoch or f"positions-{uuid.uuid4().hex}")
-        self._name_series = name_series
-        self._outlet.send(self._encoder.positions_start(name_series=name_series))
+        self._name_series = series is not None
+        self._outlet.send(self._encoder.positions_start(name_series=self._name_series))
 
     def send(self, numbers: NDArray[np.int64], position_yx_m: NDArray[np.float64]) -> None:
         """Send a batch of the epoch that was begun."""
@@ -174,7 +276,7 @@ class PositionSimulator:
         """End the epoch."""
         self._outlet.send(self._started().positions_end())
 
-    def send_scan(self, scan: ScanFile, series: int | str = 1, batch: int = 50) -> None:
+    def send_scan(self, scan: ScanFile, series: int | str | None = 1, batch: int = 50) -> None:
         """Stream all positions of ``scan`` as one epoch, ``batch`` a message."""
         self.start(series)
         for first in range(0, len(scan), batch):
@@ -190,7 +292,7 @@ class PositionSimulator:
 
 def play(
     scan: ScanFile,
-    detector: DetectorSimulator,
+    detector: SimulatedDetector,
     positions: PositionSimulator | None,
     timing: PositionTiming = "during",
     series: int = 1,
@@ -215,10 +317,11 @@ def play(
     """
     inline = timing == "inline"
     source = None if inline else positions
+    name = detector.series_name(series)
     if source is not None and timing == "before":
-        source.send_scan(scan, series, batch)
+        source.send_scan(scan, name, batch)
     if source is not None and timing == "during":
-        source.start(series)
+        source.start(name)
     sent = 0
     for index in detector.frames(scan, series, stop_after, inline_positions=inline):
         sent = index + 1
@@ -234,5 +337,5 @@ def play(
         if sent == len(scan):
             source.end()
     if source is not None and timing == "after":
-        source.send_scan(scan, series, batch)
+        source.send_scan(scan, name, batch)
     return sent

@@ -19,10 +19,11 @@ from ptycho_stream.errors import EndpointError
 SocketKind = Literal["push", "pub"]
 
 _POLL_MS = 100
-# Messages that may wait for a receiver.  Few of a PUSH, so that little memory is taken and little
-# is left to send when it is over.  Never changed on a living socket: libzmq 4.3.5 crashes when a
-# connection ends meanwhile.
-_QUEUE_MESSAGES = {"push": 16, "pub": 1000}
+# Messages that may wait for a receiver.  Few, so that little memory is taken and little is left to
+# send when it is over.  Never changed on a living socket: libzmq 4.3.5 crashes when a connection
+# ends meanwhile.
+_QUEUE_MESSAGES = 16
+_FULL_PAUSE_S = 0.001
 
 
 class Outlet:
@@ -31,7 +32,8 @@ class Outlet:
     Args:
         endpoint: to bind or connect; ``tcp://127.0.0.1:*`` binds any free port.
         kind: ``push`` deals messages to receivers and keeps what they have not taken; ``pub`` sends
-            everything to every subscriber, and what one does not take is lost.
+            everything to every subscriber.  Other than real ones it waits for one that is slow,
+            whose own queue may still overflow; what is sent before somebody subscribes is lost.
         attach: ``bind`` (as detectors do) or ``connect``.
         timeout_s: how long a receiver may be absent or take nothing and, at the end, take for what
             is queued (16 messages).
@@ -53,7 +55,9 @@ class Outlet:
         # XPUB is a PUB that hears of its subscribers, which is how we know that there is one.
         self._socket = self._context.socket(zmq.PUSH if kind == "push" else zmq.XPUB)
         self._subscribers = 0
-        self._socket.sndhwm = _QUEUE_MESSAGES[kind]
+        self._socket.sndhwm = _QUEUE_MESSAGES
+        if kind == "pub":
+            self._socket.setsockopt(zmq.XPUB_NODROP, 1)
         # Without it a connecting PUSH takes messages before there is anybody to send them to.
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
         try:
@@ -122,7 +126,7 @@ class Outlet:
             try:
                 self._socket.send_multipart(parts, zmq.NOBLOCK)
             except zmq.Again:
-                self._socket.poll(_POLL_MS, zmq.POLLOUT)
+                self._await_room()
             else:
                 return
             if time.monotonic() > deadline_s:
@@ -130,6 +134,12 @@ class Outlet:
                     f"no receiver at {self.endpoint} took a message for {self._timeout_s:g} s: "
                     "is the daemon still running?"
                 )
+
+    def _await_room(self) -> None:
+        if self._kind == "push":
+            self._socket.poll(_POLL_MS, zmq.POLLOUT)
+        else:
+            time.sleep(_FULL_PAUSE_S)  # an XPUB says that it is ready, whether it is or not
 
     def _has_receiver(self, wait_ms: int) -> bool:
         if self._kind == "push":

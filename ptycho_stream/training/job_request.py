@@ -70,6 +70,11 @@ def _newest_scan(catalogue: Catalogue) -> str:
 def _check_scan(catalogue: Catalogue, scan_id: str, frames: tuple[int, int] | None) -> None:
     with catalogue.open(scan_id) as reader:
         pairs, header = reader.pair_count, reader.header
+    if header.detector:
+        raise TrainingError(
+            f"scan {scan_id} is of detector {header.detector}, whose frames are stored and not "
+            f"reconstructed; it is beside scan {header.beside}"
+        )
     if header.pixel_yx_m is None:
         raise TrainingError(
             f"scan {scan_id} has no pixel size: set energy and distance under [geometry] and scan "

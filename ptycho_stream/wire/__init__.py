@@ -63,6 +63,9 @@ def frame_decoders(detector: DetectorSettings, limits: WireLimits) -> list[Frame
     Raises:
         SettingsError: the dialect is none of ZeroMQ.
     """
+    if detector.dialect == "slsdet":
+        modules = SlsdetDecoder(detector.slsdet, limits, round(detector.silence_s * 1e9))
+        return [modules.endpoint() for _ in detector.endpoints]
     shared = _shared_decoder(detector, limits)
     if shared is not None:
         return [shared for _ in detector.endpoints]
@@ -93,8 +96,6 @@ def _shared_decoder(detector: DetectorSettings, limits: WireLimits) -> FrameDeco
             return StinsDecoder(limits)
         case "psi":
             return psi_decoder(detector.psi, limits, silence_ns)
-        case "slsdet":
-            return SlsdetDecoder(detector.slsdet, limits, silence_ns)
         case "odin":
             return odin_decoder(detector.odin, limits, silence_ns)
         case _:

@@ -94,7 +94,8 @@ class DocumentReader:
     def __init__(self, names: Mapping[str, str], limits: WireLimits) -> None:
         self._limits = limits
         self._names = names
-        raws: list[tuple[str, Any, Any]] = [(key, msgspec.Raw | None, None) for key in names]
+        # Not `Raw | None`: msgspec then takes nothing but null.
+        raws: list[tuple[str, Any, Any]] = [(key, msgspec.Raw, None) for key in names]
         data = msgspec.defstruct("_Data", raws, rename=names)
         described: list[tuple[str, Any, Any]] = [(key, _Key | None, None) for key in names]
         data_keys = msgspec.defstruct("_DataKeys", described, rename=names)

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from ptycho_stream.errors import MalformedMessage, TornMessage
 from ptycho_stream.messages import EncodedImage
-from ptycho_stream.wire.limits import WireLimits
 
 MAX_GIVEN: Final = 1024
 """So many frames that were given out incomplete are remembered, for their late modules."""
@@ -89,32 +88,25 @@ class ModuleFrames:
     """Frames that wait for modules.
 
     Args:
-        limits: of a whole frame.
         wait_ns: from a frame's first module on.
         wait_bytes: that all modules that wait may take.
     """
 
-    def __init__(self, limits: WireLimits, wait_ns: int, wait_bytes: int) -> None:
-        self._limits = limits
+    def __init__(self, wait_ns: int, wait_bytes: int) -> None:
         self._wait_ns = wait_ns
         self._wait_bytes = wait_bytes
         self._waiting: dict[Key, _Waiting] = {}
         self._bytes = 0
         self._given: dict[Key, set[Place]] = {}
 
-    def __contains__(self, key: Key) -> bool:
-        return key in self._waiting
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
     def add(self, series: str, number: int, module: Module, now_ns: int) -> list[PutTogether]:
         """Frames that ``module`` completes, or that have to make room for it.
+
+        Its layout is within what is accepted of frames.
 
         Raises:
             MalformedMessage: it does not fit the frame's other modules, or came twice.
             TornMessage: its frame has been given out without it.
-            LimitExceeded: the whole frame is larger than accepted.
         """
         key = series, number
         layout = module.layout
@@ -126,7 +118,6 @@ class ModuleFrames:
             )
         waiting = self._waiting.get(key)
         if waiting is None:
-            self._check(layout)
             if layout.count == 1 and not module.flipped:
                 return [PutTogether(series, number, module.image, _lacks_packets([module]))]
             waiting = self._waiting[key] = _Waiting(layout, now_ns)
@@ -159,9 +150,6 @@ class ModuleFrames:
         out = [self._give(key) for key in list(self._waiting)]
         self._given.clear()
         return out
-
-    def _check(self, layout: Layout) -> None:
-        self._limits.check_shape(layout.shape_yx, np.dtype(layout.dtype).itemsize)
 
     def _make_room(self) -> Iterator[PutTogether]:
         while self._bytes > self._wait_bytes:

@@ -18,7 +18,8 @@ from ptycho_stream.messages import Frame, Message, ScanEnd, ScanStart, Undecodab
 WINDOW: Final = 1024
 """So far behind the highest number a frame may come and still belong to the series."""
 RESTART_RUN: Final = 3
-"""So many numbers that have come before, one after another and rising, are a new series."""
+"""So many numbers behind the highest, the first of which has come before, and rising, are a new
+series."""
 MAX_PAST: Final = 64
 
 
@@ -26,7 +27,8 @@ class SeriesTracker:
     """Puts series starts and ends between frames.
 
     A number that has come before is a doubled frame or the first of a new series.  It is held until
-    what follows tells: with :data:`RESTART_RUN` of them in a row the numbers have started again.
+    what follows tells: with :data:`RESTART_RUN` in a row, some of which may fall on holes of the
+    series, the numbers have started again.
 
     Args:
         source: the dialect, for ``ScanStart.source``.
@@ -70,7 +72,8 @@ class SeriesTracker:
         self._last_ns = now_ns
         number = frame.number
         if self._series is None:
-            if self._past and self._first is not None and not silent and self._is_new(number):
+            ended = frame.series in self._past and self._first is not None
+            if ended and not silent and self._is_new(number):
                 return [self._placed(frame)]  # late, of the one that was ended
             # The first series of all has no start if its first frames are missing: it may be one
             # that a former process has recorded a part of.
@@ -82,6 +85,8 @@ class SeriesTracker:
             return self._next([frame])
         if silent and (self._first is None or number <= self._highest):
             return self._next([frame])
+        if self._held and self._held[-1].number < number <= self._highest:
+            return self._suspect(frame)
         if self._is_new(number):
             out = self._release()
             self._note(number)
@@ -95,14 +100,13 @@ class SeriesTracker:
     def start(
         self, series: str, shape_yx: tuple[int, int] | None = None, dtype: str | None = None
     ) -> list[Message]:
-        """Begin a series of which something else than a frame tells; ends the one before."""
-        out = self.end()
-        self._series = series
-        self._past.pop(series, None)
-        self._base = 0 if self._first is None else self._first
-        self._seen.clear()
-        self._highest = self._last = -1
-        return [*out, ScanStart(self._source, series, None, shape_yx, dtype)]
+        """Begin a series of which something else than a frame tells; ends the one before.
+
+        Frames that are held have come before the news: they are its first ones.
+        """
+        held, self._held = self._held, []
+        out = [*self.end(), self._opened(series, shape_yx, dtype)]
+        return [*out, *self._taken(held)]
 
     def end(self) -> list[Message]:
         """End the series that is going on, if there is one."""
@@ -121,12 +125,23 @@ class SeriesTracker:
     def _begin(self, frames: list[Frame], *, told: bool) -> list[Message]:
         """Go on with the series of ``frames``; ``told``: it begins here."""
         image = frames[0].image
-        started = self.start(frames[0].series, image.shape_yx, image.dtype)
-        out = started if told else []
+        opened = self._opened(frames[0].series, image.shape_yx, image.dtype)
+        return [*([opened] if told else []), *self._taken(frames)]
+
+    def _opened(
+        self, series: str, shape_yx: tuple[int, int] | None, dtype: str | None
+    ) -> ScanStart:
+        self._series = series
+        self._past.pop(series, None)
+        self._base = 0 if self._first is None else self._first
+        self._seen.clear()
+        self._highest = self._last = -1
+        return ScanStart(self._source, series, None, shape_yx, dtype)
+
+    def _taken(self, frames: list[Frame]) -> list[Message]:
         for frame in frames:
             self._note(frame.number)
-            out.append(self._placed(frame))
-        return out
+        return [self._placed(frame) for frame in frames]
 
     def _is_new(self, number: int) -> bool:
         return number > max(self._highest - WINDOW, self._base - 1) and number not in self._seen
@@ -142,8 +157,9 @@ class SeriesTracker:
         return [*out, *self._next(frames)]
 
     def _release(self) -> list[Message]:
-        """Frames that were doubled after all; who records them counts them."""
+        """Frames that were doubled or late after all; who records them counts them."""
         held, self._held = self._held, []
+        self._seen.update(frame.number for frame in held)
         return [self._placed(frame) for frame in held]
 
     def _note(self, number: int) -> None:

@@ -1,19 +1,20 @@
 """The stream of slsReceiver (slsDetectorPackage): a PUB socket a module, JSON header and pixels.
 
 Ingest feeds one :class:`SlsdetDecoder` the messages of all its sockets, so that the modules of a
-frame find each other by the frame's number and their row and column.  The facts are in
-``docs/dialects/json-blob.md``.
+frame find each other by the frame's number and their row and column, and an acquisition is over
+when all of them say so.  The facts are in ``docs/dialects/json-blob.md``.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, Final, cast
 
-from ptycho_stream.errors import MalformedMessage, WireError
+from ptycho_stream.errors import LimitExceeded, MalformedMessage, WireError
 from ptycho_stream.messages import BytesLike, Frame, Message, ScanStart, Undecodable
 from ptycho_stream.settings import SlsdetSettings
 from ptycho_stream.wire.json_blob_head import (
@@ -25,16 +26,36 @@ from ptycho_stream.wire.json_blob_head import (
     read_number,
 )
 from ptycho_stream.wire.limits import WireLimits, checked_name
-from ptycho_stream.wire.module_frames import Layout, Module, ModuleFrames, PutTogether
+from ptycho_stream.wire.module_frames import Layout, Module, ModuleFrames, Place, PutTogether
 from ptycho_stream.wire.series_tracker import SeriesTracker
 
+MAX_MODULES: Final = 1024
 VERSIONS: Final = (4, 5)
 """``jsonversion`` of slsDetectorPackage 6 to 9."""
 METADATA_KEYS: Final = ("fname", "fileIndex", "jsonversion", "detType", "bitmode", "addJsonHeader")
 
 
+@dataclass(slots=True)
+class _Sender:
+    """What one endpoint has sent of the acquisition that is going on.
+
+    ``last`` are its modules and the last frame of each, ``ends`` how many of them are over.  It is
+    ``done`` if all are, or if it has gone on to another acquisition, of which what has come is
+    ``held``.  One that was not ``heard`` of in the acquisition before is not waited for.
+    """
+
+    last: dict[Place, int] = field(default_factory=dict[Place, int])
+    ends: int = 0
+    done: bool = False
+    heard: bool = True
+    held: deque[Sequence[BytesLike]] = field(default_factory=deque[Sequence[BytesLike]])
+
+
 class SlsdetDecoder:
     """Turns modules into frames.  It never raises on bad input.
+
+    The endpoints of a detector share one.  One that has gone on to the next acquisition waits for
+    the others, at most ``wait_ms`` and ``wait_bytes``.
 
     Args:
         settings: how modules make a frame, and what to do without one.
@@ -54,37 +75,29 @@ class SlsdetDecoder:
         self._limits = limits or WireLimits()
         self._clock = clock
         self._wait_ns = round(self._settings.wait_ms * 1e6)
-        self._frames = ModuleFrames(self._limits, self._wait_ns, self._settings.wait_bytes)
+        self._frames = ModuleFrames(self._wait_ns, self._settings.wait_bytes)
         self._tracker = SeriesTracker(SLSDET.name, 0, silence_ns, clock)
         self._header: Header = {}
+        self._name: str | None = None
         self._modules = 1
-        self._ended = 0  # modules whose sender has said that the acquisition is over
-        self._ended_ns = 0
+        self._senders: list[_Sender] = []
+        self._held_bytes = 0
+        self._done_ns = 0  # when an endpoint was done with the acquisition; 0: none is
 
-    def receive(self, parts: Sequence[BytesLike]) -> list[Message]:
-        """Messages completed by one received ZeroMQ message."""
+    def endpoint(self) -> SlsdetEndpoint:
+        """A decoder for another endpoint of the detector."""
+        self._senders.append(_Sender())
+        return SlsdetEndpoint(self, len(self._senders) - 1)
+
+    def receive(self, sender: int, parts: Sequence[BytesLike]) -> list[Message]:
+        """Messages completed by one received ZeroMQ message of an endpoint."""
         out: list[Message] = []
-        try:
-            header = read_header(parts, self._limits)
-            _check_version(header)
-            if header.get("data") == 0:
-                self._module_ended(out)
-                return out
-            series = _series_name(header)
-            number = read_number(header, SLSDET.number, self._limits)
-            if self._ended and number == 0 and (series, number) not in self._frames:
-                self._end(out)  # some module's end was lost, and the next acquisition begins
-            module = self._module(header, parts)
-            self._header = header
-            self._modules = module.layout.count
-            if number == 0 and self._tracker.series != series:
-                # Now, not with the first frame that is whole: the others must not come before it.
-                layout = module.layout
-                started = self._tracker.start(series, layout.shape_yx, layout.dtype)
-                out += [self._described(message) for message in started]
-            self._place(self._frames.add(series, number, module, self._clock()), out)
-        except WireError as error:
-            out.append(Undecodable(error.reason, str(error), self._tracker.series))
+        one = self._senders[sender]
+        if one.done or not self._take(one, parts, out):
+            self._hold(one, parts)
+        while self._is_over():
+            self._end(out)
+            self._take_held(out)
         return out
 
     def overdue(self) -> list[Message]:
@@ -92,9 +105,89 @@ class SlsdetDecoder:
         out: list[Message] = []
         now_ns = self._clock()
         self._place(self._frames.overdue(now_ns), out)
-        if self._ended and now_ns - self._ended_ns >= self._wait_ns:
+        if self._done_ns and now_ns - self._done_ns >= self._wait_ns:
             self._end(out)
+            self._take_held(out)
         return out
+
+    def _take(self, sender: _Sender, parts: Sequence[BytesLike], out: list[Message]) -> bool:
+        """Take a message; False if it belongs to another acquisition than the one going on."""
+        try:
+            header = read_header(parts, self._limits)
+            _check_version(header)
+            if header.get("data") != 0:
+                return self._take_frame(sender, header, parts, out)
+            sender.ends += 1
+            if sender.last and sender.ends >= len(sender.last):
+                self._done(sender)
+        except WireError as error:
+            out.append(Undecodable(error.reason, str(error), self._tracker.series))
+        return True
+
+    def _take_frame(
+        self, sender: _Sender, header: Header, parts: Sequence[BytesLike], out: list[Message]
+    ) -> bool:
+        series = _series_name(header)
+        number = read_number(header, SLSDET.number, self._limits)
+        module = self._module(header, parts)
+        again = number == 0 and sender.last.get(module.place, 0) > 0
+        if again or self._name not in (None, series):
+            return False
+        self._name = series
+        self._header = header
+        self._modules = module.layout.count
+        sender.last[module.place] = number
+        if number == 0 and self._tracker.series is None:
+            # Now, not with the first frame that is whole: the others must not come before it.
+            layout = module.layout
+            started = self._tracker.start(series, layout.shape_yx, layout.dtype)
+            out += [self._described(message) for message in started]
+        self._place(self._frames.add(series, number, module, self._clock()), out)
+        return True
+
+    def _hold(self, sender: _Sender, parts: Sequence[BytesLike]) -> None:
+        sender.held.append(parts)
+        self._held_bytes += sum(map(len, parts))
+        self._done(sender)
+
+    def _done(self, sender: _Sender) -> None:
+        if not sender.done:
+            sender.done = True
+            self._done_ns = self._clock()
+
+    def _is_over(self) -> bool:
+        """Whether no endpoint has more to send of the acquisition, as far as that can be known."""
+        if not self._done_ns:
+            return False
+        if self._held_bytes > self._settings.wait_bytes:
+            return True
+        awaited = [sender for sender in self._senders if sender.last or sender.heard]
+        if not all(sender.done for sender in awaited):
+            return False
+        # Of an endpoint with several modules the first may be over before the others begin.
+        complete = sum(len(sender.last) for sender in awaited) >= self._modules
+        some_are_gone = len(awaited) < len(self._senders)
+        return complete or some_are_gone or all(sender.held for sender in awaited)
+
+    def _end(self, out: list[Message]) -> None:
+        self._place(self._frames.flush(), out)
+        out += self._tracker.end()
+        self._name = None
+        self._done_ns = 0
+        for sender in self._senders:
+            sender.heard = bool(sender.last)
+            sender.last, sender.ends, sender.done = {}, 0, False
+
+    def _take_held(self, out: list[Message]) -> None:
+        """Go on with what came of the next acquisition, in turns as it would have come."""
+        while ahead := [one for one in self._senders if one.held and not one.done]:
+            for sender in ahead:
+                parts = sender.held[0]
+                if self._take(sender, parts, out):
+                    sender.held.popleft()
+                    self._held_bytes -= sum(map(len, parts))
+                else:
+                    self._done(sender)
 
     def _module(self, header: Header, parts: Sequence[BytesLike]) -> Module:
         image = read_image(SLSDET, header, parts, self._limits)
@@ -116,21 +209,11 @@ class SlsdetDecoder:
                 "detector.slsdet.modules_yx"
             )
         layout = Layout(modules_yx, image.shape_yx, image.dtype, self._settings.gap_yx_px)
+        self._limits.check_shape(layout.shape_yx, int(layout.dtype[2:]))
+        if layout.count > MAX_MODULES:
+            raise LimitExceeded(f"a detector of {modules_yx} modules has over {MAX_MODULES}")
         whole = header.get("completeImage", 1) != 0
         return Module(place, layout, image, whole, header.get("flipRows") == 1)
-
-    def _module_ended(self, out: list[Message]) -> None:
-        if self._tracker.series is None and not len(self._frames):
-            return
-        self._ended += 1
-        self._ended_ns = self._clock()
-        if self._ended >= self._modules:
-            self._end(out)
-
-    def _end(self, out: list[Message]) -> None:
-        self._place(self._frames.flush(), out)
-        out += self._tracker.end()
-        self._ended = 0
 
     def _place(self, frames: list[PutTogether], out: list[Message]) -> None:
         policy = self._settings.incomplete
@@ -152,6 +235,22 @@ class SlsdetDecoder:
             return replace(message, metadata=self._limits.bounded_metadata(about))
         except WireError:
             return message  # a frame whose header says too much is a frame all the same
+
+
+class SlsdetEndpoint:
+    """The decoder of one of a detector's endpoints."""
+
+    def __init__(self, detector: SlsdetDecoder, sender: int) -> None:
+        self._detector = detector
+        self._sender = sender
+
+    def receive(self, parts: Sequence[BytesLike]) -> list[Message]:
+        """Messages completed by one received ZeroMQ message."""
+        return self._detector.receive(self._sender, parts)
+
+    def overdue(self) -> list[Message]:
+        """What has waited long enough, of any endpoint; call now and then."""
+        return self._detector.overdue()
 
 
 def _check_version(header: Header) -> None:
