@@ -51,6 +51,20 @@ def atomic_path(path: Path) -> Generator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder that files go into, if it is not there yet.
+
+    Raises:
+        FileFormatError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileFormatError(
+            f"cannot make the folder {path}: {error.strerror or error}; choose another"
+        ) from error
+
+
 def sync_path(path: Path) -> None:
     """Wait until a file, or a folder's list of names, has reached the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -22,6 +22,7 @@ says what is wrong, where, and what to do next.  ::
     │   └── DeviceError         a GPU that is not there, or fails
     ├── TrainingError           a training job that makes no sense, or that failed
     ├── FileFormatError         a file that is not what it should be
+    ├── PtychoPinnError         a value that the PtychoPINN face cannot take (a ValueError too)
     ├── EndpointError           a socket that cannot be bound, reached or trusted
     └── ControlError            the daemon refused or failed a request (``code`` says which)
 """
@@ -113,6 +114,13 @@ class TrainingError(PtychoStreamError):
 
 class FileFormatError(PtychoStreamError):
     """A file that is not what it should be."""
+
+
+class PtychoPinnError(PtychoStreamError, ValueError):
+    """A configuration, an argument or an array that the PtychoPINN face cannot take.
+
+    Also a ValueError, which is what programs that speak PtychoPINN expect.
+    """
 
 
 class EndpointError(PtychoStreamError):

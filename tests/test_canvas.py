@@ -94,3 +94,17 @@ def test_a_saved_canvas_goes_on_as_if_nothing_had_happened():
     assert {k: t.version for k, t in again.tiles.items()} == {
         k: t.version for k, t in through.tiles.items()
     }
+
+
+def test_the_canvases_of_workers_add():
+    patches, weights, corner, half = random_patches()
+    whole, parts = Canvas(32), [Canvas(32), Canvas(32)]
+    whole.add(patches, weights, corner, half)
+    for part, rows in zip(parts, (slice(0, 20), slice(20, None)), strict=True):
+        part.add(patches[rows], weights[rows], corner[rows], half[rows])
+    parts[0].merge(parts[1])
+    assert parts[0].tiles.keys() == whole.tiles.keys()
+    for index, tile in whole.tiles.items():
+        np.testing.assert_allclose(parts[0].tiles[index].numerator, tile.numerator, atol=1e-4)
+        np.testing.assert_allclose(parts[0].tiles[index].denominator, tile.denominator, rtol=1e-5)
+        assert parts[0].tiles[index].version == tile.version

@@ -83,8 +83,8 @@ def test_it_writes_a_good_image_and_its_report(tmp_path: Path) -> None:
     assert set(report) >= FIGURES
     assert report["sent"] == report["received"] == report["reconstructed"] == 120
     assert 5 < report["frames_per_s"] < 40
-    assert 0 < report["latency_p50_ms"] <= report["latency_p99_ms"] < 5000
-    assert 0 < report["first_image_s"] < 3
+    assert 0 < report["latency_p50_ms"] <= report["latency_p99_ms"]
+    assert 0 < report["first_image_s"] < 120 / 30  # while the scan ran
     assert 0 < report["nrmse"] <= 0.2
     with Picture.open(tmp_path / "preview.png") as picture:
         picture.load()

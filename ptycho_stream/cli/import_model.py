@@ -43,13 +43,22 @@ def import_model(
 ) -> None:
     """Add a foreign state dict to a registry; names and shapes must be those of the network.
 
+    A bundle of the PtychoPINN face (wts.h5.zip) tells its network itself: it takes no options.
+
     Example: ptycho-stream models import best.pt --name mine --registry models
     --settings '{"size_px": 64, "gridsize": 2}'
     """
     from ptycho_stream.models.foreign import import_state_dict  # imports torch
     from ptycho_stream.models.manifest import Manifest
     from ptycho_stream.models.registry import ModelRegistry
+    from ptycho_stream.ptychopinn.bundle import ARCHIVE_FILE, load_bundle, register
 
+    if file.name == ARCHIVE_FILE:
+        if settings != "{}" or prefix or probe is not None or model_type is not None:
+            raise typer.BadParameter(f"{ARCHIVE_FILE} tells its network itself: leave options out")
+        manifest = register(load_bundle(file), name, ModelRegistry(registry))
+        typer.echo(f"model {manifest.name} is in {registry}, sha256 {manifest.sha256[:12]}")
+        return
     values = _settings(settings)
     if probe is not None:
         values["probe_center_yx_px"] = _center_of(probe)

@@ -104,10 +104,19 @@ def read_weights(folder: Path, manifest: Manifest) -> bytes:
             f"model {manifest.name}: {weights} cannot be read ({error.strerror}); save or install "
             "it again"
         ) from error
+    check_digest(content, manifest, str(weights))
+    return content
+
+
+def check_digest(content: bytes, manifest: Manifest, where: str) -> None:
+    """Refuse weights that are not those that ``manifest`` was written with.
+
+    Raises:
+        ModelError: they are truncated or altered; ``where`` names the file.
+    """
     found = hashlib.sha256(content).hexdigest()
     if found != manifest.sha256:
         raise ModelError(
-            f"model {manifest.name}: {weights} has sha256 {found[:12]}…, its manifest says "
+            f"model {manifest.name}: {where} has sha256 {found[:12]}…, its manifest says "
             f"{manifest.sha256[:12]}…; the file is truncated or altered, install it again"
         )
-    return content

@@ -70,25 +70,39 @@ class Manifest:
             ModelError: it is missing, not JSON, lacks a field or has one of a wrong type.
         """
         try:
-            held: object = json.loads(path.read_text("utf-8"))
+            text = path.read_bytes()
         except FileNotFoundError as error:
             raise ModelError(
                 f"no manifest at {path}; the model is incomplete, remove it"
             ) from error
-        except (OSError, ValueError, RecursionError) as error:
-            raise ModelError(f"{path} cannot be read as JSON: {error}; restore it") from error
+        except OSError as error:
+            raise ModelError(f"{path} cannot be read: {error.strerror}; restore it") from error
+        return cls.from_json(text, str(path))
+
+    @classmethod
+    def from_json(cls, text: bytes, where: str) -> Self:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ModelError: it is not JSON, lacks a field or has one of a wrong type; ``where`` names
+                the file.
+        """
+        try:
+            held: object = json.loads(text.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ModelError(f"{where} cannot be read as JSON: {error}; restore it") from error
         if not isinstance(held, dict):
-            raise ModelError(f"{path} holds no JSON object; restore it")
+            raise ModelError(f"{where} holds no JSON object; restore it")
         values = cast("dict[str, Any]", held)
         known = {f.name for f in fields(cls)}
         missing = sorted({"name", "architecture", "settings", "sha256"} - values.keys())
         unknown = sorted(values.keys() - known)
         if missing or unknown:
-            raise ModelError(f"{path}: missing fields {missing}, unknown fields {unknown}")
+            raise ModelError(f"{where}: missing fields {missing}, unknown fields {unknown}")
         for name, kind in (("name", str), ("architecture", str), ("sha256", str)):
             if not isinstance(values[name], kind):
-                raise ModelError(f"{path}: {name} is not text")
+                raise ModelError(f"{where}: {name} is not text")
         for name in ("settings", "training", "metrics"):
             if not isinstance(values.get(name, {}), dict):
-                raise ModelError(f"{path}: {name} is not a JSON object")
+                raise ModelError(f"{where}: {name} is not a JSON object")
         return cls(**values)

@@ -145,14 +145,7 @@ class ModelRegistry:
             ModelError: there is no folder, or it already has a model of this name.
         """
         target = self.check_new(manifest.name)
-        state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-        content = save_tensors(state)
-        written = replace(
-            manifest,
-            sha256=hashlib.sha256(content).hexdigest(),
-            created=manifest.created or datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-        fill(build(written), state, written.name)
+        content, written = packed(network, manifest)
         _place(target, {WEIGHTS_FILE: content, MANIFEST_FILE: written.to_json().encode()})
         return read_manifest(target)
 
@@ -166,6 +159,23 @@ class ModelRegistry:
                 a model of this name.
         """
         return new_model_folder(self.root, name)
+
+
+def packed(network: Network, manifest: Manifest) -> tuple[bytes, Manifest]:
+    """A network's weights as a safetensors file, and its manifest with digest and time filled in.
+
+    Raises:
+        ModelError: the manifest does not describe this network.
+    """
+    state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    content = save_tensors(state)
+    written = replace(
+        manifest,
+        sha256=hashlib.sha256(content).hexdigest(),
+        created=manifest.created or datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    fill(build(written), state, written.name)
+    return content, written
 
 
 def _place(target: Path, files: dict[str, bytes]) -> None:
@@ -185,15 +195,25 @@ def _place(target: Path, files: dict[str, bytes]) -> None:
 
 def _load(folder: Path) -> tuple[Network, Manifest]:
     manifest = read_manifest(folder)
+    content = read_weights(folder, manifest)
+    return assemble(manifest, content, str(folder / WEIGHTS_FILE)), manifest
+
+
+def assemble(manifest: Manifest, content: bytes, where: str) -> Network:
+    """The network that a manifest describes, with the weights of a safetensors file.
+
+    Raises:
+        ModelError: ``content`` is no such file (``where`` names it), or does not fit the network.
+    """
     try:
-        tensors = load_tensors(read_weights(folder, manifest))
+        tensors = load_tensors(content)
     except SafetensorError as error:
         raise ModelError(
-            f"model {manifest.name}: {folder / WEIGHTS_FILE} is no safetensors file ({error})"
+            f"model {manifest.name}: {where} is no safetensors file ({error})"
         ) from error
     network = build(manifest)
     fill(network, tensors, manifest.name)
-    return network.eval(), manifest
+    return network.eval()
 
 
 def build(manifest: Manifest) -> Network:

@@ -137,6 +137,16 @@ class Canvas:
         part = (slice(None), slice(y * t, (y + 1) * t), slice(x * t, (x + 1) * t))
         return CanvasTile(block.numerator[part], block.denominator[part])
 
+    def merge(self, other: Canvas) -> None:
+        """Add all sums of ``other``, a canvas with tiles of the same size."""
+        for index, theirs in other.tiles.items():
+            tile = self.tiles.get(index)
+            if tile is None:
+                tile = self.tiles[index] = self._new_tile(index)
+            tile.numerator += theirs.numerator
+            tile.denominator += theirs.denominator
+            tile.version += theirs.version
+
     def object_tile(self, index: TileIndex) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
         """Object complex64 (T, T), NaN where never seen, and weight float32 (T, T) of one tile."""
         tile = self.tiles[index]

@@ -25,7 +25,7 @@ class NetworkTraining(lightning.LightningModule):
 
     Args:
         network: trained in place.
-        objective: what to learn.
+        objective: what to learn; its own parameters, if it is a torch module, are learnt too.
         budget: when to stop.
         learning_rate: peak of AdamW's rate.
         warm_up_steps: over which the rate rises.
@@ -113,9 +113,7 @@ class NetworkTraining(lightning.LightningModule):
 
     def configure_optimizers(self) -> dict[str, object]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """AdamW, its rate set anew at every step."""
-        optimiser = torch.optim.AdamW(
-            self.network.parameters(), lr=self._learning_rate, weight_decay=1e-4
-        )
+        optimiser = torch.optim.AdamW(self.parameters(), lr=self._learning_rate, weight_decay=1e-4)
         schedule = LambdaLR(optimiser, self._rate)
         return {
             "optimizer": optimiser,

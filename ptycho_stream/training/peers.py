@@ -6,11 +6,9 @@ Lightning would start the host's whole program again. Peers end with the process
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from torch import distributed
 
 from ptycho_stream.errors import TrainingError
 from ptycho_stream.settings import Settings
+from ptycho_stream.training.apart import end_with_parent
 
 SETTINGS_FILE = "settings.json"
 _ADDRESS = "127.0.0.1"
@@ -152,16 +151,11 @@ def _free_port() -> int:
         return held.getsockname()[1]
 
 
-def _end_with_parent() -> None:
-    os.read(0, 1)
-    os._exit(1)
-
-
 def main() -> None:
     """Be a peer."""
     from ptycho_stream.training.fitting import fit_as_peer
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     folder, number, ranks, port = Path(sys.argv[1]), *map(int, sys.argv[2:])
     settings = Settings.model_validate_json((folder / SETTINGS_FILE).read_text())
     fit_as_peer(folder, settings, Rank(number, ranks, port))

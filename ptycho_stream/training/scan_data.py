@@ -7,7 +7,7 @@ ends with the weights of an undisturbed one. Used by training jobs.
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import lightning
 import numpy as np
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ptycho_stream.errors import TrainingError
 from ptycho_stream.physics.forward import mode_sum
-from ptycho_stream.physics.probe import shifted_modes, spectrum_of
+from ptycho_stream.physics.probe import Probe, shifted_modes, spectrum_of
 from ptycho_stream.reconstruct.predict import corner_amplitude
 from ptycho_stream.training.overlap import ScanBatch
 from ptycho_stream.training.scan_frames import ScanFrames, held_out, judging
@@ -129,8 +129,36 @@ def frame_groups(
     return np.concatenate(groups).astype(np.int64)
 
 
+class PlacedFrames(Protocol):
+    """What a batch needs of frames, whoever holds them; the meaning is ScanFrames'."""
+
+    @property
+    def probe(self) -> Probe:
+        """Scaled to the frames' photons."""
+        ...
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """Pixels (N, N) that measure."""
+        ...
+
+    @property
+    def corner_yx_px(self) -> NDArray[np.int64]:
+        """Canvas pixels (M, 2) of the patches' [0, 0]."""
+        ...
+
+    @property
+    def shift_yx_px(self) -> NDArray[np.float32]:
+        """By what (M, 2) the probe lies off them."""
+        ...
+
+    def counts(self, indices: NDArray[np.integer[Any]]) -> NDArray[Any]:
+        """Counts (n, N, N) of frames."""
+        ...
+
+
 def scan_batch(
-    frames: ScanFrames, indices: NDArray[np.int64], scored: NDArray[np.bool_]
+    frames: PlacedFrames, indices: NDArray[np.int64], scored: NDArray[np.bool_]
 ) -> ScanBatch:
     """Read frames and put them beside each other; ``scored`` (B,) says whose misfit counts."""
     mask = torch.as_tensor(np.fft.ifftshift(frames.valid)[None].copy())

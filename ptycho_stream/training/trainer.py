@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -33,13 +33,17 @@ class Machine:
         device: the first, or only, device.
         ranks: processes, each with a device; those of GPUs follow the first.
         precision: Lightning's name.
-        environment: how several processes find each other.
+        environment: how several processes find each other; None: Lightning starts this program
+            again for each.
+        strategy: ``ddp`` where one process is to work as one of several would; ``auto``: only
+            several do.
     """
 
     device: torch.device
     ranks: int = 1
     precision: str = "32-true"
     environment: ClusterEnvironment | None = None
+    strategy: Literal["auto", "ddp"] = "auto"
 
     def arguments(self) -> dict[str, Any]:
         """What the Trainer is told of the machine."""
@@ -57,7 +61,7 @@ class Machine:
         }
 
     def _strategy(self) -> str | Strategy:
-        if self.ranks == 1:
+        if self.ranks == 1 and self.strategy == "auto":
             return "auto"
         # Unused parameters: a confidence learns nothing where the truth is not known.
         return DDPStrategy(find_unused_parameters=True, timeout=_PATIENCE)
