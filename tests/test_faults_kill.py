@@ -189,11 +189,12 @@ def run_seeds(daemon: DaemonHarness, scan: ScanFile, seeds: range, folder: Path)
             print(f" (median), {times[-1]:.1f} s at most")
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.interop
+@pytest.mark.timeout(240)
 def test_processes_killed_at_random_change_nothing(
     daemon: DaemonHarness, scan: ScanFile, tmp_path: Path
 ) -> None:
-    run_seeds(daemon, scan, range(2), tmp_path)
+    run_seeds(daemon, scan, range(3), tmp_path)
 
 
 @pytest.mark.long

@@ -97,6 +97,8 @@ class Supervisor:
             self._close()
             raise
         self._children = {child.name: child for child in self._made_children(stages)}
+        for name in self._children:
+            self._restarts.labels(name)  # there from the start: a first restart is an increase, too
         self._jobs = Jobs(
             lambda: self._settings,
             StageProcess("train", self._stage_config, self._bus, self._lock.fd),
