@@ -65,6 +65,6 @@ class Unsealed:
                 **sealing.counts,
                 "missing": sealing.counts.get("missing", 0) + lost,
                 "torn": report.dropped_records,
-                **count_positioned(records, writer.pairs()),
+                **count_positioned(writer.header, records, writer.pairs()),
             }
             return writer.seal(sealing.state, counts, sealing.reason)

@@ -426,7 +426,7 @@ class ScanWriter:
             records = self.records()
             final = {**self._header.counts, **counts, "frames": len(records)}
             if pending and "positioned" in counts:  # what became of these is known only now
-                final |= count_positioned(records, self.pairs())
+                final |= count_positioned(self._header, records, self.pairs())
             for name, number in dropped.items():
                 final[name] = final.get(name, 0) + number
             header = replace(
