@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
-from scan_samples import FRAMES_PER_FILE, make_header, make_scan, write_frames
+from scan_samples import FRAMES_PER_FILE, make_frame, make_header, make_scan, write_frames
 
 from ptycho_stream.cli import main
+from ptycho_stream.files.detector_frames import write_detector_frames
 from ptycho_stream.scans import Catalogue, ScanReader, ScanWriter
 from ptycho_stream.scans.records import stamp
 
@@ -103,6 +105,19 @@ def test_recover_brings_back_what_is_whole(store, capsys):
     with ScanReader.open(root, scan_id) as reader:
         assert reader.verify() == [33]
         assert len(reader.pairs()) == 148
+
+
+def test_what_recovery_marked_as_lost_is_left_out_of_an_export(tmp_path):
+    scan_id = make_scan(tmp_path, 40, detector="fluo")
+    flip(tmp_path / "scans" / scan_id / "frames.rec", 33 * 72 + 2)
+    assert main(["scans", "recover", scan_id, "--data", str(tmp_path)]) == 0
+    with ScanReader.open(tmp_path, scan_id) as reader:
+        assert write_detector_frames(tmp_path / "fluo.h5", reader, None) == 39
+    with h5py.File(tmp_path / "fluo.h5") as file:
+        numbers = file["entry/data/frame_number"][:].tolist()
+        assert numbers == [*range(33), *range(34, 40)]
+        for pixels, number in zip(file["entry/data/data"], numbers, strict=True):
+            np.testing.assert_array_equal(pixels, make_frame(number))
 
 
 def test_an_open_scan_is_looked_at_as_far_as_it_is_committed(tmp_path, capsys):

@@ -177,7 +177,7 @@ class Supervisor:
                     f"stage {name} is not heard of: {child.last_words or 'see the log'}"
                 )
             if refusing := child.status.get("refusing"):
-                problems.append(f"new scans are refused: {refusing}")
+                problems.append(f"{name} refuses new scans: {refusing}")
             stages[name] = {
                 "alive": alive,
                 "pid": child.pid,
