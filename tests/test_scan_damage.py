@@ -220,6 +220,7 @@ def test_a_scan_whose_header_and_copy_are_damaged_is_told_and_left_alone(
     for name in ("scan.json", "scan.copy.json"):
         (root / "scans" / scan_id / name).write_text("{")
     assert Catalogue(root).recover_all() == ([], [scan_id])
+    assert Catalogue(root).recover_all(lambda header: header is not None) == ([], [])
     (fault,) = inspect_scan(root / "scans" / scan_id, lambda _: None)
     assert "backup" in fault.advice
     assert (root / "scans" / scan_id / "frames.rec").stat().st_size == FRAMES * 72

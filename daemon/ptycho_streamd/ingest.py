@@ -438,13 +438,15 @@ class Ingest:
                 self._metrics.unrecoverable.inc()
                 found.writer.close()
 
-    def _is_ours(self, header: ScanHeader) -> bool:
+    def _is_ours(self, header: ScanHeader | None) -> bool:
         """Whether a scan found open is for this process to take over: of its own detector, and
-        (for the reconstructed one) of those that are not in the settings any more.
+        (for the reconstructed one) of those that are not in the settings any more, or unreadable.
         """
         if self._companion is not None:
-            return header.detector == self._settings.detector.stored_as
-        return header.detector not in [one.name for one in self._settings.more_detectors]
+            return header is not None and header.detector == self._settings.detector.stored_as
+        return header is None or header.detector not in [
+            one.name for one in self._settings.more_detectors
+        ]
 
     def _seal_orphan(self, found: Recovered) -> None:
         """Seal a scan of a detector that is not in the settings any more."""

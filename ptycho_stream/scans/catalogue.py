@@ -306,14 +306,15 @@ class Catalogue:
                 lock.release()
 
     def recover_all(
-        self, wanted: Callable[[ScanHeader], bool] = lambda header: True
+        self, wanted: Callable[[ScanHeader | None], bool] = lambda header: True
     ) -> tuple[list[Recovered], list[str]]:
         """Take over every unsealed scan whose writer is gone, newest first.
 
         The caller goes on with each, or seals it as interrupted.
 
         Args:
-            wanted: which scans are the caller's to take over.
+            wanted: which scans are the caller's to take over, or (None) to tell of because their
+                headers cannot be read.
 
         Returns:
             The scans, and the ids of those that cannot be recovered: they are logged and left as
@@ -327,8 +328,9 @@ class Catalogue:
             except ScanNotFound:
                 continue
             except StoreError as error:
-                _log.error("scan %s cannot be recovered: %s", scan_id, error)
-                failed.append(scan_id)
+                if wanted(None):
+                    _log.error("scan %s cannot be recovered: %s", scan_id, error)
+                    failed.append(scan_id)
                 continue
             if header.sealed or not wanted(header):
                 continue
