@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from ptycho_stream.files.npz import save_arrays
+from ptycho_stream.files.stored_scan import store_scan
 from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.scans import Catalogue
 from ptycho_stream.settings import Settings
@@ -29,7 +30,6 @@ from ptycho_stream.training.job import JobProgress, JobSpec
 from ptycho_stream.training.job_plan import read_plan
 from ptycho_stream.training.jobs import run_job
 from ptycho_stream.training.scan_frames import open_frames
-from ptycho_stream.training.stored_scan import store_scan
 from ptycho_stream.training.validation import stitched
 
 

@@ -21,6 +21,7 @@ import torch
 from zero_shot import REFERENCE_FILE, load_scan
 
 from ptycho_stream.files.npz import ScanFile, save_arrays
+from ptycho_stream.files.stored_scan import store_scan
 from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.networks.network import Network
 from ptycho_stream.reconstruct.misfit import stitched_misfit
@@ -31,7 +32,6 @@ from ptycho_stream.training.job import JobProgress, JobSpec
 from ptycho_stream.training.job_plan import read_plan
 from ptycho_stream.training.jobs import run_job
 from ptycho_stream.training.scan_frames import open_frames
-from ptycho_stream.training.stored_scan import store_scan
 from ptycho_stream.training.validation import stitched
 
 PIXEL_M = 10e-9

@@ -99,8 +99,9 @@ class PositionsStart:
     """A positioner begins an epoch, which belongs to exactly one scan.
 
     ``epoch`` is unique to the sender; ``series`` names the detector's series where it is known.
-    ``joined``: its real start was not heard, so that ``epoch`` is a name of the decoder's making.
-    ``metadata`` (sample, operator, motors ...) go into the header of its scan.
+    ``joined``: its real start was some time ago and not heard, so that ``epoch`` is a name of the
+    decoder's making.  ``metadata`` (sample, operator, motors ...) go into the header of its scan.
+    A start that is heard late comes again, with the metadata.
     """
 
     epoch: str
@@ -139,12 +140,15 @@ class Undecodable:
     """Something arrived that no codec understands; it is counted, logged and left behind.
 
     ``reason`` is the ``reason`` of the :class:`~ptycho_stream.errors.WireError` that was met
-    (``malformed``, ``torn``, ``undecodable``, ``limit``), ``detail`` a sentence for the log.
+    (``malformed``, ``torn``, ``undecodable``, ``limit``), ``detail`` a sentence for the log; of
+    which series or epoch it is where that is known, and for how many it stands.
     """
 
     reason: str
     detail: str
     series: str | None = None
+    epoch: str | None = None
+    count: int = 1
 
 
 Message = ScanStart | Frame | ScanEnd | PositionsStart | Positions | PositionsEnd | Undecodable

@@ -20,13 +20,13 @@ from ptycho_stream.wire import control as wire
 
 CONTROL_ENDPOINT = "tcp://127.0.0.1:9602"
 PATIENCE_S = {
-    "export": 120.0,
+    "export": 600.0,
     "snapshot": 120.0,
     "use_model": 30.0,
     "rollback_model": 30.0,
     "reprocess": 45.0,
 }
-"""Commands that may take longer: an export reads a whole image, a model is loaded and tried out."""
+"""Commands that may take longer: an export copies a whole scan, a model is loaded and tried out."""
 
 Result = dict[str, Any]
 

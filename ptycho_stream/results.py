@@ -249,12 +249,13 @@ class Image:
             "positions_yx_m": self.positions_yx_m,
             "frame_numbers": self.frame_numbers,
             "scan_id": np.asarray(self.scan_id),
-            "metadata": np.asarray(json.dumps(self._described(), default=str)),
+            "metadata": np.asarray(json.dumps(self.described(), default=str)),
         }
         with atomic_file(Path(path)) as file:
             np.savez(file, allow_pickle=False, **arrays)
 
-    def _described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, Any]:
+        """The scan's own metadata, and under ``ptycho_stream`` what is known of the image."""
         content = self.content
         return {
             **content.metadata,

@@ -425,6 +425,12 @@ class BlueskySettings(Section):
     frames_per_event: int = Field(
         default=1, ge=1, le=1_000_000, description="that the detector takes at each step"
     )
+    frame: FieldName | None = Field(
+        default=None,
+        description="field with the detector's own number of the event's (first) frame; unset: "
+        "events are counted, and one that is repeated shifts all that follow",
+    )
+    first_frame: int = Field(default=0, description="what that field holds at frame 0")
     i0: FieldName | None = Field(default=None, description="field of a beam monitor")
     series_key: FieldName | None = Field(
         default=None,
@@ -444,9 +450,11 @@ class BlueskySettings(Section):
 
     @model_validator(mode="after")
     def _fields_differ(self) -> BlueskySettings:
-        names = [name for name in (self.y, self.x, self.i0) if name is not None]
+        names = [name for name in (self.y, self.x, self.i0, self.frame) if name is not None]
         if len(set(names)) < len(names):
-            raise ValueError("names one field twice: y, x and i0 are different ones")
+            raise ValueError("names one field twice: y, x, i0 and frame are different ones")
+        if self.frame is None and self.first_frame:
+            raise ValueError("first_frame is what the field `frame` begins with: name that too")
         return self
 
 
@@ -817,11 +825,20 @@ class HttpSettings(Section):
     port: int = Field(default=9603, ge=0, le=65535, description="0: any free port, said in the log")
 
 
+ExportFormat = Literal["npz", "png", "tiff", "ptychodus", "cxi", "ptychopinn"]
+
+
 class ExportSettings(Section):
-    """Files written when a scan ends."""
+    """Files of images, written when a scan ends and while it runs (docs/files.md)."""
 
     directory: Path = Path("exports")
-    formats: tuple[Literal["npz", "png"], ...] = ()
+    formats: tuple[ExportFormat, ...] = Field(default=(), description="written when a scan ends")
+    partial_interval_s: float | None = Field(
+        default=None,
+        ge=1,
+        description="between ptychodus products of a scan that runs; unset: there are none",
+    )
+    partial_keep: int = Field(default=20, ge=1, description="so many of these stay, the newest")
 
 
 class SupervisorSettings(Section):
@@ -980,11 +997,25 @@ def load_settings(path: Path) -> Settings:
         raise SettingsError(f"cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not TOML: {error}") from error
+    return checked_settings(raw, str(path), path.resolve().parent)
+
+
+def checked_settings(raw: dict[str, Any], where: str, folder: Path | None = None) -> Settings:
+    """Settings of plain values, by table and key as in a file.
+
+    Args:
+        raw: the values.
+        where: they are from, for errors.
+        folder: that relative paths count from; None: they stay as they are.
+
+    Raises:
+        SettingsError: a key is unknown or wrong; the text has a line for every key.
+    """
     try:
-        return Settings.model_validate(raw, context={"folder": path.resolve().parent})
+        return Settings.model_validate(raw, context={"folder": folder})
     except ValidationError as error:
         lines = [_explain(problem) for problem in error.errors()]
-        raise SettingsError(f"{path} has {len(lines)} problem(s):\n" + "\n".join(lines)) from error
+        raise SettingsError(f"{where} has {len(lines)} problem(s):\n" + "\n".join(lines)) from error
 
 
 def _explain(problem: Any) -> str:

@@ -203,6 +203,7 @@ def test_models_are_listed_and_described():
     assert missing.returncode == 1 and name in missing.stderr
 
 
+@pytest.mark.slow
 def test_a_model_is_trained_into_a_registry(tmp_path):
     made = run(
         *("models", "pretrain", "tiny", "--registry", tmp_path / "models"),

@@ -21,7 +21,7 @@ from ptycho_stream.simulate.scan_file import scan_file_of
 
 FRAMES = 120
 PROGRAM = "import sys; from ptycho_stream.cli import main; sys.exit(main())"
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""``simulate`` writes a scan, ``replay`` streams it: as programs, read over real sockets."""
+"""``simulate`` writes a scan, ``replay`` streams it, ``reconstruct`` makes an image of it.
+
+All as programs; what is streamed is read over real sockets.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ import zmq
 from daemon_harness import free_port
 from make_siemens_star import siemens_star
 
+from ptycho_stream.files.measured import load_measured
 from ptycho_stream.files.npz import load_scan, save_scan
+from ptycho_stream.files.ptychopinn_npz import save_ptychopinn
+from ptycho_stream.files.stored_scan import store_scan
 from ptycho_stream.messages import Frame, Positions, ScanEnd, ScanStart
 from ptycho_stream.settings import DetectorSettings
 from ptycho_stream.wire import NativeDecoder, WireLimits, frame_decoders
@@ -90,6 +96,67 @@ def test_a_simulated_scan_is_streamed_as_two_series(scan_path: Path, dialect: st
     np.testing.assert_array_equal(
         np.concatenate(coordinates), np.concatenate([scan.positions_yx_m] * 2)
     )
+
+
+def streamed(*arguments: object) -> tuple[np.ndarray, np.ndarray]:
+    """Frames and inline positions of one series that ``replay`` sends."""
+    at = f"tcp://127.0.0.1:{free_port()}"
+    options = ("--dialect", "native", "--positions", "inline", "--bind", at, "--rate", 1000)
+    process = started("replay", *arguments, *options)
+    (decoder,) = frame_decoders(DetectorSettings(dialect="native"), WireLimits())
+    got = []
+    with zmq.Context() as context, context.socket(zmq.PULL) as frames:
+        frames.linger = 0
+        frames.connect(at)
+        while not any(isinstance(message, ScanEnd) for message in got):
+            assert frames.poll(30_000), ended(process, 5)[2]
+            got += decoder.receive(frames.recv_multipart())
+    status, _, err = ended(process)
+    assert status == 0, err
+    sent = [message for message in got if isinstance(message, Frame)]
+    return np.stack([decode(m.image) for m in sent]), np.array([m.position_yx_m for m in sent])
+
+
+def test_any_recorded_scan_is_streamed(scan_path: Path, tmp_path: Path) -> None:
+    """A PtychoPINN file that must be explained, and a scan of a store by its id."""
+    scan = load_scan(scan_path)
+    save_ptychopinn(tmp_path / "train.npz", scan)
+    with np.load(tmp_path / "train.npz") as held:
+        arrays = {key: held[key] for key in held.files if key != "_metadata"}
+    np.savez(tmp_path / "bare.npz", **arrays)
+    brightest = float(scan.counts.max())
+    pixel = [str(value) for value in scan.pixel_yx_m]
+    explained = ("--domain", "amplitude", "--counts-per-unit", brightest)
+    frames, positions = streamed(tmp_path / "bare.npz", *explained, "--object-pixel-m", *pixel)
+    np.testing.assert_array_equal(frames, scan.counts)
+    moved = positions - scan.positions_yx_m
+    np.testing.assert_allclose(moved, np.broadcast_to(moved[0], moved.shape), atol=1e-14)
+    scan_id = store_scan(tmp_path / "data", scan)
+    config = tmp_path / "my.toml"
+    config.write_text('[data]\ndirectory = "data"\n[probe]\npath = "probe.npz"\n')
+    frames, positions = streamed(scan_id, "--config", config)
+    np.testing.assert_array_equal(frames, scan.counts)
+    np.testing.assert_array_equal(positions, scan.positions_yx_m)
+    status, _, err = ended(started("replay", scan_id))
+    assert status == 1 and "give --config, whose store has it" in " ".join(err.split())
+    status, _, err = ended(started("replay", tmp_path / "bare.npz"))
+    assert status == 1 and "say domain = 'amplitude' or 'counts'" in " ".join(err.split())
+
+
+def test_a_scan_is_reconstructed_and_its_image_written(scan_path: Path, tmp_path: Path) -> None:
+    outputs = [tmp_path / "object.cxi", tmp_path / "object.png"]
+    words = [word for output in outputs for word in ("--out", output)]
+    quick = ("--seconds", 0.5, "--sweeps", 5)
+    status, out, err = ended(started("reconstruct", scan_path, *words, *quick, "--json"), 90)
+    assert status == 0, err
+    told = json.loads(out)
+    assert told["frames"] == 30 and told["layer"] == "refined" and told["verdict"]
+    assert told["files"] == [str(output) for output in outputs]
+    assert len(load_measured(outputs[0])) == 30
+    status, _, err = ended(started("reconstruct", scan_path, "--out", tmp_path / "a.txt"))
+    assert status == 2 and "must end in" in err
+    status, _, err = ended(started("reconstruct", scan_path, "--probe", "none.npz"))
+    assert status == 1 and "no probe file at none.npz" in " ".join(err.split())
 
 
 def test_replay_gives_up_where_nobody_receives(scan_path: Path) -> None:

@@ -241,6 +241,7 @@ def store(tmp_path):
     return harness
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_job_in_the_terminal_is_interrupted_and_gone_on_with(store, tmp_path):
     work = tmp_path / "work"

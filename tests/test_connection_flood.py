@@ -57,7 +57,7 @@ def send_scan(endpoint: str, series: int) -> None:
         outlet.send(encoder.scan_end())
 
 
-@pytest.mark.interop
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_flood_of_connections_costs_no_frame(tmp_path: Path) -> None:
     endpoint = f"tcp://127.0.0.1:{free_port()}"

@@ -19,6 +19,7 @@ from test_end_to_end import assert_same_image
 
 from ptycho_stream.client import ResultStream
 from ptycho_stream.files.npz import ScanFile
+from ptycho_stream.files.stored_scan import store_scan
 from ptycho_stream.messages import DetectorGeometry
 from ptycho_stream.reconstruct.recipe import load_recipe
 from ptycho_stream.reconstruct.scan_image import ScanImage
@@ -27,7 +28,6 @@ from ptycho_stream.scans import Catalogue, ScanReader
 from ptycho_stream.settings import Settings
 from ptycho_stream.simulate.experiment import simulate_experiment
 from ptycho_stream.simulate.scan_file import scan_file_of
-from ptycho_stream.training.stored_scan import store_scan
 from ptycho_stream.wire import NativeEncoder
 
 pytestmark = pytest.mark.timeout(120)

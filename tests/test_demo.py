@@ -100,6 +100,7 @@ def test_it_writes_a_good_image_and_its_report(tmp_path: Path) -> None:
         assert json.loads(str(held["metadata"]))["sample"] == "simulated"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("demo_ports")
 @pytest.mark.parametrize(
     ("code", "says", "received"),

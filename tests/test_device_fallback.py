@@ -45,7 +45,7 @@ def reconstruct_status(daemon: DaemonHarness) -> dict[str, object]:
     return daemon.status()["stages"]["reconstruct"]["status"]
 
 
-@pytest.mark.interop
+@pytest.mark.slow
 def test_a_gpu_that_keeps_failing_is_replaced_by_the_cpu(tmp_path: Path, scan: ScanFile) -> None:
     with daemon_with_gpu(tmp_path, scan) as daemon:
         wait_for(lambda: reconstruct_status(daemon).get("device") == "cuda")

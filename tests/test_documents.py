@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
 import typer.main
 
 from ptycho_stream.cli import build_app
-from ptycho_stream.settings import load_settings
+from ptycho_stream.settings import Settings, load_settings
 from ptycho_streamd.settings_file import write_settings
 
 ROOT = Path(__file__).parents[1]
@@ -19,6 +21,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 COMMAND = re.compile(r"^(?: {4,}|\$ )(ptycho-stream .*?)\s*(?:#.*)?$", re.MULTILINE)
+EXAMPLE = re.compile(r"^```toml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 IMPORT = re.compile(r"^ *from (ptycho_stream[\w.]*) import ([\w, ]+)$", re.MULTILINE)
 
 
@@ -67,8 +70,15 @@ def test_there_are_commands_to_check():
 @pytest.mark.parametrize("document", DOCUMENTS, ids=names)
 def test_python_imports_exist(document):
     for module, imported in IMPORT.findall(document.read_text()):
-        for name in imported.split(","):
-            assert hasattr(importlib.import_module(module), name.strip())
+        held = importlib.import_module(module)
+        for name in map(str.strip, imported.split(",")):
+            assert hasattr(held, name) or importlib.util.find_spec(f"{module}.{name}")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=names)
+def test_examples_of_settings_are_sound(document):
+    for example in EXAMPLE.findall(document.read_text()):
+        Settings.model_validate({"probe": {"path": "probe.npz"}, **tomllib.loads(example)})
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=names)

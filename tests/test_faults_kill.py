@@ -189,7 +189,7 @@ def run_seeds(daemon: DaemonHarness, scan: ScanFile, seeds: range, folder: Path)
             print(f" (median), {times[-1]:.1f} s at most")
 
 
-@pytest.mark.interop
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_processes_killed_at_random_change_nothing(
     daemon: DaemonHarness, scan: ScanFile, tmp_path: Path

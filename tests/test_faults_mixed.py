@@ -278,7 +278,7 @@ def run_seed(daemon: DaemonHarness, disk: Path, scan: ScanFile, seed: int, folde
     assert "Traceback" not in daemon.log, daemon.log[-6000:]
 
 
-@pytest.mark.interop
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("seed", range(3))
 def test_faults_of_all_kinds_leave_what_must_hold(

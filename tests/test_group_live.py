@@ -23,7 +23,7 @@ from ptycho_stream.simulate.scan_file import scan_file_of
 from ptycho_stream.simulate.series import DetectorOptions
 
 FRAMES = 120
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

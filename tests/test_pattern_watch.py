@@ -15,6 +15,7 @@ from test_end_to_end import line
 from test_scan_trust import judge
 
 from ptycho_stream.files.npz import ScanFile
+from ptycho_stream.files.view_change import changed_view
 from ptycho_stream.geometry import View
 from ptycho_stream.reconstruct.history import read_history
 from ptycho_stream.reconstruct.pattern_advice import FRAMES
@@ -23,7 +24,6 @@ from ptycho_stream.scans.folders import scan_directory
 from ptycho_stream.simulate.experiment import SimulatedExperiment, simulate_experiment
 from ptycho_stream.simulate.scan_file import scan_file_of
 from ptycho_stream.simulate.score import nrmse_to_truth
-from ptycho_streamd.view_change import changed_view
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -133,6 +133,7 @@ def test_hot_pixels_are_masked_by_itself_where_the_settings_say_so(bench):
     assert all("(10, 60)" not in said for said in trust.suggestions)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("diagnosis", ["auto", "suggest"])
 def test_a_pattern_off_its_centre_in_the_daemon(true, tmp_path, diagnosis):
     """On a larger detector, far from the centre that the settings name."""

@@ -135,7 +135,7 @@ def copied_still(image: Path, to: Path) -> bytes:
         before = now
 
 
-@pytest.mark.interop
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_every_durable_frame_is_there_on_a_real_file_system(
     image_disk: tuple[Path, Path], tmp_path: Path

@@ -24,7 +24,7 @@ SIZE_PX, FRAMES = 64, 64
 PLATE = ZonePlateSettings(
     diameter_m=160e-6, outer_zone_width_m=110e-9, central_stop_m=50e-6, defocus_m=1.2e-3
 )
-pytestmark = pytest.mark.timeout(90)
+pytestmark = [pytest.mark.timeout(90), pytest.mark.slow]
 
 
 def scan_at(energy_eV: float, seed: int) -> ScanFile:

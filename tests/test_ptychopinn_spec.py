@@ -175,10 +175,11 @@ def test_the_file_s_keys_are_as_told(tmp_path):
     with np.load(tmp_path / "train_data.npz") as held:
         assert set(held.files) <= told
         arrays = {name: held[name] for name in held.files}
-    assert told - set(arrays) == {"diffraction", "Y", "bad_pixels"}
+    assert told - set(arrays) == {"diffraction", "Y", "bad_pixels", "measurement_domain"}
     arrays["Y"] = np.ones((20, SIZE, SIZE), complex)
     arrays["bad_pixels"] = np.eye(SIZE, dtype=bool)
     arrays["diffraction"] = arrays.pop("diff3d")
+    arrays["measurement_domain"] = np.array("amplitude")
     np.savez(tmp_path / "all.npz", **arrays)
     found = load_npz(tmp_path / "all.npz")
     assert found.Y is not None and found.bad_pixels is not None

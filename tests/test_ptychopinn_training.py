@@ -18,6 +18,7 @@ from ptychopinn_scans import SIZE, make_scan, write_files
 
 from ptycho_stream.errors import FileFormatError, PtychoPinnError, TrainingError
 from ptycho_stream.files.npz import save_arrays
+from ptycho_stream.files.stored_scan import store_scan
 from ptycho_stream.networks.network import Network, Prediction
 from ptycho_stream.physics.probe import Probe
 from ptycho_stream.ptychopinn import fit as fit_module
@@ -35,7 +36,6 @@ from ptycho_stream.simulate.scan_file import scan_file_of
 from ptycho_stream.training.epoch_figures import EpochFigures
 from ptycho_stream.training.group_fit import Groups
 from ptycho_stream.training.group_objectives import GroupBatch, KnownPatches, Misfit
-from ptycho_stream.training.stored_scan import store_scan
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's own deprecations
 

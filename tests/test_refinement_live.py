@@ -31,7 +31,7 @@ from ptycho_stream.simulate.scan_file import scan_file_of
 
 FRAMES, SIZE_PX = 80, 64
 ENDLESS = {"seconds": 300.0, "sweeps": 1e6}
-pytestmark = pytest.mark.timeout(90)
+pytestmark = [pytest.mark.timeout(90), pytest.mark.slow]
 
 
 def simulated(seed: int, **options: Any) -> ScanFile:

@@ -17,18 +17,22 @@ import numpy as np
 import pytest
 import zmq
 from PIL import Image as Picture
+from result_samples import asymmetric_scan, image_of
 from results_source import SCANS, TILE_PX, Source, free_ports, grown
 from scan_samples import make_scan
 from test_cli_results import at, run
 
 from ptycho_stream.errors import FileFormatError
 from ptycho_stream.files.image_npz import load_image
+from ptycho_stream.files.measured import load_measured
+from ptycho_stream.files.stored_scan import store_scan
 from ptycho_stream.reconstruct.history import HistoryEntry, append_history
 from ptycho_stream.report.figure import DPI, SIZE_INCHES, draw
 from ptycho_stream.report.page import page
 from ptycho_stream.report.scan_report import ScanReport
 from ptycho_stream.results import Image
 from ptycho_stream.scans.catalogue import Catalogue
+from ptycho_stream.scans.folders import scan_directory
 from ptycho_streamd.control import ControlServer
 from ptycho_streamd.requests import store_commands
 from ptycho_streamd.snapshots import take_snapshot
@@ -249,6 +253,17 @@ def test_a_snapshot_is_exported_as_a_picture(store, tmp_path):
         assert picture.size == (2 * 4 * TILE_PX + 8, TILE_PX)
 
 
+def test_a_snapshot_is_exported_with_the_frames_of_its_folder(tmp_path):
+    scan = asymmetric_scan()
+    folder = scan_directory(tmp_path, store_scan(tmp_path, scan))
+    image_of(scan, folder.name).save(tmp_path / "kept.npz")
+    outputs = [tmp_path / "product.h5", tmp_path / "scan.cxi"]
+    done = run("export", *outputs, "--image", tmp_path / "kept.npz", "--folder", folder)
+    assert done.returncode == 0, done.stderr
+    for output in outputs:
+        assert load_measured(output).frame_numbers.tolist() == scan.frame_numbers.tolist()
+
+
 def test_a_folder_of_another_scan_is_refused(store, tmp_path):
     _, _, directory = store
     snapshot = take_snapshot(judged(), directory, "kept")
@@ -272,7 +287,8 @@ def test_a_report_without_its_daemon_says_so(store):
         (),
         ("a.html",),
         ("--report", "a.pdf"),
-        ("a.png", "--folder", "."),
+        ("--report", "--folder", "."),
+        ("a.h5", "--image", "b.npz"),
         ("a.png", "--image", "b.npz", "--scan", SCANS[0]),
     ],
 )

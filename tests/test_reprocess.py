@@ -28,7 +28,7 @@ from ptycho_stream.simulate.scan_file import scan_file_of
 
 FRAMES = 120
 SIZE_PX = 64
-pytestmark = pytest.mark.timeout(150)
+pytestmark = [pytest.mark.timeout(150), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 from ptycho_stream.messages import DetectorGeometry, ScanStart
 from ptycho_stream.scans.scan_events import OpenScan
+from ptycho_stream.scans.scan_layout import ScanLayout, lay_out, start_of_header
 from ptycho_stream.scans.stored_part import StoredPart
 from ptycho_stream.scans.ulid import new_scan_id
 from ptycho_stream.settings import Settings
-from ptycho_streamd.scan_layout import ScanLayout, lay_out, start_of_header
 
 KNOWN = DetectorGeometry(2.0, 8800.0, (75e-6, 75e-6))
 

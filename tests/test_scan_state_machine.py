@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ptycho_stream.messages import Positions, ScanStart
+from ptycho_stream.messages import Positions, PositionsStart, ScanStart, Undecodable
 from ptycho_stream.scans import scan_events as ev
-from ptycho_stream.scans.epochs import MAX_EPOCHS, EpochBook
+from ptycho_stream.scans.epochs import MAX_EPOCHS, MAX_TOLD, EpochBook
 from ptycho_stream.scans.frame_ledger import FrameLedger
 from ptycho_stream.scans.state_machine import SUPERSEDED, ScanRules, ScanStateMachine
 
@@ -223,7 +223,7 @@ def test_a_frame_that_does_not_decode_is_a_hole_and_may_come_again(m: Machine):
     m.start()
     m.frames(range(3))
     m.feed(ev.FrameLost(0, "A", 1, "undecodable"))
-    m.feed(ev.MessageUndecodable(0, None, "malformed"))
+    m.feed(ev.MessageUndecodable(0, Undecodable("malformed", "")))
     m.positioned_frames("A", 2)
     counts = sealed(m.end()).counts
     assert (counts["frames"], counts["missing"], counts["undecodable"]) == (2, 1, 1)
@@ -286,7 +286,7 @@ def test_late_frames_go_to_a_draining_scan_and_are_dropped_after_it(m: Machine):
 
 
 def test_positions_before_their_scan_wait_for_it(m: Machine):
-    m.feed(ev.EpochStarted(0, "e", "1"))
+    m.feed(ev.EpochStarted(0, PositionsStart("e", "1")))
     assert m.positions("e", range(2), "1") == []
     assert m.positions("e", range(2, 4), "1") == []
     out = m.start("1")
@@ -412,6 +412,276 @@ def test_positions_that_no_scan_wants_are_held_within_a_bound():
     assert book.hold(first, positions("first", range(8))) == []
     second = book.begin("second", "2", 0)
     assert book.hold(second, positions("second", range(8))) == [("first", 8)]
+
+
+# ---- positions that are measured ---------------------------------------------------------------
+
+
+@pytest.fixture
+def measured() -> Machine:
+    return Machine(positions_measured=True)
+
+
+def epoch_started(m: Machine, epoch: str, series: str | None = None, **fields: Any) -> list[Any]:
+    return m.feed(ev.EpochStarted(m.now_ns, PositionsStart(epoch, series, **fields)))
+
+
+def test_an_epoch_armed_ahead_of_its_scan_is_not_taken_by_one_that_had_none(measured: Machine):
+    """Of the first scan all positions were lost, and the next one's positioner is armed first."""
+    m = measured
+    m.start("1")
+    m.frames(range(3))
+    m.end()
+    m.later(2)
+    assert epoch_started(m, "next") == []
+    m.later(1)
+    assert kinds(m.start("2")) == ["OpenScan"]
+    m.frame(0, "2")
+    assert kinds(m.positions("next", range(2))) == ["BindEpoch", "StorePositions"]
+    assert m.machine.open_scans["B"].epoch == "next"
+    assert sealed(m.later(10)).state == "unmatched"
+
+
+def test_measured_positions_may_come_long_after_both_were_armed(measured: Machine):
+    m = measured
+    epoch_started(m, "e")
+    m.later(10)
+    m.start("1")
+    m.later(500)
+    m.frame(0)
+    assert m.positions("e", range(1))[0] == ev.BindEpoch("A", "e")
+
+
+def test_measured_positions_whose_start_and_whose_scan_come_late_are_found(measured: Machine):
+    m = measured
+    m.positions("e", range(3))
+    assert kinds(m.start("1")) == ["OpenScan"]
+    assert kinds(m.frame(0)) == ["SetState", "BindEpoch", "StorePositions", "StoreFrame"]
+    m.frames(range(1, 3))
+    m.positioned_frames("A", 3)
+    m.end()
+    m.start("2")
+    m.frames(range(3), "2")
+    m.end("2")
+    epoch_started(m, "f")
+    assert kinds(m.positions("f", range(3))) == ["BindEpoch", "StorePositions"]
+
+
+def test_an_armed_epoch_that_sends_nothing_does_not_keep_a_scan_from_its_own(measured: Machine):
+    m = measured
+    epoch_started(m, "trial")
+    m.feed(ev.EpochEnded(m.now_ns, "trial"))
+    m.start("1")
+    epoch_started(m, "own")
+    m.frame(0)
+    assert m.positions("own", range(1))[0] == ev.BindEpoch("A", "own")
+
+
+def test_a_run_that_was_over_before_the_first_frame_is_not_taken_for_the_scans(measured: Machine):
+    """An alignment, between the detector's arming and the scan, or before both."""
+    m = measured
+    m.positions("before", range(9))
+    m.feed(ev.EpochEnded(m.now_ns, "before"))
+    m.later(3)
+    m.start("1")
+    assert m.positions("between", range(9)) == []
+    m.feed(ev.EpochEnded(m.now_ns, "between"))
+    m.later(3)
+    assert kinds(m.frame(0)) == ["SetState", "StoreFrame"]
+    assert m.positions("own", range(1))[0] == ev.BindEpoch("A", "own")
+
+
+def test_frames_far_behind_their_positions_get_them_when_none_come_any_more(measured: Machine):
+    m = measured
+    m.positions("e", range(3))
+    m.feed(ev.EpochEnded(m.now_ns, "e"))
+    m.later(4)
+    m.start("1")
+    m.frames(range(3))
+    assert kinds(m.end()) == ["SetState"]
+    assert kinds(m.later(10)) == ["BindEpoch", "StorePositions"]
+    assert sealed(m.positioned_frames("A", 3)).state == "complete"
+
+
+def test_a_scan_whose_positions_are_lost_takes_none_that_were_over_long_before(measured: Machine):
+    m = measured
+    m.positions("alignment", range(3))
+    m.feed(ev.EpochEnded(m.now_ns, "alignment"))
+    m.later(30)
+    m.start("1")
+    m.frames(range(3))
+    assert m.end() == [ev.SetState("A", "draining")]
+    assert sealed(m.later(10)).state == "unmatched"
+
+
+def test_positions_behind_their_frames_reach_the_scan_that_has_ended(measured: Machine):
+    """Though the next positioner was armed meanwhile, whose scan has not come."""
+    m = measured
+    m.start("1")
+    epoch_started(m, "own")
+    m.frames(range(3))
+    m.end()
+    m.later(2)
+    epoch_started(m, "next")
+    m.later(1)
+    assert m.positions("own", range(3))[0] == ev.BindEpoch("A", "own")
+    assert sealed(m.positioned_frames("A", 3)).state == "complete"
+    m.start("2")
+    m.frame(0, "2")
+    assert m.positions("next", range(1))[0] == ev.BindEpoch("B", "next")
+
+
+def test_of_two_runs_that_were_over_a_scan_takes_the_one_nearer_to_its_frames(measured: Machine):
+    m = measured
+    for name in ("alignment", "own"):
+        m.positions(name, range(3))
+        m.feed(ev.EpochEnded(m.now_ns, name))
+        m.later(3)
+    m.start("1")
+    m.frames(range(3))
+    m.end()
+    assert m.later(10)[0] == ev.BindEpoch("A", "own")
+
+
+def test_an_alignment_is_not_taken_for_a_run_that_was_armed_and_lost(measured: Machine):
+    m = measured
+    m.positions("alignment", range(3))
+    m.feed(ev.EpochEnded(m.now_ns, "alignment"))
+    m.later(3)
+    epoch_started(m, "lost")
+    m.start("1")
+    m.frames(range(3))
+    m.end()
+    assert sealed(m.later(10)).state == "unmatched"
+
+
+def test_a_run_that_begins_long_after_the_first_frame_is_another_scans(measured: Machine):
+    """Of a scan whose own was lost, within the time for matching but not for waiting."""
+    m = measured
+    m.start("1")
+    m.frame(0)
+    m.later(11)
+    epoch_started(m, "later")
+    assert m.positions("later", range(1)) == []
+    m.end()
+    seal = sealed(m.later(10))
+    assert seal.state == "unmatched"
+    assert "epoch later" in seal.reason and "armed 11.0 s after it" in seal.reason
+    assert "positions.wait_s = 10" in seal.reason
+
+
+def test_an_epoch_with_a_series_is_its_scans_from_the_start(measured: Machine):
+    measured.start("1")
+    assert epoch_started(measured, "e", "1") == [ev.BindEpoch("A", "e")]
+
+
+def test_an_epoch_that_was_joined_belongs_to_the_scan_that_runs(measured: Machine):
+    """However long ago that was armed: the daemon has lost sight of the positioner, not of it."""
+    m = measured
+    m.start("1")
+    m.frame(0)
+    for n in range(1, 5):
+        m.later(50)
+        m.frame(n)
+    epoch_started(m, "joined", joined=True)
+    assert m.positions("joined", range(1))[0] == ev.BindEpoch("A", "joined")
+
+
+def test_one_that_was_not_joined_was_armed_too_late_for_it_and_the_scan_says_so(measured: Machine):
+    m = measured
+    m.start("1")
+    m.frame(0)
+    for n in range(1, 5):
+        m.later(50)
+        m.frame(n)
+    epoch_started(m, "other")
+    assert m.positions("other", range(1)) == []
+    m.end()
+    seal = sealed(m.later(11))
+    assert seal.state == "unmatched"
+    assert "epoch other" in seal.reason and "200.0 s after it" in seal.reason
+    assert "positions.match_window_s = 60" in seal.reason
+
+
+def test_an_epoch_armed_too_early_is_said_with_its_scan(measured: Machine):
+    m = measured
+    epoch_started(m, "early")
+    m.later(100)
+    m.start("1")
+    m.frame(0)
+    m.positions("early", range(1))
+    assert m.later(1) == [ev.DropPositions("early", 1)]
+    m.end()
+    assert "100.0 s before it" in sealed(m.later(11)).reason
+
+
+def test_a_joined_epoch_goes_on_with_the_scan_that_had_positions_before_a_restart(
+    measured: Machine,
+):
+    m = measured
+    m.recovered(epoch="panda 12:00")
+    epoch_started(m, "joined", joined=True)
+    out = m.positions("joined", range(5, 7))
+    assert out[0] == ev.BindEpoch("R", "joined")
+    assert kinds(out) == ["BindEpoch", "StorePositions"]
+    m.frames(range(5, 7))
+    m.positioned_frames("R", 7)
+    assert sealed(m.end()).state == "complete"
+
+
+def test_after_a_restart_a_joined_epoch_takes_no_scan_from_one_that_goes_on(measured: Machine):
+    m = measured
+    m.recovered(epoch="own")
+    m.positions("own", range(5, 6))
+    epoch_started(m, "joined", joined=True)
+    assert m.positions("joined", range(2)) == []
+
+
+def test_an_epoch_that_begins_after_a_restart_is_another_scans(measured: Machine):
+    m = measured
+    m.recovered(epoch="panda 12:00")
+    epoch_started(m, "panda 12:30")
+    assert m.positions("panda 12:30", range(2)) == []
+    m.start("2")
+    assert ev.BindEpoch("A", "panda 12:30") in m.frame(0, "2")
+
+
+# ---- what an epoch says of itself --------------------------------------------------------------
+
+
+def test_metadata_of_an_epoch_go_to_its_scan_whenever_they_come(m: Machine):
+    epoch_started(m, "e", "1", metadata={"sample": "star", "energy": 1})
+    _, bound = m.start("1", metadata={"energy": 2})
+    assert bound == ev.BindEpoch("A", "e", {"sample": "star"})
+    again = epoch_started(m, "e", metadata={"operator": "me"})
+    assert again == [ev.BindEpoch("A", "e", {"operator": "me"})]
+    assert epoch_started(m, "e") == []
+
+
+def test_metadata_follow_a_scan_that_is_laid_out_anew(m: Machine):
+    epoch_started(m, "e", "1", metadata={"sample": "star"})
+    m.start("1")
+    assert ev.BindEpoch("B", "e", {"sample": "star"}) in m.frame(0, shape=(8, 7))
+
+
+def test_metadata_that_wait_for_scans_are_bounded():
+    book = EpochBook(S)
+    epochs = [book.begin(f"e{n}", None, 0) for n in range(MAX_TOLD + 1)]
+    for epoch in epochs:
+        book.tell(epoch, {"sample": epoch.name})
+    assert book.told(epochs[0]) == {}
+    assert book.told(epochs[-1]) == {"sample": f"e{MAX_TOLD}"}
+
+
+def test_what_is_lost_of_an_epoch_is_counted_in_its_own_scan(m: Machine):
+    m.start("1")
+    m.frames(range(2))
+    m.positions("e", range(2), "1")
+    m.start("2")
+    m.frame(0, "2")
+    for epoch in ("e", "unheard of"):
+        m.feed(ev.MessageUndecodable(m.now_ns, Undecodable("torn", "", epoch=epoch, count=3)))
+    assert sealed(m.positioned_frames("A", 2)).counts["torn"] == 3
 
 
 # ---- people ------------------------------------------------------------------------------------

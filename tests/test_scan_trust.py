@@ -14,19 +14,19 @@ from image_bench import SETTINGS, SIZE, Bench, predict, refine, running_scan, sh
 from ptycho_stream.errors import ModelError
 from ptycho_stream.geometry import Orientation, View
 from ptycho_stream.physics.probe import Probe
+from ptycho_stream.reconstruct.allowance import Allowance
 from ptycho_stream.reconstruct.diagnosis import Finding, Trial
 from ptycho_stream.reconstruct.history import read_history
 from ptycho_stream.reconstruct.layouts import Layout
+from ptycho_stream.reconstruct.open_scan import OpenScan
 from ptycho_stream.reconstruct.scan_image import ScanImage
+from ptycho_stream.reconstruct.scan_trust import ScanTrust
+from ptycho_stream.reconstruct.spare_time import SpareTime
 from ptycho_stream.reconstruct.trust_watch import TrustReport, TrustWatch
 from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_stream.settings import TrustSettings
 from ptycho_stream.simulate.experiment import SimulatedExperiment, simulate_experiment
-from ptycho_streamd.allowance import Allowance
-from ptycho_streamd.open_scan import OpenScan
 from ptycho_streamd.reconstruct_metrics import ReconstructMetrics
-from ptycho_streamd.scan_trust import ScanTrust
-from ptycho_streamd.spare_time import SpareTime
 
 FRAMES = 40
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ptycho_stream.errors import ProbeError, PtychoStreamError, StoreError
+from ptycho_stream.reconstruct.spare_time import OWED_SLICE_S, SLICE_S, SpareTime
 from ptycho_streamd.reconstruct_metrics import ReconstructMetrics
-from ptycho_streamd.spare_time import OWED_SLICE_S, SLICE_S, SpareTime
 
 
 class Scan:

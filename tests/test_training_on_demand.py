@@ -31,7 +31,7 @@ from ptycho_stream.simulate.scan_file import scan_file_of
 
 FRAMES, LAST = 240, 40
 RECONSTRUCTED = "ptycho_stream_frames_reconstructed_total"
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from daemon_harness import DaemonHarness, wait_for
 from scan_samples import make_header, make_scan
 
 from ptycho_stream.errors import GeometryError, ScanLocked, ScanNotFound
+from ptycho_stream.files.view_change import asks_for_a_view, change_sealed, changed_view
 from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_stream.scans.header import ScanHeader
 from ptycho_stream.scans.ulid import new_scan_id
@@ -22,7 +23,6 @@ from ptycho_stream.scans.writer import ScanWriter
 from ptycho_stream.wire import NativeEncoder
 from ptycho_streamd.bus import Answer, Beat, Bus, Refusal, Reload, StageRequest
 from ptycho_streamd.process import StageProcess
-from ptycho_streamd.view_change import asks_for_a_view, change_sealed, changed_view
 
 
 def test_a_view_is_the_present_one_with_what_is_asked_for(tmp_path):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ptycho_stream.files.npz import save_arrays
+from ptycho_stream.files.stored_scan import store_scan
 from ptycho_stream.models.manifest import Manifest
 from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.networks.unrolled import UnrolledNetwork, UnrolledSettings
@@ -22,7 +23,6 @@ from ptycho_stream.simulate.scan_file import scan_file_of
 from ptycho_stream.training import fitting
 from ptycho_stream.training.job import JobProgress, JobSpec
 from ptycho_stream.training.jobs import run_job
-from ptycho_stream.training.stored_scan import store_scan
 
 SIZE = 32
 PARENT = "parent"

@@ -15,17 +15,17 @@ from ptycho_stream.errors import FileFormatError, ModelError, ScanNotFound, Stor
 from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.physics.probe import Probe, load_probe
 from ptycho_stream.reconstruct.history import read_history
+from ptycho_stream.reconstruct.open_scan import OpenScan
 from ptycho_stream.reconstruct.probe_life import probe_of_scan_before, save_probe
 from ptycho_stream.reconstruct.recipe import Recipe
 from ptycho_stream.reconstruct.scan_image import ScanImage
+from ptycho_stream.reconstruct.scan_trust import ScanTrust
 from ptycho_stream.results import ImageState
 from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_stream.scans.disk import replace_file
 from ptycho_stream.scans.folders import scan_directory
 from ptycho_stream.scans.header import ScanHeader
 from ptycho_stream.settings import Settings
-from ptycho_streamd.open_scan import OpenScan
-from ptycho_streamd.scan_trust import ScanTrust
 from ptycho_streamd.tries import begin_try, end_tries
 
 DONE_FILE = "reconstruct.done"

@@ -27,6 +27,7 @@ from ptycho_stream.errors import (
     StoreError,
     WireError,
 )
+from ptycho_stream.files.view_change import change_sealed
 from ptycho_stream.messages import (
     Frame,
     Message,
@@ -40,6 +41,7 @@ from ptycho_stream.messages import (
 from ptycho_stream.scans import scan_events as ev
 from ptycho_stream.scans.catalogue import Catalogue, Recovered
 from ptycho_stream.scans.header import ScanHeader
+from ptycho_stream.scans.scan_layout import start_of_header
 from ptycho_stream.scans.state_machine import ScanRules, ScanStateMachine
 from ptycho_stream.scans.ulid import new_scan_id
 from ptycho_stream.settings import Settings, StoredDetector, load_settings
@@ -52,11 +54,9 @@ from ptycho_streamd.ingest_metrics import IngestMetrics
 from ptycho_streamd.ingest_status import RateMeter, describe
 from ptycho_streamd.log_limit import LimitedLog
 from ptycho_streamd.recorder import EPOCH_KEY, Recorder
-from ptycho_streamd.scan_layout import start_of_header
 from ptycho_streamd.sources import Stream, open_sources
 from ptycho_streamd.stage import Stage, run_stage
 from ptycho_streamd.unsealed import Unsealed
-from ptycho_streamd.view_change import change_sealed
 
 COMMIT_NS = 5_000_000
 """A batch of frames is committed when it is full, or its first one is so old."""
@@ -222,19 +222,19 @@ class Ingest:
             case ScanEnd():
                 self._feed(ev.SeriesEnded(now_ns, message.series))
             case PositionsStart():
-                self._feed(ev.EpochStarted(now_ns, message.epoch, message.series))
+                self._feed(ev.EpochStarted(now_ns, message))
             case Positions():
                 self._metrics.positions_received.inc(len(message.numbers))
                 self._feed(ev.PositionsArrived(now_ns, message))
             case PositionsEnd():
                 self._feed(ev.EpochEnded(now_ns, message.epoch))
             case Undecodable():
-                self._metrics.undecodable.labels(message.reason).inc()
+                self._metrics.undecodable.labels(message.reason).inc(message.count)
                 where = "" if message.series is None else f" of series {message.series}"
                 trouble.warning(
                     message.reason, f"not understood{where} ({message.reason}): {message.detail}"
                 )
-                self._feed(ev.MessageUndecodable(now_ns, message.series, message.reason))
+                self._feed(ev.MessageUndecodable(now_ns, message))
             case Frame():
                 self._frame(message)
 
@@ -296,6 +296,7 @@ class Ingest:
             self._feed(ev.ScanFailed(now_ns, scan_id, reason))
         free, needed = self._housekeeper.free_bytes, self._settings.data.min_free_bytes
         self._feed(ev.RoomChanged(now_ns, free >= needed))
+        self._commit_all()  # a scan that is sealed by the clock has the positions that came for it
         self._feed(ev.Tick(now_ns))
         for header in self._unsealed.retry(now_ns):
             self._metrics.count_sealed(header)
@@ -331,8 +332,8 @@ class Ingest:
                 if recorder := self._recorders.get(scan_id):
                     recorder.add_positions(positions)
                     self._count_positions(scan_id, recorder)
-            case ev.BindEpoch(scan_id, epoch):
-                self._write(scan_id, lambda scan: scan.bind_epoch(epoch))
+            case ev.BindEpoch(scan_id, epoch, metadata):
+                self._write(scan_id, lambda scan: scan.bind_epoch(epoch, metadata))
             case ev.DropPositions(epoch, count):
                 if count:
                     self._metrics.positions_orphaned.inc(count)
@@ -575,6 +576,7 @@ def rules_of(settings: Settings) -> ScanRules:
         silence_ns=int(settings.detector.silence_s * 1e9),
         resume_ns=int(settings.data.resume_s * 1e9),
         positions_stream=positions.is_stream,
+        positions_measured=positions.is_measured,
         ends_by_silence=settings.detector.ends_by_silence,
     )
 

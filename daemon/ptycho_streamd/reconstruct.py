@@ -22,7 +22,6 @@ import zmq
 from ptycho_stream.errors import (
     ControlError,
     DeviceError,
-    FileFormatError,
     GeometryError,
     ModelError,
     ProbeError,
@@ -33,21 +32,22 @@ from ptycho_stream.errors import (
 )
 from ptycho_stream.models.active import check_unpinned, former_model
 from ptycho_stream.models.registry import ModelRegistry
+from ptycho_stream.reconstruct.open_scan import OpenScan
 from ptycho_stream.reconstruct.recipe import Recipe, load_recipe
+from ptycho_stream.reconstruct.spare_time import SpareTime
 from ptycho_stream.results import ImageState
 from ptycho_stream.scans.ulid import new_scan_id
 from ptycho_stream.settings import Settings, load_settings
 from ptycho_streamd.bus import StageRequest
 from ptycho_streamd.device_watch import DeviceWatch
-from ptycho_streamd.exports import export
+from ptycho_streamd.export_desk import ExportDesk
 from ptycho_streamd.image_store import ImageStore, Reprocessing
 from ptycho_streamd.misfit_watch import MisfitWatch
-from ptycho_streamd.open_scan import OpenScan
 from ptycho_streamd.publish import Publisher
 from ptycho_streamd.reconstruct_metrics import ReconstructMetrics
 from ptycho_streamd.snapshots import snapshot
-from ptycho_streamd.spare_time import SpareTime
 from ptycho_streamd.stage import Stage, run_stage
+from ptycho_streamd.tries import end_tries
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +95,7 @@ class ReconstructStage:
         self._shown: ImageState | None = None
         self._latencies_ms: deque[float] = deque(maxlen=2000)
         self._misfit = MisfitWatch()
+        self._exports = ExportDesk(stage, self._metrics, self._images)
 
     def run(self) -> None:
         """Until the supervisor says stop.
@@ -111,6 +112,7 @@ class ReconstructStage:
             recipe = self._images.recipe
             raise self._devices.lost(error, recipe.device if recipe else None) from error
         finally:
+            self._exports.close()
             self._publisher.close()
             self._context.term()
 
@@ -127,6 +129,8 @@ class ReconstructStage:
         self._publisher.serve()
         self._finish_scans()
         self._save_if_due()
+        self._exports.begin_partial(self._open.values())
+        self._exports.take_note()
         self._measure_if_due()
         self._beat()
         return worked
@@ -222,6 +226,8 @@ class ReconstructStage:
                 continue
             if not self._images.done(scan_id):
                 self._open_scan(scan_id)
+            elif not self._catalogue_seen:
+                self._exports.begin_left_over(scan_id)
         if not self._catalogue_seen and headers and self._shown is None:
             self._show_last(headers[0].scan_id)
         self._catalogue_seen = True
@@ -250,7 +256,7 @@ class ReconstructStage:
         if scan is not None:
             if scan.reader.header.sealed:  # whoever waits for its end gets what there is
                 self._publish(scan, final=True)
-            scan.close()
+            self._close(scan)
 
     def _show_last(self, scan_id: str) -> None:
         """Publish the last finished image again, so that clients of a restarted daemon get it."""
@@ -370,6 +376,7 @@ class ReconstructStage:
                 scan.park()
                 continue
             self._images.keep_probe(scan)
+            self._exports.announce(scan.reader.directory)
             self._images.mark_done(scan_id)
             counts = scan.image.counts()
             log.info(
@@ -378,8 +385,8 @@ class ReconstructStage:
                 scan.reader.header.state,
                 counts["reconstructed"],
             )
-            self._export_finished(scan)
-            scan.close()
+            self._exports.begin_final(scan.state(final=True))
+            self._close(scan)
             del self._open[scan_id]
 
     def _save_if_due(self) -> None:
@@ -403,17 +410,13 @@ class ReconstructStage:
             return False
         if took_s is not None:
             self._metrics.save_seconds.set(took_s)
+            end_tries(scan.reader.directory)
         return True
 
-    def _export_finished(self, scan: OpenScan) -> None:
-        settings = self._settings.export
-        if not settings.formats or scan.image.current is None:
-            return
-        try:
-            export(scan.state(final=True), settings.directory, settings.formats)
-        except FileFormatError as error:
-            log.error("scan %s is not exported: %s", scan.reader.scan_id, error)
-            self._metrics.exports_failed.inc()
+    def _close(self, scan: OpenScan) -> None:
+        """Let go of a scan in order: the stage has not died at it."""
+        end_tries(scan.reader.directory)
+        scan.close()
 
     def _measure_if_due(self) -> None:
         """Measure the newest scan's misfit now and then, for who starts a fine-tuning by it."""
@@ -444,7 +447,7 @@ class ReconstructStage:
             self._take_note_of_save(scan, wait=True)
             if scan.unsaved:
                 self._save(scan)
-            scan.close()
+            self._close(scan)
         self._open.clear()
         self._beat(now=True)
 
@@ -454,7 +457,8 @@ class ReconstructStage:
         try:
             match request.command:
                 case "export":
-                    self._stage.reply(request, self._export(**request.arguments))
+                    state = self._state_of(request.arguments["scan_id"])
+                    self._exports.answer(request, state, request.arguments["formats"])
                 case "models":
                     self._stage.reply(request, self._models())
                 case "use_model":
@@ -517,15 +521,6 @@ class ReconstructStage:
         """As :meth:`_loaded`, with the model ``name`` instead of the one in use."""
         changed = {"model": self._settings.model.model_copy(update={"name": name})}
         return self._loaded(self._settings.model_copy(update=changed))
-
-    def _export(self, scan_id: str | None, formats: list[str]) -> dict[str, Any]:
-        state = self._state_of(scan_id)
-        if not state.tiles:
-            raise ScanNotFound(
-                f"scan {state.scan_id} has no image: none of its frames has a position"
-            )
-        paths = export(state, self._settings.export.directory, tuple(formats))
-        return {"scan_id": state.scan_id, "paths": [str(path) for path in paths]}
 
     def _state_of(self, scan_id: str | None) -> ImageState:
         if scan_id is None:

@@ -39,22 +39,22 @@ class ReconstructMetrics:
             "Predicted patches with NaN or infinity, left out of the image",
             registry=self.registry,
         )
-        self.frames_refined = Counter(
+        self._frames_refined = Counter(
             "ptycho_stream_frame_refinements",
             "Visits of frames by refinement",
             registry=self.registry,
         )
-        self.refinements_failed = Counter(
+        self._refinements_failed = Counter(
             "ptycho_stream_refinements_failed",
             "Scans whose refinement ended with an error; their predicted images are kept",
             registry=self.registry,
         )
-        self.refinement_sweeps = Gauge(
+        self._refinement_sweeps = Gauge(
             "ptycho_stream_refinement_sweeps",
             "Visits of a frame by refinement, on average, in the newest refined image",
             registry=self.registry,
         )
-        self.judgements_failed = Counter(
+        self._judgements_failed = Counter(
             "ptycho_stream_judgements_failed",
             "Scans whose image could not be judged to the end",
             registry=self.registry,
@@ -112,9 +112,14 @@ class ReconstructMetrics:
             "States of an image that could not be written to disk",
             registry=self.registry,
         )
+        self.exports_written = Counter(
+            "ptycho_stream_exports_written",
+            "Files of images that were written",
+            registry=self.registry,
+        )
         self.exports_failed = Counter(
             "ptycho_stream_exports_failed",
-            "Files that could not be written at a scan's end",
+            "Files of images that could not be written",
             registry=self.registry,
         )
         self.latency = Histogram(
@@ -156,6 +161,22 @@ class ReconstructMetrics:
         """Patches are predicted with this model from now on."""
         self._model.clear()
         self._model.labels(name, sha256[:12]).set(1)
+
+    def refined(self, visits: int) -> None:
+        """Frames were visited by refinement so many times."""
+        self._frames_refined.inc(visits)
+
+    def shown(self, sweeps: float) -> None:
+        """A newly refined image may be seen; ``sweeps``: visits of a frame on average."""
+        self._refinement_sweeps.set(sweeps)
+
+    def refinement_failed(self) -> None:
+        """A scan is not refined any more."""
+        self._refinements_failed.inc()
+
+    def judgement_failed(self) -> None:
+        """A scan's image is not judged any more."""
+        self._judgements_failed.inc()
 
     def judged(self, report: TrustReport) -> None:
         """This is what is known of the newest image."""

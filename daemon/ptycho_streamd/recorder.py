@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_stream.files.view_change import changed_view
 from ptycho_stream.geometry import View
 from ptycho_stream.messages import Frame, Positions
+from ptycho_stream.scans.dark_frames import SERIES_KEY, is_dark_series
 from ptycho_stream.scans.folders import scan_directory
 from ptycho_stream.scans.header import ScanHeader, ScanState
 from ptycho_stream.scans.join import FramesAlone, Join, PositionLimits
@@ -31,14 +33,13 @@ from ptycho_stream.scans.records import (
     positions_of,
 )
 from ptycho_stream.scans.scan_events import OpenScan
+from ptycho_stream.scans.scan_layout import lay_out
 from ptycho_stream.scans.stored_part import Binning, StoredPart
 from ptycho_stream.scans.writer import ScanWriter
 from ptycho_stream.settings import Settings
 from ptycho_stream.wire.compression import decode, decode_window
-from ptycho_streamd.dark_frames import is_dark_series
-from ptycho_streamd.scan_layout import lay_out
+from ptycho_stream.wire.generated_positions import GeneratedPositions
 from ptycho_streamd.scan_view import ScanView
-from ptycho_streamd.view_change import changed_view
 
 EPOCH_KEY = "position_epoch"
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class PositionCounts:
     """Positions of one scan; a difference of two is what came in between.
 
     Attributes:
-        inline: came with their frames.
+        inline: came with their frames, or were made for them.
         invalid: NaN, infinite or without hope of a frame.
         out_of_extent: further out than ``reconstruct.max_extent_m``.
         jumps: further from the one before than ``reconstruct.max_step_m``.
@@ -84,6 +85,8 @@ class Recorder:
         self._binning = self._made_binning(part, settings) if part.bin_px > 1 else None
         self._view = ScanView(root, writer, self.join, settings.view)
         self._all_dark = is_dark_series(header)
+        path = settings.positions.generated
+        self._path = None if path is None else GeneratedPositions(path)
         self._reported = (0, 0)
         self._inline = 0
         self._counted = PositionCounts()
@@ -170,7 +173,7 @@ class Recorder:
             return
         if i0:
             self._view.readings += 1
-        position = frame.position_yx_m
+        position = frame.position_yx_m if self._path is None else self._path.of(number)
         if position is None:
             pair = self.join.frame(number, slot, i0, skip=flags != 0)
         else:
@@ -271,9 +274,16 @@ class Recorder:
         """Write state and reason into the header."""
         self.writer.update_header(state=state, reason=reason)
 
-    def bind_epoch(self, epoch: str) -> None:
-        """Note the epoch in the metadata, where the next incarnation of ingest finds it."""
-        metadata = {**self.header.metadata, EPOCH_KEY: epoch}
+    def bind_epoch(self, epoch: str, told: Mapping[str, Any]) -> None:
+        """Note the epoch in the metadata, where the next incarnation of ingest finds it.
+
+        Args:
+            epoch: its name.
+            told: what it says of itself, but for whether frames are dark: those that were stored
+                before it came have been looked at already.
+        """
+        told = {key: held for key, held in told.items() if key != SERIES_KEY}
+        metadata = {**self.header.metadata, **told, EPOCH_KEY: epoch}
         self.writer.update_header(metadata=metadata)
 
     def change_view(self, settings: Settings) -> bool:

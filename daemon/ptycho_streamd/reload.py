@@ -15,7 +15,7 @@ FIXED: dict[str, frozenset[str] | None] = {
     "detector": frozenset(
         {"dialect", "endpoint", "attach", "socket", "max_shape_yx_px", "queue_bytes"}
     ),
-    "positions": frozenset({"source", "endpoint", "attach", "socket"}),
+    "positions": frozenset({"source", "endpoint", "attach", "socket", "panda", "bluesky"}),
     "reconstruct": frozenset({"size_px", "device", "threads", "tile_px"}),
     "results": None,
     "control": None,

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ptycho_stream.errors import ControlError, PtychoStreamError, ScanNotFound
+from ptycho_stream.files.view_change import WORDS as VIEW_WORDS
+from ptycho_stream.files.view_change import asks_for_a_view
 from ptycho_stream.reconstruct.history import HistoryEntry, read_history
 from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_stream.scans.header import ScanHeader, read_header
@@ -22,8 +24,6 @@ from ptycho_streamd.child import Child
 from ptycho_streamd.control import ControlServer, Request
 from ptycho_streamd.snapshots import list_snapshots
 from ptycho_streamd.stage import stage_of_detector
-from ptycho_streamd.view_change import WORDS as VIEW_WORDS
-from ptycho_streamd.view_change import asks_for_a_view
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ FORWARDED: dict[str, Step] = {
     "models": Step("reconstruct", "models", 10.0),
     "use_model": Step("reconstruct", "use_model", 30.0),
     "rollback_model": Step("reconstruct", "rollback_model", 30.0),
-    "export": Step("reconstruct", "export", 120.0),
+    "export": Step("reconstruct", "export", 600.0),
     "snapshot": Step("reconstruct", "snapshot", 120.0),
 }
 SET_VIEW = Step("ingest", "set_view", 10.0)

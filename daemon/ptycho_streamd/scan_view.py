@@ -15,20 +15,20 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_stream.files.view_files import DARK_FRAMES, view_of_settings
 from ptycho_stream.geometry import View
+from ptycho_stream.scans.dark_frames import (
+    DarkFrames,
+    dark_frames_of,
+    is_dark_series,
+    keep_dark_series,
+)
 from ptycho_stream.scans.folders import scan_directory
 from ptycho_stream.scans.join import Join
 from ptycho_stream.scans.reader import ScanReader
 from ptycho_stream.scans.view_data import keep_view_data
 from ptycho_stream.scans.writer import ScanWriter
 from ptycho_stream.settings import ViewSettings
-from ptycho_streamd.dark_frames import (
-    DarkFrames,
-    dark_frames_of,
-    is_dark_series,
-    keep_dark_series,
-)
-from ptycho_streamd.view_files import DARK_FRAMES, view_of_settings
 
 FIRST_READINGS: Final = 32
 """So many readings of the monitor give the first scale."""

@@ -81,7 +81,7 @@ class Stage:
         self.socket.setsockopt(zmq.IDENTITY, identity(name, os.getpid()))
         self.socket.setsockopt(zmq.LINGER, 500)
         self.socket.connect(endpoint)
-        _ask_for_signal_at_parents_death()
+        end_with_parent()
         signal.signal(signal.SIGTERM, self._on_sigterm)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
 
@@ -221,8 +221,8 @@ def configure_logging(level: str, process: str) -> None:
     )
 
 
-def _ask_for_signal_at_parents_death() -> None:
-    """Children end with the supervisor, even if it was killed (prctl(2), Linux)."""
+def end_with_parent() -> None:
+    """Get SIGTERM when whoever started this process ends, even if it was killed (prctl(2))."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")

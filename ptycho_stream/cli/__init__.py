@@ -21,6 +21,7 @@ COMMANDS = {
     "demo": ("ptycho_stream.cli.demo", "demo"),
     "simulate": ("ptycho_stream.cli.simulate", "simulate"),
     "replay": ("ptycho_stream.cli.replay", "replay"),
+    "reconstruct": ("ptycho_stream.cli.reconstruct", "reconstruct"),
     "watch": ("ptycho_stream.cli.watch", "watch"),
     "ctl": ("ptycho_stream.cli.ctl", "app"),
     "train": ("ptycho_stream.cli.train", "train"),

@@ -35,6 +35,7 @@ def check(
     Example: ptycho-stream config check configs/demo.toml
     """
     from ptycho_stream.cli.checkup import check_optics
+    from ptycho_stream.cli.positions_checkup import check_generated
     from ptycho_stream.settings import load_settings
 
     try:
@@ -43,6 +44,11 @@ def check(
             check_optics(settings)
         except ProbeError as error:
             raise SettingsError(f"{file} has 1 problem(s):\n  probe.optics: {error}") from error
+        path = settings.positions.generated
+        found = None if path is None else check_generated(path, settings)
+        if found is not None and not found.ok:
+            text = f"{file} has 1 problem(s):\n  positions.generated: {found.detail}"
+            raise SettingsError(text)
     except SettingsError as error:
         if not as_json:
             raise

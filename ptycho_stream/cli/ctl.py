@@ -144,14 +144,19 @@ def export(
     config: Config = None,
     endpoint: ControlEndpoint = None,
     formats: Annotated[
-        list[str] | None, typer.Option("--format", help="npz or png; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--format", help="npz, png, tiff, ptychodus, cxi or ptychopinn; repeatable. [npz]"
+        ),
     ] = None,
     timeout: Timeout = None,
     as_json: AsJson = False,
 ) -> None:
     """Make the daemon write a scan's image into its export folder.
 
-    Example: ptycho-stream ctl export --format npz --format png
+    With ptychodus, cxi and ptychopinn its frames are written too.
+
+    Example: ptycho-stream ctl export --format npz --format ptychodus
     """
     arguments = {"scan_id": scan_id, "formats": formats or ["npz"]}
     print_result(call_daemon("export", arguments, config, endpoint, timeout), as_json)

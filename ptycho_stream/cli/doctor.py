@@ -17,6 +17,7 @@ from rich.table import Table
 from ptycho_stream.cli.checkup import Finding, check_files, check_machine
 from ptycho_stream.cli.endpoint_checkup import check_endpoints
 from ptycho_stream.cli.options import AsJson
+from ptycho_stream.cli.positions_checkup import check_known_positions
 from ptycho_stream.settings import load_settings
 
 _STYLES = {True: "green", False: "red"}
@@ -30,14 +31,15 @@ def doctor(
     """Check endpoints, files, disk and device of a configuration, without taking a frame.
 
     Says of every endpoint whether it is OK, silent, refused, or asks for another key; and of the
-    probe, the model, the data directory and the GPU whether they can be used. The exit status is 1
-    if something is wrong.
+    probe, the model, the data directory and the GPU, and of positions from a file or a generated
+    path, whether they can be used. The exit status is 1 if something is wrong.
 
     Example: ptycho-stream doctor --config beamline.toml
     """
     settings = load_settings(config)
     findings = [
         *check_endpoints(settings, timeout),
+        *check_known_positions(settings),
         *check_files(settings),
         *check_machine(settings),
     ]

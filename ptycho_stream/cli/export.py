@@ -2,8 +2,8 @@
 
 It fetches the image from the resync socket as any subscriber would, or reads it from a file; the
 daemon writes nothing.  (``ctl export`` makes the daemon write from its store, also for scans of
-long ago.)  ``--report`` adds how the image came about, which the daemon tells over its control
-socket, or a scan's folder.
+long ago.)  Formats with room for frames take them from the scan's folder.  ``--report`` adds how
+the image came about, which the daemon tells over its control socket, or a scan's folder.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ from ptycho_stream.cli.options import (
 )
 from ptycho_stream.cli.watch import SILENCE_ONCE_S, fetch
 from ptycho_stream.errors import ScanNotFound
+from ptycho_stream.files.products import ENDINGS, format_of, write_result
+from ptycho_stream.messages import DetectorGeometry
+from ptycho_stream.scans.header import read_header
+from ptycho_stream.scans.reader import ScanReader
 
 if TYPE_CHECKING:
     from ptycho_stream.report.scan_report import ScanReport
     from ptycho_stream.results import Image
 
-SUFFIXES = (".npz", ".png")
-REPORT_SUFFIXES = (*SUFFIXES, ".html")
+REPORT_SUFFIXES = (".npz", ".png", ".html")
 
 
 def export(
@@ -40,7 +43,7 @@ def export(
         list[Path] | None,
         typer.Argument(
             metavar="[FILE...]",
-            help="Ending in .npz or .png; with --report in .html or .png, or none: "
+            help=f"Ending in {', '.join(ENDINGS)}; with --report in .html or .png, or none: "
             "ID-report.html and ID-report.png.",
         ),
     ] = None,
@@ -61,7 +64,9 @@ def export(
     folder: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="With --report and --image: the scan's folder; asks no daemon."
+            metavar="DIR",
+            help="The scan's folder, for its frames (.h5, .cxi, .ptychopinn.npz); with --image "
+            "the daemon is not asked.",
         ),
     ] = None,
     timeout: Annotated[
@@ -69,9 +74,11 @@ def export(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write an image as NPZ (arrays) or PNG (phase and amplitude), or a scan's report.
+    """Write an image into files of other programs' formats (docs/files.md), or a scan's report.
 
-    Example: ptycho-stream export image.npz preview.png
+    Example: ptycho-stream export image.npz preview.png product.h5
+
+    Example: ptycho-stream export scan.cxi --folder data/scans/01JBQ3N8Z5T0V6W7X8Y9ZABCDE
     """
     _check(files or [], scan, image_file, report, folder)
     if image_file is not None:
@@ -84,9 +91,16 @@ def export(
     if report:
         known = _known(image, folder, config, endpoint, timeout)
         _write_report(known, [file for file in written if file.suffix != ".npz"])
-    for file in written:
-        if file.suffix == ".npz" or not report:
-            _write(image, file)
+    to_write = [file for file in written if file.suffix == ".npz" or not report]
+    if folder is not None and not report:
+        with ScanReader(_folder_of(image, folder)) as reader:
+            for file in to_write:
+                _write(image, file, frames=reader)
+    else:
+        asks = any(format_of(file) in _WITH_GEOMETRY for file in to_write) and image_file is None
+        geometry = _geometry(image, config, endpoint, timeout) if asks else None
+        for file in to_write:
+            _write(image, file, geometry=geometry)
     if as_json:
         typer.echo(json.dumps({**summary(image), "files": [str(file) for file in written]}))
     else:
@@ -97,17 +111,21 @@ def _check(
     files: list[Path], scan: str | None, image_file: Path | None, report: bool, folder: Path | None
 ) -> None:
     """Refuse what makes no sense together, as wrong usage."""
-    suffixes = REPORT_SUFFIXES if report else SUFFIXES
+    endings = REPORT_SUFFIXES if report else ENDINGS
     for file in files:
-        if file.suffix not in suffixes:
+        if not file.name.lower().endswith(endings):
             hint = " (.html needs --report)" if file.suffix == ".html" else ""
-            raise typer.BadParameter(f"{file}: the name must end in {' or '.join(suffixes)}{hint}")
+            raise typer.BadParameter(f"{file}: the name must end in {' or '.join(endings)}{hint}")
+        if format_of(file) == "ptychodus" and image_file is not None and folder is None:
+            raise typer.BadParameter(
+                f"{file}: energy and distance are not in {image_file}: name the scan's --folder"
+            )
     if not files and not report:
-        raise typer.BadParameter("name the files to write, ending in .npz or .png")
+        raise typer.BadParameter(f"name the files to write, ending in {', '.join(ENDINGS)}")
     if image_file is not None and scan is not None:
         raise typer.BadParameter("--image is of one scan already: leave --scan out")
-    if folder is not None and not (report and image_file is not None):
-        raise typer.BadParameter("--folder needs --report and --image")
+    if folder is not None and report and image_file is None:
+        raise typer.BadParameter("--folder with --report needs --image")
 
 
 def _newest(endpoints: tuple[str, str], scan: str | None, timeout_s: float | None) -> Image:
@@ -124,13 +142,44 @@ def _newest(endpoints: tuple[str, str], scan: str | None, timeout_s: float | Non
         ) from error
 
 
-def _write(image: Image, file: Path) -> None:
-    if file.suffix == ".npz":
-        image.save(file)
-        return
-    from ptycho_stream.files.images import save_png
+_WITH_GEOMETRY = ("ptychodus", "cxi")
+"""Formats that say energy, distance and detector pixel, which an image does not have."""
 
-    save_png(image, file)
+
+def _write(
+    image: Image,
+    file: Path,
+    frames: ScanReader | None = None,
+    geometry: DetectorGeometry | None = None,
+) -> None:
+    kind = format_of(file)
+    assert kind is not None  # by _check
+    write_result(image, file, kind, frames, geometry=geometry)
+
+
+def _folder_of(image: Image, folder: Path) -> Path:
+    """The folder, if it is that of the image's scan."""
+    held = read_header(folder)
+    if held.scan_id != image.scan_id:
+        raise ScanNotFound(
+            f"{folder} is the folder of scan {held.scan_id} and the image is of {image.scan_id}: "
+            "name the folder of that"
+        )
+    return folder
+
+
+def _geometry(
+    image: Image, config: Path | None, endpoint: str | None, timeout_s: float | None
+) -> DetectorGeometry:
+    """Energy, distance and detector pixel of a scan, as the daemon has them."""
+    from ptycho_stream.client import Daemon
+
+    with Daemon(control_endpoint(config, endpoint), timeout_s=timeout_s or 10.0) as daemon:
+        told: dict[str, Any] = daemon.scan(image.scan_id)["geometry"]
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in told.items()
+    }
+    return DetectorGeometry(**values)
 
 
 def _known(
@@ -146,15 +195,7 @@ def _known(
 
     header: dict[str, Any]
     if folder is not None:
-        from ptycho_stream.scans.header import read_header
-
-        held = read_header(folder)
-        if held.scan_id != image.scan_id:
-            raise ScanNotFound(
-                f"{folder} is the folder of scan {held.scan_id} and the image is of "
-                f"{image.scan_id}: name the folder of that"
-            )
-        header = json.loads(held.to_json())
+        header = json.loads(read_header(_folder_of(image, folder)).to_json())
         return ScanReport(image, read_history(folder), header)
     from ptycho_stream.client import Daemon
 

@@ -1,4 +1,4 @@
-"""``ptycho-stream replay``: stream a scan file as a detector and a positioner would.
+"""``ptycho-stream replay``: stream a recorded scan as a detector and a positioner would.
 
 For trying a daemon's configuration without a beam, with measured or simulated frames.
 """
@@ -9,15 +9,18 @@ import json
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 
+from ptycho_stream.cli import measured_options as given
+from ptycho_stream.cli import position_options as positioner_given
 from ptycho_stream.cli.options import AsJson
-from ptycho_stream.files.npz import ScanFile, load_scan
+from ptycho_stream.files.measured import load_measured
+from ptycho_stream.files.measured_choice import MeasuredChoice
+from ptycho_stream.files.npz import ScanFile
 from ptycho_stream.simulate.detector import (
     DetectorSimulator,
     PositionSimulator,
@@ -48,8 +51,10 @@ class _Plan:
         return count * self.repeat
 
 
+@given.explained
 def replay(
-    file: Annotated[Path, typer.Argument(help="Scan file (NPZ) of `simulate` or your own.")],
+    file: given.ScanArgument,
+    choice: MeasuredChoice,
     dialect: Annotated[Dialect, typer.Option(help="What the detector speaks.")] = "dectris-v1",
     bind: Annotated[
         str,
@@ -77,10 +82,14 @@ def replay(
     positions: Annotated[
         PositionTiming, typer.Option(help="When positions come; `inline`: native and pva.")
     ] = "during",
-    positions_socket: Annotated[
-        SocketKind,
-        typer.Option(help="push for a daemon with positions.socket = 'pull', pub for 'sub'."),
-    ] = "push",
+    positions_dialect: positioner_given.Dialect = None,
+    positions_from: positioner_given.From = None,
+    positions_socket: positioner_given.Socket = None,
+    samples_per_frame: positioner_given.SamplesPerFrame = None,
+    samples_per_message: positioner_given.SamplesPerMessage = None,
+    jitter_m: positioner_given.JitterM = None,
+    serializer: positioner_given.SerializerName = None,
+    pages: positioner_given.Pages = False,
     no_positions: Annotated[bool, typer.Option("--no-positions", help="Send frames only.")] = False,
     positions_batch: Annotated[int, typer.Option(min=1, help="Positions a message.")] = 10,
     rate: Annotated[
@@ -102,17 +111,35 @@ def replay(
         ),
     ] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for a receiver.")] = 30.0,
+    config: given.StoreConfig = None,
     as_json: AsJson = False,
 ) -> None:
-    """Stream a scan file as if it were being measured.
+    """Stream a recorded scan, of any format, as if it were being measured.
 
     Waits until somebody receives, then sends frames and positions.
 
     Example: ptycho-stream replay scan.npz --rate 100 --series 1
     --bind tcp://127.0.0.1:9999 --positions-bind tcp://127.0.0.1:9998
+
+    Example: ptycho-stream replay scan.cxi --dialect native
+
+    Example: ptycho-stream replay master.h5 --y /entry/samy --x /entry/samx --position-unit um
+    --rate 50
+
+    Example: ptycho-stream replay scan.npz --one-part-each --positions-from configs/nsls2-hxn.toml
     """
+    scan = load_measured(given.scan_path(file, config), choice)
+    motion = positioner_given.position_options(
+        positions_dialect,
+        positions_from,
+        samples_per_frame,
+        samples_per_message,
+        jitter_m,
+        serializer,
+        pages,
+    )
     options = DetectorOptions(dialect, encoding, header_detail, rate, one_part_each, modules)
-    plan = _Plan(load_scan(file), positions, series, repeat, stop_after, positions_batch)
+    plan = _Plan(scan, positions, series, repeat, stop_after, positions_batch)
     with ExitStack() as stack:
         if dialect == "pva":
             if detector_socket is not None:
@@ -129,8 +156,9 @@ def replay(
             )
         positioner = None
         if not (no_positions or positions == "inline"):
+            kind = positioner_given.socket_kind(positions_socket, motion.dialect)
             positioner = stack.enter_context(
-                PositionSimulator(positions_bind, positions_socket, timeout_s=timeout)
+                PositionSimulator(positions_bind, kind, timeout_s=timeout, options=motion)
             )
         console = Console(stderr=True)
         with console.status(f"waiting for a receiver at {detector.endpoint}"):

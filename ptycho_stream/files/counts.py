@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_stream.errors import FileFormatError
-from ptycho_stream.files.measured_choice import Domain
+from ptycho_stream.files.measured_choice import Domain, Negative
 
 Counts = NDArray[np.unsignedinteger[Any]]
 
@@ -41,6 +41,10 @@ class CountsArray(Protocol):
 
     def __getitem__(self, key: Any, /) -> Any:
         """Frame (h, w) of an index, frames (n, h, w) of a slice or of indices (n,)."""
+        ...
+
+    def __array__(self) -> NDArray[Any]:
+        """All frames at once."""
         ...
 
 
@@ -103,7 +107,7 @@ class Conversion:
     where: str
     domain: Domain = "counts"
     counts_per_unit: float | None = None
-    negative: Literal["refuse", "zero"] = "refuse"
+    negative: Negative = "refuse"
     bad_pixels: NDArray[np.bool_] | None = None
 
     def dtype(self, of: np.dtype[Any]) -> np.dtype[Any]:
@@ -113,13 +117,11 @@ class Conversion:
         return np.dtype(f"u{min(size, 4)}")
 
     def counts(self, values: NDArray[Any], first: int = 0) -> Counts:
-        """Counts (n, h, w) from what the file holds of frames ``first`` on.
+        """Counts (n, h, w) from the numbers that the file holds of frames ``first`` on.
 
         Raises:
             FileFormatError: they cannot be counts; the text says what to say of the file.
         """
-        if values.dtype.kind not in "uif":
-            raise FileFormatError(f"{self.where} is {values.dtype}, not numbers: name another")
         good = values if self.bad_pixels is None else np.where(self.bad_pixels, 0, values)
         plain = self.domain == "counts" and self.counts_per_unit is None
         if plain and good.dtype.kind == "u" and good.dtype.itemsize <= 4:

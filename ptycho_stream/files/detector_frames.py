@@ -22,12 +22,10 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-import h5py  # pyright: ignore[reportMissingTypeStubs]
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_stream.atomic_file import atomic_path
-from ptycho_stream.errors import FileFormatError
+from ptycho_stream.files.hdf5_output import hdf5_output
 from ptycho_stream.scans.reader import ScanReader
 from ptycho_stream.scans.records import FRAME_FLAG_LOST
 
@@ -51,22 +49,18 @@ def write_detector_frames(path: Path, scan: ScanReader, beside: ScanReader | Non
     records = records[(records["flags"] & FRAME_FLAG_LOST) == 0]
     records = records[np.argsort(records["number"], kind="stable")]
     numbers = records["number"].astype(np.int64)
-    with atomic_path(path) as partial:
-        try:
-            with h5py.File(partial, "w") as file:
-                entry: Any = file.create_group("entry")
-                data: Any = entry.create_group("data")
-                entry.attrs["NX_class"], data.attrs["NX_class"] = "NXentry", "NXdata"
-                data.attrs["signal"] = "data"
-                _describe(entry, scan)
-                _copy_pixels(data, scan, records["slot"])
-                data["frame_number"] = numbers
-                for name in _TIMES:
-                    data[name] = records[name]
-                if beside is not None:
-                    data["position_yx_m"] = _positions_of(beside, numbers)
-        except RuntimeError as error:  # what HDF5 has for a full disk, beside OSError
-            raise FileFormatError(f"cannot write {path}: {error}") from error
+    with hdf5_output(path) as file:
+        entry = file.create_group("entry")
+        data = entry.create_group("data")
+        entry.attrs["NX_class"], data.attrs["NX_class"] = "NXentry", "NXdata"
+        data.attrs["signal"] = "data"
+        _describe(entry, scan)
+        _copy_pixels(data, scan, records["slot"])
+        data["frame_number"] = numbers
+        for name in _TIMES:
+            data[name] = records[name]
+        if beside is not None:
+            data["position_yx_m"] = _positions_of(beside, numbers)
     return len(numbers)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_stream.errors import FileFormatError
+from ptycho_stream.files.plausible import real_number
 
 MAX_ARRAY_BYTES: Final = 12 * 1024**3
 """Of arrays that are read as a whole: positions, masks, probes, objects."""
@@ -90,19 +91,17 @@ class Hdf5Input:
         """Datasets of a path whose last part may hold ``*``, in the order of their names.
 
         Raises:
-            FileFormatError: there is none.
+            FileFormatError: a link to one leads nowhere.
         """
         if "*" not in pattern:
-            return [self.get(pattern)]
+            found = self.find(pattern)
+            return [] if found is None else [found]
         folder, _, last = pattern.rpartition("/")
         with self._faults(pattern):
             group = self._file.get(folder or "/")
             names = sorted(group) if isinstance(group, h5py.Group) else []
-        found = [self.find(f"{folder}/{name}") for name in fnmatch.filter(names, last)]
-        datasets = [dataset for dataset in found if dataset is not None]
-        if not datasets:
-            raise FileFormatError(f"{self.path} has no dataset {pattern}; {self.names()}")
-        return datasets
+        held = [self.find(f"{folder}/{name}") for name in fnmatch.filter(names, last)]
+        return [dataset for dataset in held if dataset is not None]
 
     def array(self, path: str, kinds: str, *, what: str = "") -> NDArray[Any] | None:
         """A whole dataset, None if it is not there.
@@ -124,6 +123,17 @@ class Hdf5Input:
         if dataset.size is None or dataset.size * dataset.dtype.itemsize > MAX_ARRAY_BYTES:
             raise FileFormatError(f"{name} has shape {dataset.shape}, too large for {what}")
         return read_dataset(dataset, ())
+
+    def required(self, path: str, kinds: str, *, what: str) -> NDArray[Any]:
+        """A whole dataset that must be there; as :meth:`array`.
+
+        Raises:
+            FileFormatError: it is not there either.
+        """
+        found = self.array(path, kinds, what=what)
+        if found is None:
+            raise FileFormatError(f"{self.path} has no dataset {path}; {self.names()}")
+        return found
 
     def number(self, *paths: str) -> float | None:
         """One number, of the first path that is there; None if it is not above 0 or not there.
@@ -173,8 +183,28 @@ class Hdf5Input:
             held = cast("Any", self._file.get(path))
             return None if held is None else held.attrs.get(name)
 
+    def attributes(self, path: str) -> dict[str, Any]:
+        """All attributes of a group or dataset, by name."""
+        with self._faults(path):
+            held = cast("Any", self._file.get(path))
+            return {} if held is None else dict(held.attrs)
+
+    def root_names(self) -> list[str]:
+        """What lies at the root."""
+        with self._faults("/"):
+            return list(self._file)
+
     def attribute_number(self, name: str, path: str = "/") -> float | None:
-        """An attribute that is a number; None if it is not there, or not above 0.
+        """An attribute that is a number above 0; None if it is not there, or not above 0.
+
+        Raises:
+            FileFormatError: it is no number.
+        """
+        number = self.coordinate(name, path)
+        return number if number is not None and number > 0 else None
+
+    def coordinate(self, name: str, path: str = "/") -> float | None:
+        """An attribute that is any finite number; None if it is not there.
 
         Raises:
             FileFormatError: it is no number.
@@ -182,13 +212,8 @@ class Hdf5Input:
         value = self.attribute(name, path)
         if value is None:
             return None
-        try:
-            number = float(value)
-        except (TypeError, ValueError) as error:
-            raise FileFormatError(
-                f"{self.path}: attribute {name} of {path} is {value!r}, not a number"
-            ) from error
-        return number if 0 < number < np.inf else None
+        number = real_number(f"{self.path}: attribute {name} of {path}", value)
+        return number if np.isfinite(number) else None
 
     def names(self) -> str:
         """Some datasets of the file, as the end of a sentence."""
@@ -217,6 +242,21 @@ class Hdf5Input:
     def _faults(self, path: str) -> Generator[None]:
         with faults(f"{self.path}: {path}"):
             yield
+
+
+@contextmanager
+def opened_for_frames(path: Path) -> Generator[Hdf5Input]:
+    """An HDF5 file that stays open after the block as long as one of its datasets is held.
+
+    Raises:
+        FileFormatError: it is missing or no HDF5 file.
+    """
+    file = Hdf5Input(path)
+    try:
+        yield file
+    except BaseException:
+        file.close()
+        raise
 
 
 def _linked(file: Any, path: str) -> Sequence[str]:
@@ -248,8 +288,13 @@ def read_dataset(dataset: Any, key: Any) -> NDArray[Any]:
 
 
 def units_of(dataset: Any) -> str | None:
-    """The ``units`` attribute of a dataset; None: there is none."""
-    value = dataset.attrs.get("units")
+    """The ``units`` attribute of a dataset; None: there is none.
+
+    Raises:
+        FileFormatError: it cannot be read.
+    """
+    with faults(f"{dataset.file.filename}: {dataset.name}"):
+        value = dataset.attrs.get("units")
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.reshape(-1)[0]
     if isinstance(value, bytes):

@@ -15,6 +15,8 @@ from ptycho_stream.errors import FileFormatError
 
 Domain = Literal["counts", "amplitude"]
 LengthUnit = Literal["m", "mm", "um", "nm", "px"]
+Axis = Literal["first", "last"]
+Negative = Literal["refuse", "zero"]
 
 METRES = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9}
 """Length units by name; ``px`` are object pixels."""
@@ -32,13 +34,15 @@ class MeasuredChoice:
             its last part stands for anything: all such datasets, one after another.
         y: HDF5 path of positions along the rows: (N,), (rows, columns), or (rows,) of a raster.
         x: likewise along the columns.
-        positions: HDF5 path of an (N, 2) or (N, 3) array instead; columns x, y as in CXI.
+        xy: HDF5 path of an (N, 2) or (N, 3) array instead; columns x, y as in CXI.
+        positions_file: where these paths are, if not in the file of the frames; or a CSV or NPZ as
+            ``positions.path`` of the settings takes it.
         mask: HDF5 path of the bad pixels (h, w), not 0 where bad.
-        position_unit: of y, x or positions; None: their ``units`` attribute, else metres.
+        position_unit: of y, x or xy; None: as their ``units`` attribute says.
         photon_energy_eV: of the beam.
         detector_distance_m: from the sample.
         detector_pixel_yx_m: size of a pixel.
-        pixel_yx_m: size of an object pixel.
+        pixel_yx_m: size of an object pixel, for the window of the file's probe, else of its frames.
         domain: what the numbers in frames are.
         photons: counts of a frame on average, to scale amplitudes in units of their own.
         counts_per_unit: counts = value (squared if it is an amplitude) times this, rounded.
@@ -51,7 +55,8 @@ class MeasuredChoice:
     data: str | None = None
     y: str | None = None
     x: str | None = None
-    positions: str | None = None
+    xy: str | None = None
+    positions_file: Path | None = None
     mask: str | None = None
     position_unit: LengthUnit | None = None
     photon_energy_eV: float | None = None
@@ -61,8 +66,8 @@ class MeasuredChoice:
     domain: Domain | None = None
     photons: float | None = None
     counts_per_unit: float | None = None
-    frames_axis: Literal["first", "last"] = "first"
-    negative: Literal["refuse", "zero"] = "refuse"
+    frames_axis: Axis = "first"
+    negative: Negative = "refuse"
     product: Path | None = None
 
     def __post_init__(self) -> None:
@@ -86,5 +91,11 @@ class MeasuredChoice:
             raise FileFormatError("photons and counts_per_unit say the same: give one of them")
         if (self.y is None) != (self.x is None):
             raise FileFormatError("y and x belong together: name the paths of both")
-        if self.positions is not None and self.y is not None:
-            raise FileFormatError("give either positions or y and x, not both")
+        if self.xy is not None and self.y is not None:
+            raise FileFormatError("give either xy or y and x, not both")
+
+    @property
+    def moves_pixel(self) -> bool:
+        """Whether the object pixel follows from geometry given here, not from the file."""
+        geometry = (self.photon_energy_eV, self.detector_distance_m, self.detector_pixel_yx_m)
+        return self.pixel_yx_m is None and any(value is not None for value in geometry)

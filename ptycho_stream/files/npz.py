@@ -1,7 +1,8 @@
 """Our scan file, an NPZ: measured or simulated frames with positions and geometry.
 
 Written by ``ptycho-stream simulate`` and by scripts that convert other people's data, read by
-``ptycho-stream replay``, the demo and the tests.  Its keys:
+``ptycho-stream replay`` and ``reconstruct``, the demo and the tests. :class:`ScanFile` is also what
+the readers of all other formats make (:mod:`ptycho_stream.files.measured`).  The keys:
 
 =========================  ======================================================================
 ``diffraction``            integer counts (M, h, w), detector orientation, zero frequency at the
@@ -21,7 +22,6 @@ Written by ``ptycho-stream simulate`` and by scripts that convert other people's
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,10 +31,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_stream.atomic_file import atomic_file
-from ptycho_stream.errors import FileFormatError
+from ptycho_stream.errors import FileFormatError, GeometryError
+from ptycho_stream.files.counts import CountsArray
+from ptycho_stream.files.npz_members import read_npz
+from ptycho_stream.geometry import object_pixel_yx_m
 
 Pair = tuple[float, float]
 _DTYPES = (np.uint8, np.uint16, np.uint32)
+_CORRECTED = np.float32
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class ScanFile:
     """The contents of a scan file; the fields are those of the table at the top of the module.
 
     Attributes:
-        counts: uint8, uint16 or uint32 (M, h, w).
+        counts: uint8, uint16 or uint32 (M, h, w), or float32 where a view has corrected them; of a
+            large file an array-like that reads frames as it is indexed.
         positions_yx_m: float64 (M, 2).
         frame_numbers: int64 (M,).
         probe: complex64 (modes, N, N), None if the file has none.
@@ -50,7 +55,7 @@ class ScanFile:
         bad_pixels: bool (h, w), None if all are good or nobody knows.
     """
 
-    counts: NDArray[np.unsignedinteger[Any]]
+    counts: CountsArray
     positions_yx_m: NDArray[np.float64]
     frame_numbers: NDArray[np.int64]
     detector_distance_m: float | None = None
@@ -65,9 +70,9 @@ class ScanFile:
 
     def __post_init__(self) -> None:
         frames = len(self.counts)
-        if self.counts.ndim != 3 or 0 in self.counts.shape:
+        if len(self.counts.shape) != 3 or 0 in self.counts.shape:
             raise FileFormatError(f"diffraction has shape {self.counts.shape}, not (M, h, w)")
-        if self.counts.dtype.type not in _DTYPES:
+        if self.counts.dtype.type not in (*_DTYPES, _CORRECTED):
             raise FileFormatError(
                 f"diffraction is {self.counts.dtype}: counts are uint8, uint16 or uint32"
             )
@@ -96,6 +101,25 @@ class ScanFile:
     def __len__(self) -> int:
         return len(self.counts)
 
+    def pixel_for(self, size_px: int) -> Pair:
+        """Size (y, x) of an object pixel, metres: the file's, else from the geometry.
+
+        Args:
+            size_px: N of a patch, which the file's pixel is taken to be of.
+
+        Raises:
+            GeometryError: the scan tells neither.
+        """
+        if self.pixel_yx_m is not None:
+            return self.pixel_yx_m
+        energy, distance = self.photon_energy_eV, self.detector_distance_m
+        if energy is None or distance is None or self.detector_pixel_yx_m is None:
+            raise GeometryError(
+                "the scan tells no object pixel: give pixel_yx_m, or photon_energy_eV, "
+                "detector_distance_m and detector_pixel_yx_m"
+            )
+        return object_pixel_yx_m(energy, distance, self.detector_pixel_yx_m, size_px)
+
 
 def load_scan(path: Path) -> ScanFile:
     """Read a scan file.
@@ -104,18 +128,7 @@ def load_scan(path: Path) -> ScanFile:
         FileFormatError: the file is missing, unreadable or breaks one of the rules at the top of
             the module; the text says which key and what to do.
     """
-    if not path.is_file():
-        raise FileFormatError(f"there is no scan file {path}")
-    try:
-        # numpy leaves a file open that it opened itself and could not read
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
-            if not isinstance(held, np.lib.npyio.NpzFile):
-                raise FileFormatError("it is not an NPZ archive")
-            arrays: dict[str, NDArray[Any]] = {key: held[key] for key in held.files}
-    except FileFormatError as error:
-        raise FileFormatError(f"{path}: {error}") from error
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise FileFormatError(f"{path} is not a readable NPZ scan file: {error}") from error
+    arrays = read_npz(path, "scan file")
     try:
         return _read(arrays)
     except (FileFormatError, TypeError, ValueError) as error:
@@ -126,8 +139,10 @@ def save_scan(path: Path, scan: ScanFile) -> None:
     """Write ``scan`` to ``path``; a reader sees the old file or the whole new one.
 
     Raises:
-        FileFormatError: the file cannot be written.
+        FileFormatError: the counts are corrected ones, or the file cannot be written.
     """
+    if scan.counts.dtype.type not in _DTYPES:
+        raise FileFormatError(f"{path}: a scan file holds counts, not {scan.counts.dtype}")
     arrays: dict[str, Any] = {
         "diffraction": scan.counts,
         "measurement_domain": np.array("counts"),

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 from ptycho_stream.atomic_file import atomic_file
 from ptycho_stream.errors import FileFormatError
+
+MAX_NPZ_BYTES: Final = 16 * 1024**3
+"""Of all arrays together, unpacked."""
 
 
 @contextmanager
@@ -50,13 +53,30 @@ def read_npz(path: Path, what: str = "NPZ file") -> dict[str, NDArray[Any]]:
         if not zipfile.is_zipfile(path):
             raise FileFormatError("it is not an NPZ archive")
         with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                if member.filename.endswith(".npy"):
-                    with archive.open(member) as file:
-                        _check(file, member)
+            members = [m for m in archive.infolist() if m.filename.endswith(".npy")]
+            if sum(member.file_size for member in members) > MAX_NPZ_BYTES:
+                raise FileFormatError(
+                    f"its arrays take more than {MAX_NPZ_BYTES} bytes: write them as HDF5, from "
+                    "which frames are read as they are needed"
+                )
+            for member in members:
+                with archive.open(member) as file:
+                    _check(file, member)
         # numpy leaves a file open that it opened itself and could not read
         with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
             return {key: held[key] for key in held.files}
+
+
+def npz_keys(path: Path) -> list[str]:
+    """Names of the arrays of an NPZ file, none of which is read.
+
+    Raises:
+        FileFormatError: it is missing or no NPZ archive.
+    """
+    if not path.is_file():
+        raise FileFormatError(f"there is no file {path}")
+    with _faults(path, "NPZ file"), zipfile.ZipFile(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
 def _check(file: IO[bytes], member: zipfile.ZipInfo) -> None:

@@ -1,16 +1,16 @@
 """The arrays of a PtychoPINN data set, checked: its file's keys, or what a program hands over.
 
 Raw counts and amplitudes are found under the same key, so the domain has to be told, and is refused
-where the numbers cannot be of it. Used by ``raw_data``; ``files.ptychopinn_npz`` writes such files.
+where the numbers cannot be of it. Used by ``raw_data``; ``files.ptychopinn_npz`` writes such files,
+and reads them for those who do not speak PtychoPINN.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +19,11 @@ from ptycho_stream.errors import FileFormatError, ProbeError, PtychoPinnError
 from ptycho_stream.files.counts import Conversion
 from ptycho_stream.files.measured_choice import Domain
 from ptycho_stream.files.npz_members import read_npz
+from ptycho_stream.files.plausible import MAX_AMPLITUDE
+from ptycho_stream.files.ptychopinn_npz import FRAME_KEYS, told_domain, told_metadata
 from ptycho_stream.physics.probe import Probe
 
-_FRAMES_KEYS = ("diff3d", "diffraction")
 _NEEDED = ("xcoords", "ycoords", "scan_index", "probeGuess")
-
-_LEAST_COUNTS = 10.0
-"""Amplitudes are scaled so that the brightest pixel of a frame is below this on average."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,45 +64,32 @@ def load_npz(path: Path, measurement_domain: Domain | None = None) -> FrameArray
         measurement_domain: for a file that does not tell; must not contradict one that does.
 
     Raises:
-        FileFormatError: it is missing, damaged, or holds pickled objects.
+        FileFormatError: it is missing, damaged, holds pickled objects, or tells nonsense of itself.
         PtychoPinnError: a key is missing, an array is not what it should be, or the domain is not
-            told, told twice in different ways, or implausible.
+            told, told in another way, or implausible.
     """
     held = read_npz(path, "PtychoPINN file")
-    told = _metadata(held, path)
-    domain = _domain(told.get("measurement_domain"), measurement_domain, path)
+    told = told_metadata(path, held)
+    domain = _domain(told_domain(path, held, told), measurement_domain, path)
     nphotons = told.get("nphotons")
     if nphotons is not None and not (isinstance(nphotons, int | float) and nphotons > 0):
         raise PtychoPinnError(f"{path}: nphotons of _metadata is {nphotons!r}, no number above 0")
     return checked(held, domain, str(path), nphotons)
 
 
-def _metadata(held: Mapping[str, NDArray[Any]], path: Path) -> dict[str, Any]:
-    if "_metadata" not in held:
-        return {}
-    try:
-        told: object = json.loads(str(held["_metadata"]))
-    except (ValueError, RecursionError) as error:
-        raise PtychoPinnError(f"{path}: _metadata is not JSON text: {error}") from error
-    if not isinstance(told, dict):
-        raise PtychoPinnError(f"{path}: _metadata is not a JSON object")
-    return cast("dict[str, Any]", told)
-
-
-def _domain(in_file: Any, given: Domain | None, path: Path) -> Domain:
-    if in_file is None and given is None:
+def _domain(in_file: Domain | None, given: Domain | None, path: Path) -> Domain:
+    domain = in_file or given
+    if domain is None:
         raise PtychoPinnError(
             f"{path} does not tell whether its frames are amplitudes or counts: say "
             "measurement_domain='amplitude' or 'counts' (its own tag would be measurement_domain "
             "in _metadata)"
         )
-    if in_file is not None and in_file not in get_args(Domain):
-        raise PtychoPinnError(f"{path} says measurement_domain {in_file!r}, which is unknown")
-    if in_file is not None and given is not None and in_file != given:
+    if given is not None and domain != given:
         raise PtychoPinnError(
             f"{path} holds {in_file}, as it says itself, and not {given}: leave the argument out"
         )
-    return cast("Domain", in_file or given)
+    return domain
 
 
 def checked(
@@ -154,7 +139,7 @@ def checked(
 
 
 def _frames_key(arrays: Mapping[str, NDArray[Any]], where: str) -> str:
-    found = [key for key in _FRAMES_KEYS if key in arrays]
+    found = [key for key in FRAME_KEYS if key in arrays]
     if len(found) != 1:
         raise PtychoPinnError(
             f"{where}: one of diff3d and diffraction has to be there, and there are "
@@ -183,10 +168,10 @@ def _frames(values: NDArray[Any], count: int, domain: Domain, where: str) -> NDA
     if not np.isfinite(values).all() or values.min() < 0:
         raise PtychoPinnError(f"{where} holds NaN, infinity or negative numbers: no amplitudes")
     brightest = float(values.max((1, 2)).mean(dtype=np.float64))
-    if brightest >= _LEAST_COUNTS:
+    if brightest >= MAX_AMPLITUDE:
         raise PtychoPinnError(
             f"{where}: the brightest pixel of a frame is {brightest:.4g} on average, amplitudes "
-            f"are scaled to less than {_LEAST_COUNTS:g}: if these are counts say "
+            f"are scaled to less than {MAX_AMPLITUDE:g}: if these are counts say "
             "measurement_domain='counts', else divide them all by one number"
         )
     return np.ascontiguousarray(values, np.float32)

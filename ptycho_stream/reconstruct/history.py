@@ -92,3 +92,17 @@ def read_history(directory: Path) -> list[HistoryEntry]:
         except (ValueError, TypeError, KeyError) as error:
             _log.warning("%s, line %d is left out: %s", path, number, error)
     return entries
+
+
+def losses_of(directory: Path, generation: int) -> list[tuple[int, float]]:
+    """How the misfit R of a generation's image fell: (sweeps, R), one for each whole sweep.
+
+    Raises:
+        StoreError: the history cannot be read.
+    """
+    found = {
+        int(entry.sweeps): entry.figures["r_factor"]
+        for entry in read_history(directory)
+        if entry.generation == generation and "r_factor" in entry.figures
+    }
+    return sorted(found.items())

@@ -1,6 +1,7 @@
 """Refine a scan file without any daemon: frames and positions in, object and probe out.
 
-For programs and notebooks; the benchmark of refinement uses its parts. ::
+For programs and notebooks, where no network is wanted or none fits the frames; the benchmark of
+refinement uses its parts. ::
 
     result = refine_file(Path("scan.npz"), seconds=15)
     result.save(Path("refined.npz"))
@@ -19,8 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 from ptycho_stream.errors import GeometryError, ProbeError
-from ptycho_stream.files.npz import ScanFile, load_scan, save_arrays
-from ptycho_stream.geometry import object_pixel_yx_m, patch_corners
+from ptycho_stream.files.measured import load_measured
+from ptycho_stream.files.npz import save_arrays
+from ptycho_stream.geometry import patch_corners
 from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.physics.probe import Probe
 from ptycho_stream.reconstruct.canvas import Canvas, half_of
@@ -100,7 +102,7 @@ def refine_file(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> RefinedScan:
-    """Reconstruct a scan file (:mod:`ptycho_stream.files.npz`) by refinement.
+    """Reconstruct a measured scan (:mod:`ptycho_stream.files.measured`) by refinement.
 
     Args:
         path: of the file.
@@ -110,7 +112,7 @@ def refine_file(
         model: network whose stitched image is the start (``default`` is the one in use); None:
             the start is an object of 1.
         settings: how to refine.
-        valid: bool (N, N), False where the detector has no answer.
+        valid: bool (N, N), False where the detector has no answer; None: as the file says.
         device: where to compute.
         seed: of the order of visits.
 
@@ -120,7 +122,10 @@ def refine_file(
         GeometryError: frames are not square, do not fit the probe, the pixel size is not known, or
             positions are unusable.
     """
-    scan = load_scan(Path(path))
+    scan = load_measured(Path(path))
+    counts = np.asarray(scan.counts)
+    if valid is None and scan.bad_pixels is not None:
+        valid = ~scan.bad_pixels
     if probe is None:
         if scan.probe is None:
             raise ProbeError(f"{path} holds no probe: give one, a guess from the optics will do")
@@ -128,15 +133,15 @@ def refine_file(
     size = probe.size_px
     if scan.frame_shape_yx != (size, size):
         raise GeometryError(f"{path} holds frames of {scan.frame_shape_yx}, the probe has {size}")
-    pixel_yx_m = _pixel_yx_m(scan, size)
-    probe = probe.normalised(photons or measured_photons(scan.counts, valid))
-    refiner = Refiner(scan.counts, probe, settings, valid=valid, device=device, seed=seed)
+    pixel_yx_m = scan.pixel_for(size)
+    probe = probe.normalised(photons or measured_photons(counts, valid))
+    refiner = Refiner(counts, probe, settings, valid=valid, device=device, seed=seed)
     refiner.add(np.arange(len(scan)), scan.positions_yx_m / np.asarray(pixel_yx_m))
     if model is not None:
         network, _ = ModelRegistry().load(model)
         predictor = Predictor(network, probe, device)
         corner, shift = patch_corners(scan.positions_yx_m, pixel_yx_m, size)
-        refiner.start_from(*predicted_image(predictor, scan.counts, corner, shift, valid))
+        refiner.start_from(*predicted_image(predictor, counts, corner, shift, valid))
     refiner.sweep(seconds)
     image = refiner.image()
     origin = np.asarray(image.corner_yx_px) * np.asarray(pixel_yx_m)
@@ -178,15 +183,3 @@ def predicted_image(
     tiles = {index: Tile(1, *canvas.object_tile(index)) for index in canvas.tiles}
     image, _, corner = stitch(tiles, _TILE_PX)
     return image, corner
-
-
-def _pixel_yx_m(scan: ScanFile, size_px: int) -> tuple[float, float]:
-    if scan.pixel_yx_m is not None:
-        return scan.pixel_yx_m
-    energy, distance = scan.photon_energy_eV, scan.detector_distance_m
-    if energy is None or distance is None or scan.detector_pixel_yx_m is None:
-        raise GeometryError(
-            "the scan file tells no object pixel: store pixel_yx_m, or photon_energy_eV, "
-            "detector_distance_m and detector_pixel_yx_m"
-        )
-    return object_pixel_yx_m(energy, distance, scan.detector_pixel_yx_m, size_px)

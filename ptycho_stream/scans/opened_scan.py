@@ -45,6 +45,7 @@ class OpenedScan:
     epoch: str | None = None
     positioned: int = 0
     spared: int = 0
+    first_frame_ns: int = 0
     last_frame_ns: int = 0
     ended_ns: int = 0
     end_state: ScanState = "complete"
@@ -58,9 +59,9 @@ class OpenedScan:
     accepted: tuple[tuple[int, int], str] | None = None
     store: tuple[StoreFrame, ...] = ()
 
-    def count(self, name: str) -> None:
-        """Count one more of ``name`` in the scan's final accounting."""
-        self.counts[name] = self.counts.get(name, 0) + 1
+    def count(self, name: str, more: int = 1) -> None:
+        """Count so many more of ``name`` in the scan's final accounting."""
+        self.counts[name] = self.counts.get(name, 0) + more
 
     def accept(self) -> None:
         """Prepare for frames as ``start`` describes them."""

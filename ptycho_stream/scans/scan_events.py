@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_stream.messages import Positions, ScanStart
+from ptycho_stream.messages import Positions, PositionsStart, ScanStart, Undecodable
 from ptycho_stream.scans.header import ScanState
 
 # ---- events ------------------------------------------------------------------------------------
@@ -50,11 +50,10 @@ class FrameLost:
 
 @dataclass(frozen=True, slots=True)
 class MessageUndecodable:
-    """Something came that no codec understands; ``series`` where that could be read."""
+    """Something came that no codec understands."""
 
     at_ns: int
-    series: str | None
-    reason: str
+    what: Undecodable
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +66,10 @@ class SeriesEnded:
 
 @dataclass(frozen=True, slots=True)
 class EpochStarted:
-    """A positioner begins an epoch."""
+    """A positioner begins an epoch, or says more of it (see ``PositionsStart``)."""
 
     at_ns: int
-    epoch: str
-    series: str | None
+    start: PositionsStart
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,10 +249,14 @@ class StorePositions:
 
 @dataclass(frozen=True, slots=True)
 class BindEpoch:
-    """Note in the scan's header that an epoch is its own, so that a restart does not forget."""
+    """Note in the scan's header that an epoch is its own, so that a restart does not forget.
+
+    ``metadata``: what the epoch says of itself and the scan's own start does not.
+    """
 
     scan_id: str
     epoch: str
+    metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from ptycho_stream.messages import ScanStart
+from ptycho_stream.messages import ScanStart, Undecodable
 from ptycho_stream.scans import scan_events as ev
 from ptycho_stream.scans.epochs import Epoch, EpochBook
 from ptycho_stream.scans.header import ScanState
@@ -40,6 +40,9 @@ class ScanRules:
         silence_ns: without a frame, after which a running scan is taken for cut short.
         resume_ns: for the stream of a scan that was found open after a crash to go on.
         positions_stream: whether positions come on their own, so that an ended scan waits for them.
+        positions_measured: whether they are read while frames are taken. Then an epoch that names
+            no series is matched when its first positions and a scan's first frame have come: it may
+            be armed ahead of its scan, while another one is open, or be an alignment.
         ends_by_silence: whether the detector never says that a series is over, so that silence is
             how scans end, and not a fault.
     """
@@ -49,6 +52,7 @@ class ScanRules:
     silence_ns: int
     resume_ns: int
     positions_stream: bool
+    positions_measured: bool = False
     ends_by_silence: bool = False
 
 
@@ -72,7 +76,7 @@ class ScanStateMachine:
         self._refused: dict[str, None] = {}
         self._armed: tuple[str, ev.StartRequested] | None = None
         self._has_room = True
-        self._epochs = EpochBook(rules.match_window_ns)
+        self._epochs = EpochBook(rules.match_window_ns, rules.wait_ns, rules.positions_measured)
         self._handlers: dict[type[Any], Callable[[Any], Out]] = {
             ev.FrameArrived: self._frame_arrived,
             ev.SeriesStarted: self._series_started,
@@ -139,8 +143,9 @@ class ScanStateMachine:
             if scan.state == "armed":
                 out += self._lay_out(scan, event)
         if scan.state == "armed":
-            scan.state = "running"
+            scan.state, scan.first_frame_ns = "running", event.at_ns
             out.append(ev.SetState(scan.scan_id, "running"))
+            out += self._find_epoch(scan)
         highest = scan.ledger.highest
         scan.last_frame_ns = event.at_ns
         if not scan.ledger.take(event.number):
@@ -181,7 +186,7 @@ class ScanStateMachine:
         scan.start = replace(scan.start, frame_shape_yx=event.shape_yx, dtype=event.dtype)
         out += self._open_in_store(scan, replaced)
         if replaced is not None and scan.epoch is not None:
-            out.append(ev.BindEpoch(scan.scan_id, scan.epoch))
+            out.append(self._bound(self._epochs[scan.epoch], scan))
         return out
 
     def _frame_lost(self, event: ev.FrameLost) -> Out:
@@ -197,13 +202,17 @@ class ScanStateMachine:
         return (ev.SetState(scan.scan_id, "armed"),)
 
     def _message_undecodable(self, event: ev.MessageUndecodable) -> Out:
-        if event.series is not None:
-            scan = self._by_series.get(event.series)
-        else:
-            scan = self._find(None, ("armed", "running"))
+        scan = self._scan_of(event.what)
         if scan is not None:
-            scan.count(event.reason)
+            scan.count(event.what.reason, event.what.count)
         return ()
+
+    def _scan_of(self, what: Undecodable) -> OpenedScan | None:
+        if what.series is not None:
+            return self._by_series.get(what.series)
+        if what.epoch is not None:
+            return self._open.get(self._epochs.scan_of(what.epoch) or "")
+        return self._find(None, ("armed", "running"))
 
     # ---- starts and ends -----------------------------------------------------------------------
 
@@ -248,8 +257,11 @@ class ScanStateMachine:
         scan.layouts += 1
         scan.accept()
         opening = ev.OpenScan(scan.scan_id, scan.start, scan.state, scan.joined_late, replaces)
+        return [opening, *self._find_epoch(scan)]
+
+    def _find_epoch(self, scan: OpenedScan) -> Out:
         epoch = self._epochs.find_epoch(scan) if scan.epoch is None else None
-        return [opening, *(self._bind(epoch, scan) if epoch else ())]
+        return self._bind(epoch, scan) if epoch else ()
 
     def _refuse(self, series: str, out: list[ev.Instruction]) -> None:
         self._refused[series] = None
@@ -274,7 +286,7 @@ class ScanStateMachine:
         scan.ended_ns = at_ns
         scan.end_state, scan.end_reason = state, reason
         out: list[ev.Instruction] = [ev.SetState(scan.scan_id, "draining", reason)]
-        if scan.epoch is None and (late := self._epochs.find_epoch(scan, suspects=True)):
+        if scan.epoch is None and (late := self._epochs.find_suspect(scan)):
             out += self._bind(late, scan)
         return [*out, *self._seal_if_done(scan, at_ns)]
 
@@ -290,10 +302,33 @@ class ScanStateMachine:
         )
         if not done:
             return ()
+        if scan.epoch is None and (nearest := self._epochs.find_nearest(scan)):
+            return self._bind(nearest, scan)  # how many frames find their positions is told next
         lacking = scan.ledger.count > scan.spared
         if scan.end_state == "complete" and lacking and not scan.positioned:
-            return self._seal(scan, at_ns, "unmatched", "no positions came for it")
+            return self._seal(scan, at_ns, "unmatched", self._why_unmatched(scan))
         return self._seal(scan, at_ns, scan.end_state, scan.end_reason)
+
+    def _why_unmatched(self, scan: OpenedScan) -> str:
+        missed = None if scan.epoch is not None else self._epochs.missed(scan)
+        if missed is None:
+            return "no positions came for it"
+        apart_s, window_s, wait_s = (
+            ns / 1e9
+            for ns in (
+                missed.begun_ns - scan.armed_ns,
+                self.rules.match_window_ns,
+                self.rules.wait_ns,
+            )
+        )
+        when = f"{abs(apart_s):.1f} s {'before' if apart_s < 0 else 'after'} it"
+        came = f"positions came, of epoch {missed.name}, which names no series and was armed {when}"
+        if abs(apart_s) > window_s:
+            return f"{came}, more than positions.match_window_s = {window_s:g}"
+        return (
+            f"{came}: too long before or after its frames (positions.wait_s = {wait_s:g}), or "
+            "another epoch was armed nearer and sent nothing"
+        )
 
     def _seal(self, scan: OpenedScan, at_ns: int, state: ScanState, reason: str) -> Out:
         del self._open[scan.scan_id]
@@ -317,14 +352,21 @@ class ScanStateMachine:
     # ---- positions -----------------------------------------------------------------------------
 
     def _epoch_started(self, event: ev.EpochStarted) -> Out:
+        start = event.start
         out: list[ev.Instruction] = []
-        epoch = self._begin_epoch(event.epoch, event.series, event.at_ns, out)
+        epoch = self._begin_epoch(start.epoch, start.series, event.at_ns, out)
+        epoch.joined = start.joined
+        self._epochs.tell(epoch, start.metadata)
+        scan = self._open.get(epoch.scan_id or "")
+        if scan is not None and start.metadata:
+            return [*out, self._bound(epoch, scan)]
         return [*out, *self._try_to_bind(epoch)]
 
     def _positions_arrived(self, event: ev.PositionsArrived) -> Out:
         positions = event.positions
         out: list[ev.Instruction] = []
         epoch = self._begin_epoch(positions.epoch, positions.series, event.at_ns, out)
+        epoch.since_ns = epoch.since_ns or event.at_ns
         out += self._try_to_bind(epoch)
         if epoch.scan_id is None:
             dropped = self._epochs.hold(epoch, positions)
@@ -341,7 +383,11 @@ class ScanStateMachine:
         return [*out, *self._seal_if_done(scan, event.at_ns)] if scan else out
 
     def _begin_epoch(
-        self, name: str, series: str | None, at_ns: int, out: list[ev.Instruction]
+        self,
+        name: str,
+        series: str | None,
+        at_ns: int,
+        out: list[ev.Instruction],
     ) -> Epoch:
         epoch = self._epochs.begin(name, series, at_ns)
         out += (ev.DropPositions(other, n) for other, n in self._epochs.forget_surplus() if n)
@@ -357,10 +403,16 @@ class ScanStateMachine:
     def _bind(self, epoch: Epoch, scan: OpenedScan) -> Out:
         held, stale = self._epochs.bind(epoch, scan)
         return [
-            ev.BindEpoch(scan.scan_id, epoch.name),
+            self._bound(epoch, scan),
             *(ev.DropPositions(name, count) for name, count in stale),
             *(ev.StorePositions(scan.scan_id, positions) for positions in held),
         ]
+
+    def _bound(self, epoch: Epoch, scan: OpenedScan) -> ev.BindEpoch:
+        """What an epoch says goes into its scan's header; what that says itself comes first."""
+        own = scan.start.metadata
+        told = {key: held for key, held in self._epochs.told(epoch).items() if key not in own}
+        return ev.BindEpoch(scan.scan_id, epoch.name, told)
 
     def _frames_positioned(self, event: ev.FramesPositioned) -> Out:
         scan = self._open.get(event.scan_id)
@@ -426,7 +478,7 @@ class ScanStateMachine:
         scan.recovered = event.state != "draining"
         scan.ledger.restore(event.numbers)
         scan.positioned, scan.spared = event.positioned, event.spared
-        scan.last_frame_ns = scan.ended_ns = event.at_ns
+        scan.first_frame_ns = scan.last_frame_ns = scan.ended_ns = event.at_ns
         scan.end_reason = event.reason
         scan.end_state = "complete" if event.reason in ("", STOPPED) else "interrupted"
         scan.stopped = event.state == "draining" and event.reason == STOPPED
@@ -437,7 +489,7 @@ class ScanStateMachine:
         self._by_series[scan.series] = scan
         out: list[ev.Instruction] = []
         if event.epoch is not None:
-            self._epochs.bind(self._epochs.begin(event.epoch, scan.series, event.at_ns), scan)
+            self._epochs.resume(event.epoch, scan, event.at_ns)
         out.append(
             ev.Say("info", f"scan {scan.scan_id} is open again with {scan.ledger.count} frames")
         )
@@ -445,6 +497,7 @@ class ScanStateMachine:
 
     def _tick(self, event: ev.Tick) -> Out:
         self._epochs.match_window_ns = self.rules.match_window_ns
+        self._epochs.lag_ns = self.rules.wait_ns
         out: list[ev.Instruction] = []
         for scan in list(self._open.values()):
             silent_ns = event.at_ns - max(scan.last_frame_ns, scan.armed_ns)
@@ -469,7 +522,8 @@ class ScanStateMachine:
                 if self.rules.ends_by_silence:
                     state, reason = "complete", ""
                 out += self._end(scan, event.at_ns, state, reason)
-        out += (ev.DropPositions(name, n) for name, n in self._epochs.expire(event.at_ns) if n)
+        expired = self._epochs.expire(event.at_ns, self._open.values())
+        out += (ev.DropPositions(name, n) for name, n in expired if n)
         return out
 
     def _give_up_recovered(self, scan: OpenedScan, at_ns: int, reason: str) -> Out:

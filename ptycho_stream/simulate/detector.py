@@ -9,11 +9,10 @@ every part as a message of its own, and a series can be left unfinished.
 from __future__ import annotations
 
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Final, Literal, Protocol, Self
+from typing import Any, Final, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +21,9 @@ from ptycho_stream.errors import SettingsError
 from ptycho_stream.files.npz import ScanFile
 from ptycho_stream.simulate.dectris_v2_series import DectrisV2Series
 from ptycho_stream.simulate.outlet import Outlet, SocketKind
+from ptycho_stream.simulate.position_series import PositionOptions, PositionSeries, position_series
 from ptycho_stream.simulate.series import DectrisSeries, DetectorOptions, NativeSeries, Series
 from ptycho_stream.simulate.series_json_blob import RUN_NAME, acquisition_id, json_blob_series
-from ptycho_stream.wire.native import NativeEncoder
 
 PositionTiming = Literal["before", "during", "after", "inline"]
 PUBLISHERS: Final = ("psi", "slsdet", "odin")
@@ -220,7 +219,7 @@ def paced(count: int, rate_hz: float | None) -> Iterator[int]:
 
 
 class PositionSimulator:
-    """Streams the positions of scan files in the native dialect, one epoch a scan.
+    """Streams the positions of scan files, one epoch a scan, in the dialect of its options.
 
     PUSH by default: a PUB loses what it sends before its subscribers are there, which
     :meth:`wait_for_receiver` helps against.
@@ -232,11 +231,12 @@ class PositionSimulator:
         kind: SocketKind = "push",
         attach: Literal["bind", "connect"] = "bind",
         timeout_s: float = 30.0,
+        options: PositionOptions | None = None,
     ) -> None:
         self._outlet = Outlet(endpoint, kind, attach, timeout_s=timeout_s)
         self.endpoint = self._outlet.endpoint
-        self._encoder: NativeEncoder | None = None
-        self._name_series = True
+        self._options = options or PositionOptions()
+        self._epoch: PositionSeries | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -257,37 +257,44 @@ class PositionSimulator:
         """
         self._outlet.wait_for_receiver(timeout_s)
 
-    def start(self, series: int | str | None, epoch: str | None = None) -> None:
+    def start(
+        self,
+        series: int | str | None,
+        epoch: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
         """Begin an epoch, of a new unique name if None is given.
 
         It belongs to ``series``, the detector's name of it, or (None) to that of its time.
         """
-        self._encoder = NativeEncoder(str(series), epoch or f"positions-{uuid.uuid4().hex}")
-        self._name_series = series is not None
-        self._outlet.send(self._encoder.positions_start(name_series=self._name_series))
+        name = None if series is None else str(series)
+        self._epoch = position_series(self._options, name, epoch, metadata or {})
+        self._send(self._epoch.start())
 
     def send(self, numbers: NDArray[np.int64], position_yx_m: NDArray[np.float64]) -> None:
         """Send a batch of the epoch that was begun."""
-        self._outlet.send(
-            self._started().positions(numbers, position_yx_m, name_series=self._name_series)
-        )
+        self._send(self._started().positions(numbers, position_yx_m))
 
     def end(self) -> None:
         """End the epoch."""
-        self._outlet.send(self._started().positions_end())
+        self._send(self._started().end())
 
     def send_scan(self, scan: ScanFile, series: int | str | None = 1, batch: int = 50) -> None:
         """Stream all positions of ``scan`` as one epoch, ``batch`` a message."""
-        self.start(series)
+        self.start(series, metadata=scan.metadata)
         for first in range(0, len(scan), batch):
             part = slice(first, first + batch)
             self.send(scan.frame_numbers[part], scan.positions_yx_m[part])
         self.end()
 
-    def _started(self) -> NativeEncoder:
-        if self._encoder is None:
+    def _send(self, messages: Iterable[Sequence[bytes]]) -> None:
+        for parts in messages:
+            self._outlet.send(parts)
+
+    def _started(self) -> PositionSeries:
+        if self._epoch is None:
             raise SettingsError("no epoch of positions was begun: call start() first")
-        return self._encoder
+        return self._epoch
 
 
 def play(
@@ -321,7 +328,7 @@ def play(
     if source is not None and timing == "before":
         source.send_scan(scan, name, batch)
     if source is not None and timing == "during":
-        source.start(name)
+        source.start(name, metadata=scan.metadata)
     sent = 0
     for index in detector.frames(scan, series, stop_after, inline_positions=inline):
         sent = index + 1

@@ -10,9 +10,9 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-Path = NDArray[np.float64]
+from ptycho_stream.wire.generated_positions import fermat_spiral
 
-_GOLDEN_ANGLE = np.pi * (3 - 5**0.5)
+Path = NDArray[np.float64]
 
 
 def jittered_raster(
@@ -42,16 +42,11 @@ def jittered_raster(
 
 
 def spiral(rng: np.random.Generator, frames: int, step_px: float, jitter: float) -> Path:
-    """Fermat's spiral from the centre outwards: even density without any period.
+    """Fermat's spiral from a random angle, whose points have an area of step_px squared.
 
-    Point n lies at radius c sqrt(n) and turns by the golden angle (Huang et al. 2014,
-    doi:10.1364/OE.22.012634); c makes the area of a point step_px squared. It starts at a random
-    angle. Arguments and result are those of :func:`jittered_raster`.
+    Arguments and result are those of :func:`jittered_raster`.
     """
-    number = np.arange(frames)
-    radius = step_px * np.sqrt(number / np.pi)
-    angle = number * _GOLDEN_ANGLE + rng.uniform(0, 2 * np.pi)
-    points = radius[:, None] * np.stack([np.sin(angle), np.cos(angle)], axis=1)
+    points = step_px * fermat_spiral(np.arange(frames), rng.uniform(0, 2 * np.pi))
     return points + step_px * rng.uniform(-jitter, jitter, points.shape)
 
 

@@ -59,8 +59,11 @@ class Readings:
     values: Mapping[str, NDArray[np.float64]]
 
 
-class _Stop(msgspec.Struct):
+class Stop(msgspec.Struct, frozen=True):
+    """The end of a run; ``num_events`` by the name of their stream."""
+
     run_start: str
+    num_events: dict[str, int] = {}
 
 
 class _Key(msgspec.Struct):
@@ -113,7 +116,7 @@ class DocumentReader:
                 ],
             )
         )
-        self._stop = _Either(_Stop)
+        self._stop = _Either(Stop)
         self._start = _Either(dict[str, Any])
         self._fields = _Either(_Fields)
 
@@ -180,10 +183,10 @@ class DocumentReader:
                 )
         return Readings(raw.descriptor, numbers, values)
 
-    def stop(self, document: bytes) -> str:
-        """The run that ends."""
+    def stop(self, document: bytes) -> Stop:
+        """The end of a run."""
         self._check_header(document, "stop")
-        return self._stop(document).run_start
+        return self._stop(document)
 
     def _check_header(self, document: bytes, name: str) -> None:
         if len(document) > self._limits.max_header_bytes:

@@ -1,7 +1,8 @@
 """Counts the messages that a numbered stream has lost.
 
 Used by the STINS decoder, whose sender numbers all its messages: a gap there is a message that
-never came, whatever it was, and every other one missing is a second receiver that takes them.
+never came, whatever it was, and every other one missing is a second receiver that takes them.  And
+by the Bluesky decoder, to tell whether a run that has ended may still have events on their way.
 """
 
 from __future__ import annotations
@@ -42,6 +43,14 @@ class MessageNumbers:
         if self._next is None or number < self._next:
             return self._start(number)
         return self.take(number)
+
+    def expect(self, number: int) -> None:
+        """The stream begins with ``number``."""
+        self._next = number
+
+    def awaits(self, last: int) -> bool:
+        """Whether one of the numbers up to ``last`` has not come and may still come."""
+        return self._next is None or self._next <= last or bool(self._absent)
 
     def settle(self) -> int:
         """Give up those that are late, at a series' end; how many there were."""

@@ -29,16 +29,11 @@ from ptycho_stream.messages import (
 )
 from ptycho_stream.settings import PandaSettings
 from ptycho_stream.wire.limits import WireLimits, bounded_document
+from ptycho_stream.wire.panda_arming import QUIET_NS, Arming
 from ptycho_stream.wire.sample_frames import FrameSamples, SampleFrames
 
 MAX_BYTES_A_SAMPLE: Final = 48
 """Of JSON: a message may be as long as a header and so much for each of the positions accepted."""
-WINDOW: Final = 1024
-"""So many messages are remembered to tell doubled ones, and so far behind they may still come."""
-LATE_START: Final = 64
-"""A start that comes after no more messages than these has been overtaken by them."""
-QUIET_NS: Final = 1_000_000_000
-"""Without a message, after which nothing is expected to come late any more."""
 _BAD_JSON = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 
 
@@ -96,13 +91,7 @@ class PandaDecoder:
         names = {"y": settings.y, "x": settings.x, "i0": settings.i0, "gate": settings.gate}
         self._names = {key: name for key, name in names.items() if name is not None}
         self._decode = _decoder_of(self._names)
-        self._samples = self._new_samples()
-        self._epoch: str | None = None
-        self._arm_time: str | None = None
-        self._joined = self._stopped = self._settled = False
-        self._late_start: tuple[str, dict[str, Any]] | None = None
-        self._recent: dict[int, int] = {}
-        self._highest = -1
+        self._arming: Arming | None = None
         self._last_ns = 0
 
     def receive(self, parts: Sequence[BytesLike]) -> list[Message]:
@@ -114,11 +103,15 @@ class PandaDecoder:
 
     def overdue(self) -> list[Message]:
         """Frames that wait for samples which will not come, once the stream is quiet."""
-        if self._epoch is None or self._settled or self._clock() - self._last_ns < QUIET_NS:
+        arming = self._arming
+        if arming is None or arming.settled or self._clock() - self._last_ns < QUIET_NS:
             return []
-        self._settled = True
-        out = self._partial(left_behind=False)
-        return [*out, *self._finish()] if self._stopped else out
+        arming.settled = True
+        if not arming.stopped:
+            return self._partial(arming, arming.samples.passed)
+        out = self._closed(arming)
+        arming.samples = self._new_samples()  # of little use now, and large
+        return out
 
     # ---- messages ------------------------------------------------------------------------------
 
@@ -131,12 +124,12 @@ class PandaDecoder:
         if len(part) > min(longest, limits.max_message_bytes):
             raise LimitExceeded(f"a message of {len(part)} bytes: send fewer samples in each")
         message = self._parsed(bytes(part))
-        self._last_ns, self._settled = self._clock(), False
+        self._last_ns = self._clock()
         match message:
             case _Start():
                 return self._start(message, part)
             case _Stop():
-                return self._stop()
+                return self._stop(message)
             case _:
                 return self._data(cast("_Data", message), bytes(part))
 
@@ -154,59 +147,55 @@ class PandaDecoder:
 
     def _start(self, message: _Start, part: BytesLike) -> list[Message]:
         arm_time = None if message.arm_time is None else str(message.arm_time)
-        if arm_time is not None and arm_time == self._arm_time:
-            return []  # doubled
-        if arm_time is None and self._epoch is not None and self._highest < 0:
-            return []
+        arming = self._arming
+        if arming is not None and arming.started:
+            doubled = arming.silent if arm_time is None else arm_time == arming.arm_time
+            if doubled:
+                return []
         if len(part) > self._limits.max_header_bytes:
             raise LimitExceeded(f"a start of {len(part)} bytes")
         document = {key: value for key, value in _document(part).items() if key != "msg_type"}
         metadata = {f"panda_{key}": value for key, value in bounded_document(document).items()}
-        name = f"panda {arm_time}"
-        if arm_time is None or not name.isprintable() or len(name) > 200:
-            name = f"panda {uuid.uuid4().hex}"
-        if self._epoch is not None:
-            if self._joined and not self._stopped and self._highest < LATE_START:
-                self._arm_time, self._joined = arm_time, False
-                self._late_start = (name, metadata)
-                return [PositionsStart(self._epoch, None, metadata)]
-            return [*self._finish(), *self._begin(name, arm_time, metadata)]
-        return self._begin(name, arm_time, metadata)
+        if arming is not None and arming.overtaken(self._last_ns):
+            arming.arm_time, arming.started = arm_time, True
+            return [PositionsStart(arming.name, None, metadata)]
+        out = self._finish()
+        arming = self._begin(arm_time)
+        arming.started = True
+        return [*out, PositionsStart(arming.name, None, metadata)]
 
-    def _stop(self) -> list[Message]:
-        if self._epoch is None or self._stopped:
+    def _stop(self, message: _Stop) -> list[Message]:
+        arming = self._arming
+        if arming is None or arming.stopped:
             return []
-        self._stopped = True
-        return [*self._partial(left_behind=False), PositionsEnd(self._epoch)]
+        arming.stopped, arming.emitted, arming.settled = True, message.emitted_frames, False
+        return self._closed(arming) if arming.complete() else []
 
     def _data(self, message: _Data, part: bytes) -> list[Message]:
         columns = self._columns(message, part)
         number, digest = message.frame_number, xxhash.xxh3_64_intdigest(part)
         if number < 0:
             raise MalformedMessage(f"message number {number} is negative")
-        former = self._recent.get(number)
-        if former == digest:
-            return []  # doubled
         out: list[Message] = []
-        anew = former is not None or number <= self._highest - WINDOW
-        if self._epoch is not None and anew:  # armed again, and this is the first that we hear
-            told, arm_time = self._late_start, self._arm_time
+        arming = self._arming
+        taken = "of the next" if arming is None else arming.take(number, digest, self._last_ns)
+        if taken == "doubled":
+            return []
+        if arming is None or taken == "of the next":
             out += self._finish()
-            if told is not None:  # but for a start that was taken for the former's
-                out += self._begin(told[0], arm_time, told[1])
-        if self._epoch is None:
-            out += self._begin(f"panda joined {uuid.uuid4().hex}", None, {}, joined=True)
-        self._recent[number] = digest
-        if len(self._recent) > WINDOW:
-            del self._recent[next(iter(self._recent))]
-        self._highest = max(self._highest, number)
+            arming = self._begin(None)
+            out.append(PositionsStart(arming.name, joined=number > 0))
+            arming.take(number, digest, self._last_ns)
+        arming.settled = False
         touched: list[int] = []
         for column, (first, values) in enumerate(columns):
-            touched += self._samples.add(column, first, values)
-        out += self._positions(self._samples.ready(touched))
+            touched += arming.samples.add(column, first, values)
+        out += self._positions(arming, arming.samples.ready(touched))
+        if arming.complete():
+            return [*out, *self._closed(arming)]
         if self._settings.min_fraction < 1:
-            out += self._partial(left_behind=True)
-        return [*out, *self._counted(self._samples.surplus())]
+            out += self._partial(arming, arming.samples.left_behind)
+        return [*out, *self._counted(arming, arming.samples.surplus())]
 
     def _columns(self, message: _Data, part: bytes) -> list[tuple[int, NDArray[np.float64]]]:
         """First sample number and values of each dataset that is wanted."""
@@ -244,45 +233,42 @@ class PandaDecoder:
     def _new_samples(self) -> SampleFrames:
         return SampleFrames(len(self._names), self._settings.samples_per_frame)
 
-    def _begin(
-        self,
-        name: str,
-        arm_time: str | None,
-        metadata: Mapping[str, Any],
-        joined: bool = False,
-    ) -> list[Message]:
-        self._epoch, self._arm_time = name, arm_time
-        self._joined, self._stopped, self._late_start = joined, False, None
-        self._recent.clear()
-        self._highest = -1
-        return [PositionsStart(name, None, metadata, joined)]
+    def _begin(self, arm_time: str | None) -> Arming:
+        name = f"panda {arm_time}"
+        if arm_time is None or not name.isprintable() or len(name) > 200:
+            name = f"panda {uuid.uuid4().hex}"
+        self._arming = Arming(name, self._new_samples(), self._last_ns, arm_time)
+        return self._arming
 
     def _finish(self) -> list[Message]:
-        """The epoch is over: count what is lost of it."""
-        if self._epoch is None:
-            return []
-        out = self._partial(left_behind=False)
-        out += self._counted(self._samples.lost())
-        if not self._stopped:
-            out.append(PositionsEnd(self._epoch))
-        self._epoch, self._late_start = None, None
-        self._samples = self._new_samples()
+        """Another epoch follows."""
+        arming, self._arming = self._arming, None
+        return [] if arming is None else self._closed(arming)
+
+    def _closed(self, arming: Arming) -> list[Message]:
+        """All that will come of an epoch has come: count what is lost of it."""
+        out = self._partial(arming, None)
+        if not arming.complete():
+            whole = None if arming.stopped else arming.samples.passed
+            out += self._counted(arming, arming.samples.lost(whole))
+        if not arming.ended:
+            out.append(PositionsEnd(arming.name))
+            arming.ended = True
         return out
 
     # ---- positions -----------------------------------------------------------------------------
 
-    def _partial(self, *, left_behind: bool) -> list[Message]:
+    def _partial(self, arming: Arming, before: int | None) -> list[Message]:
         settings = self._settings
         if settings.min_fraction >= 1:
             return []
         least = max(math.ceil(settings.min_fraction * settings.samples_per_frame), 1)
-        return self._positions(self._samples.partial(least, left_behind=left_behind))
+        return self._positions(arming, arming.samples.partial(least, before))
 
-    def _positions(self, found: list[FrameSamples]) -> list[Message]:
-        return [self._positions_of(samples) for samples in found]
+    def _positions(self, arming: Arming, found: list[FrameSamples]) -> list[Message]:
+        return [self._positions_of(arming.name, samples) for samples in found]
 
-    def _positions_of(self, samples: FrameSamples) -> Positions:
-        assert self._epoch is not None
+    def _positions_of(self, epoch: str, samples: FrameSamples) -> Positions:
         settings = self._settings
         means = dict(zip(self._names, samples.means(), strict=True))
         counts_yx = np.stack([means["y"], means["x"]], axis=1)
@@ -290,26 +276,26 @@ class PandaDecoder:
         i0: NDArray[np.float64] | None = means.get("i0")
         if i0 is not None and settings.i0_from == "sum":
             i0 = i0 * settings.samples_per_frame
-        skip = self._closed(samples) if "gate" in self._names else None
-        return Positions(self._epoch, None, samples.numbers, position_yx_m, i0, skip)
+        skip = self._without_beam(samples) if "gate" in self._names else None
+        return Positions(epoch, None, samples.numbers, position_yx_m, i0, skip)
 
-    def _closed(self, samples: FrameSamples) -> NDArray[np.bool_]:
+    def _without_beam(self, samples: FrameSamples) -> NDArray[np.bool_]:
         """Which frames (n,) were without beam for one of their samples or more."""
         gate = samples.values[list(self._names).index("gate")]
         threshold = self._settings.gate_threshold
         opened = gate > threshold if self._settings.gate_open == "above" else gate < threshold
         return ~(opened | ~samples.known).all(axis=1)
 
-    def _counted(self, lost: list[tuple[int, int]]) -> list[Message]:
-        total = self._settings.samples_per_frame
-        return [
-            Undecodable(
-                "torn",
-                f"frame {number} of epoch {self._epoch} has {count} of its {total} samples: it has "
-                "no position (positions.panda.min_fraction says how many are enough)",
-            )
-            for number, count in lost
-        ]
+    def _counted(self, arming: Arming, lost: list[tuple[int, int]]) -> list[Message]:
+        if not lost:
+            return []
+        number, count = lost[0]
+        detail = (
+            f"{len(lost)} frames of epoch {arming.name} have no position, because a part of their "
+            f"samples was lost: frame {number} has {count} of {self._settings.samples_per_frame} "
+            "(positions.panda.min_fraction says how many are enough)"
+        )
+        return [Undecodable("torn", detail, epoch=arming.name, count=len(lost))]
 
 
 def _decoder_of(names: Mapping[str, str]) -> Callable[[bytes], Any]:

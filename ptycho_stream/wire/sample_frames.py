@@ -37,9 +37,8 @@ class FrameSamples:
 
     def means(self) -> NDArray[np.float64]:
         """Of the known samples of each frame, (columns, n)."""
-        if self.known.all():
-            return self.values.mean(axis=2)
-        held = np.where(self.known, self.values, 0.0)
+        # Contiguous: numpy adds up in an order that follows the layout, down to the last bit.
+        held = np.ascontiguousarray(np.where(self.known, self.values, 0.0))
         return held.sum(axis=2) / np.count_nonzero(self.known, axis=1)
 
 
@@ -91,6 +90,8 @@ class SampleFrames:
         """
         touched: list[int] = []
         size, done = self._frames * self._per_frame, 0
+        if len(values):
+            self._newest = max(self._newest, first + len(values))
         while done < len(values):
             index, at = divmod(first + done, size)
             count = min(size - at, len(values) - done)
@@ -99,7 +100,6 @@ class SampleFrames:
                 if chunk is None:
                     chunk = _Chunk(self._columns, self._frames, self._per_frame)
                     self._open[index] = chunk
-                    self._newest = max(self._newest, index)
                 new = ~chunk.known[column, at : at + count]
                 np.copyto(
                     chunk.values[column, at : at + count], values[done : done + count], where=new
@@ -124,19 +124,30 @@ class SampleFrames:
                 self._finish(index)
         return found
 
-    def partial(self, least: int, *, left_behind: bool) -> list[FrameSamples]:
+    @property
+    def passed(self) -> int:
+        """Number of the first frame that the newest sample has not left behind."""
+        return self._newest // self._per_frame
+
+    @property
+    def left_behind(self) -> int:
+        """The same, thousands of samples ago."""
+        size = self._frames * self._per_frame
+        return max(self._newest // size - 1, 0) * self._frames
+
+    def partial(self, least: int, before: int | None) -> list[FrameSamples]:
         """Frames that have at least so many samples, each given out once before it is ready.
 
         Args:
             least: samples that a frame must have.
-            left_behind: only those that the stream has left thousands of samples behind.
+            before: only frames below this number; None: all.
         """
         found: list[FrameSamples] = []
         for index, chunk in self._open.items():
-            if left_behind and index >= self._newest - 1:
+            if before is not None and index * self._frames >= before:
                 continue
             enough = np.count_nonzero(chunk.counts(), axis=1) >= least
-            which = np.flatnonzero(enough & (chunk.given == 0))
+            which = self._below(before, index, enough & (chunk.given == 0))
             if which.size:
                 found.append(chunk.samples(index * self._frames, which))
                 chunk.given[which] = _PARTLY
@@ -147,20 +158,31 @@ class SampleFrames:
         given_up: list[tuple[int, int]] = []
         while len(self._open) > self._max_open:
             index = min(self._open)
-            given_up += self._incomplete(index, self._open.pop(index))
+            given_up += self._incomplete(index, self._open.pop(index), None)
         return given_up
 
-    def lost(self) -> list[tuple[int, int]]:
-        """Frames that were never given out, (number, samples that are there), of some there are."""
+    def lost(self, before: int | None) -> list[tuple[int, int]]:
+        """Frames that were never given out, (number, samples that are there), of some there are.
+
+        Args:
+            before: only frames below this number; None: all.
+        """
         return [
-            frame for index, chunk in self._open.items() for frame in self._incomplete(index, chunk)
+            frame
+            for index, chunk in self._open.items()
+            for frame in self._incomplete(index, chunk, before)
         ]
 
-    def _incomplete(self, index: int, chunk: _Chunk) -> list[tuple[int, int]]:
+    def _incomplete(self, index: int, chunk: _Chunk, before: int | None) -> list[tuple[int, int]]:
         counts = np.count_nonzero(chunk.counts(), axis=1)
         some = chunk.known.any(axis=0).reshape(len(chunk.given), -1).any(axis=1)
-        which = np.flatnonzero(some & (chunk.given == 0))
+        which = self._below(before, index, some & (chunk.given == 0))
         return [(index * self._frames + int(at), int(counts[at])) for at in which]
+
+    def _below(self, before: int | None, index: int, wanted: NDArray[np.bool_]) -> NDArray[np.intp]:
+        """Frames of a chunk that are wanted, as indices, below the number ``before``."""
+        which = np.flatnonzero(wanted)
+        return which if before is None else which[which < before - index * self._frames]
 
     def _finish(self, index: int) -> None:
         """A chunk needs no memory any more."""

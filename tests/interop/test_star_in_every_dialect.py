@@ -1,8 +1,8 @@
-"""The measured siemens star makes the same image in whatever dialect its frames come.
+"""The measured siemens star makes the same image in whatever dialect its frames and positions come.
 
 Each dialect's simulator streams the first frames to a daemon of its own, which makes the network's
-image and nothing else; it is compared with that of natively sent frames.  Another dialect is
-another entry of ``WAYS``.
+image and nothing else; it is compared with that of what is sent natively.  Another dialect is
+another entry of ``WAYS`` or ``POSITIONERS``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from make_siemens_star import siemens_star
 from ptycho_stream.client import Image, ResultStream
 from ptycho_stream.files.npz import ScanFile
 from ptycho_stream.scans.catalogue import Catalogue
+from ptycho_stream.settings import BlueskySettings, PandaSettings
 from ptycho_stream.simulate.detector import (
     PUBLISHERS,
     DetectorSimulator,
@@ -29,6 +30,7 @@ from ptycho_stream.simulate.detector import (
     SimulatedDetector,
     play,
 )
+from ptycho_stream.simulate.position_series import PositionOptions
 from ptycho_stream.simulate.pva_detector import PvaDetectorSimulator
 from ptycho_stream.simulate.series import DetectorOptions
 
@@ -43,6 +45,11 @@ WAYS = {
     "slsdet in 2 x 2 modules": DetectorOptions("slsdet", modules_yx=(2, 2)),
     "odin": DetectorOptions("odin"),
     "pva": DetectorOptions("pva", "bslz4", rate_hz=200),
+}
+PANDA = PandaSettings(y="/Y", x="/X", scale_yx_m=(-1e-9, 2e-9), samples_per_frame=10)
+POSITIONERS = {
+    "panda": PositionOptions("panda", PANDA, jitter_m=1e-9),
+    "bluesky": PositionOptions("bluesky", bluesky=BlueskySettings(y="samy", x="samx")),
 }
 WITHOUT_LIBRARY = importlib.util.find_spec("p4p") is None
 
@@ -63,8 +70,15 @@ def natively(scan: ScanFile, tmp_path_factory: pytest.TempPathFactory) -> Image:
     return streamed(scan, NATIVE, tmp_path_factory.mktemp("native"))
 
 
-def streamed(scan: ScanFile, options: DetectorOptions, folder: Path) -> Image:
+def streamed(
+    scan: ScanFile,
+    options: DetectorOptions,
+    folder: Path,
+    positioner: PositionOptions | None = None,
+) -> Image:
     """The final image of a scan whose frames were stored bit by bit."""
+    motion = positioner or PositionOptions()
+    native = motion.dialect == "native"
     np.savez(folder / "probe.npz", probe=scan.probe)
     with ExitStack() as stack:
         detector, settings = opened(options, stack.enter_context)
@@ -77,16 +91,22 @@ def streamed(scan: ScanFile, options: DetectorOptions, folder: Path) -> Image:
             },
             "reconstruct": {"size_px": 128, "threads": 2},
         }
+        if not native:
+            own = getattr(motion, motion.dialect).model_dump()
+            tables[f"positions.{motion.dialect}"] = own
+            tables["positions"] = {"source": motion.dialect}
         if options.dialect == "pva":
             tables["detector.pva"] = tables["detector"].pop("pva")
         daemon = stack.enter_context(DaemonHarness(folder, tables))
         results = stack.enter_context(
             ResultStream(daemon.settings.results.endpoint, daemon.settings.results.resync_endpoint)
         )
-        positions = stack.enter_context(PositionSimulator(daemon.positions_endpoint))
+        positions = stack.enter_context(
+            PositionSimulator(daemon.positions_endpoint, options=motion)
+        )
         detector.wait_for_receiver()
         positions.wait_for_receiver()
-        play(scan, detector, positions, "before")
+        play(scan, detector, positions, "before" if native else "during")
         image = next(image for image in results if image.final)
         assert image.complete, daemon.log
         with Catalogue(daemon.data).open(image.scan_id) as reader:
@@ -118,7 +138,17 @@ def test_the_image_is_that_of_natively_sent_frames(
     options = WAYS[way]
     if options.dialect == "pva" and WITHOUT_LIBRARY:
         pytest.skip("pip install '.[pva]'")
-    image = streamed(scan, options, tmp_path)
+    check(streamed(scan, options, tmp_path), natively)
+
+
+@pytest.mark.parametrize("dialect", POSITIONERS)
+def test_the_image_is_that_of_natively_sent_positions(
+    dialect: str, scan: ScanFile, natively: Image, tmp_path: Path
+) -> None:
+    check(streamed(scan, NATIVE, tmp_path, POSITIONERS[dialect]), natively)
+
+
+def check(image: Image, natively: Image) -> None:
     assert sorted(image.frame_numbers) == list(range(FRAMES))
     assert image.origin_yx_m == natively.origin_yx_m
     seen = np.isfinite(natively.object_yx)

@@ -1,7 +1,8 @@
 """How far the image of an open scan can be trusted: looked at bit by bit, told with each image.
 
 Paces the library's :class:`~ptycho_stream.reconstruct.trust_watch.TrustWatch` beside the network
-and refinement, and keeps the scan's history. Used by the reconstruct stage.
+and refinement, and keeps the scan's history. Used by the reconstruct stage, and where a recorded
+scan is reconstructed.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ import torch
 from ptycho_stream.errors import ModelError
 from ptycho_stream.geometry import Orientation
 from ptycho_stream.physics.probe import Probe
+from ptycho_stream.reconstruct.allowance import Allowance
 from ptycho_stream.reconstruct.diagnosis import Finding
 from ptycho_stream.reconstruct.generation import Generation
 from ptycho_stream.reconstruct.history import HistoryEntry, append_history
 from ptycho_stream.reconstruct.layouts import composed
+from ptycho_stream.reconstruct.pattern_watch import PatternWatch
 from ptycho_stream.reconstruct.scan_image import ScanImage
 from ptycho_stream.reconstruct.trust_watch import Shown, TrustReport, TrustWatch
 from ptycho_stream.results import ImageState
 from ptycho_stream.scans.header import ScanHeader
 from ptycho_stream.settings import TrustSettings
 from ptycho_stream.verdicts import HARMLESS
-from ptycho_streamd.allowance import Allowance
-from ptycho_streamd.pattern_watch import PatternWatch
 
 LOOK_S = 0.05
 """A look takes about so long, which is the longest that a batch waits for it."""

@@ -1,7 +1,8 @@
 """Files that settings or requests name for a view, made fit for a scan and kept in its folder.
 
 Masks, flat fields and backgrounds come in the shape of the detector or of the stored frames; lists
-of bad frames are text. Used by the recorder for the settings' files, and for ``reprocess``.
+of bad frames are text. Used by the recorder for the settings' files, for ``reprocess``, and where a
+recorded scan is stored by settings.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from ptycho_stream.errors import FileFormatError, GeometryError
 from ptycho_stream.files.frame_list import load_frame_list
 from ptycho_stream.files.pixel_map import load_pixel_map
 from ptycho_stream.geometry import View
+from ptycho_stream.scans.dark_frames import dark_frames_of, last_dark_series
 from ptycho_stream.scans.header import ScanHeader
 from ptycho_stream.scans.reader import ScanReader
 from ptycho_stream.scans.stored_part import StoredPart
 from ptycho_stream.scans.view_data import keep_view_data, view_data
 from ptycho_stream.settings import ViewSettings
-from ptycho_streamd.dark_frames import dark_frames_of, last_dark_series
 
 FILES: Final = ("bad_pixels", "flat_field", "background", "bad_frames")
 """Fields of a view that are made from files; requests name a file, or one of the words below."""

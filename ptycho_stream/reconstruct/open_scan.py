@@ -12,14 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_stream.errors import StoreError
+from ptycho_stream.reconstruct.allowance import Allowance
 from ptycho_stream.reconstruct.saved_image import write_state
 from ptycho_stream.reconstruct.scan_image import ScanImage
+from ptycho_stream.reconstruct.scan_trust import ScanTrust
 from ptycho_stream.results import ImageState
 from ptycho_stream.scans.leases import Lease
 from ptycho_stream.scans.reader import ScanReader
-from ptycho_streamd.allowance import Allowance
-from ptycho_streamd.scan_trust import ScanTrust
-from ptycho_streamd.tries import end_tries
 
 HEADER_POLL_S = 0.02
 RETRY_S = 5.0
@@ -66,7 +65,8 @@ class OpenScan:
         self._lease = lease
         self._header_read_at_s = 0.0
         self._retry_at_s = 0.0
-        self._saved_at_s = time.monotonic()
+        self._saved_at_s = self._partial_at_s = time.monotonic()
+        self._partial_frames = 0
         self._saving: Future[None] | None = None
         self._writer = ThreadPoolExecutor(1, "save-image")
 
@@ -159,6 +159,15 @@ class OpenScan:
         """Whether the state should be saved, at most every ``interval_s``."""
         return self.unsaved and time.monotonic() - self._saved_at_s >= interval_s
 
+    def partial_due(self, interval_s: float) -> bool:
+        """Whether a partial product should be written of what has come since the last one."""
+        late = time.monotonic() - self._partial_at_s >= interval_s
+        return late and len(self.image.frames) > self._partial_frames
+
+    def partial_begun(self) -> None:
+        """A partial product of the image as it is now is being written."""
+        self._partial_at_s, self._partial_frames = time.monotonic(), len(self.image.frames)
+
     def begin_save(self) -> None:
         """Save the image's state in another thread: a sync waits for the disk, batches need not."""
         if self._saving is not None:
@@ -183,12 +192,10 @@ class OpenScan:
         except StoreError:
             self.unsaved = True
             raise
-        end_tries(self.reader.directory)
         return time.monotonic() - self._saved_at_s
 
     def close(self) -> None:
         """Let go of the scan."""
         self._writer.shutdown()
-        end_tries(self.reader.directory)
         self.reader.close()
         self._lease.release()

@@ -1,7 +1,7 @@
 """What is done with the images of open scans in the time that the network leaves them.
 
 Refinement and the look at how far an image can be trusted, in slices so short that no batch waits
-long. Used by the loop of the reconstruct stage.
+long. Used by the loop of the reconstruct stage, and where a recorded scan is reconstructed.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from ptycho_stream.errors import ModelError, PtychoStreamError, StoreError
+from ptycho_stream.reconstruct.open_scan import OpenScan
 from ptycho_stream.reconstruct.refined_layer import RefinedLayer
-from ptycho_streamd.open_scan import OpenScan
-from ptycho_streamd.reconstruct_metrics import ReconstructMetrics
+from ptycho_stream.reconstruct.trust_watch import TrustReport
 
 SLICE_S = 0.02
 """Of refinement."""
@@ -25,11 +26,30 @@ MAX_OWED_S = 5.0
 log = logging.getLogger(__name__)
 
 
+class Tally(Protocol):
+    """Who counts what was done, and what went wrong."""
+
+    def refined(self, visits: int) -> None:
+        """Frames were visited by refinement so many times."""
+
+    def shown(self, sweeps: float) -> None:
+        """A newly refined image may be seen; ``sweeps``: visits of a frame on average."""
+
+    def judged(self, report: TrustReport) -> None:
+        """This is what is known of an image now."""
+
+    def refinement_failed(self) -> None:
+        """A scan is not refined any more."""
+
+    def judgement_failed(self) -> None:
+        """A scan's image is not judged any more."""
+
+
 class SpareTime:
     """Gives each scan's refinement and trust their share, the newest scan first."""
 
-    def __init__(self, metrics: ReconstructMetrics) -> None:
-        self._metrics = metrics
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
         self._owed_s: float | None = None
 
     def owe(self, batch_s: float, share: float) -> None:
@@ -66,16 +86,16 @@ class SpareTime:
             visits = scan.image.refine(budget_s)
         except PtychoStreamError as error:
             log.error("scan %s is not refined any more: %s", scan.reader.scan_id, error)
-            self._metrics.refinements_failed.inc()
+            self._tally.refinement_failed()
             return
-        self._metrics.frames_refined.inc(visits)
+        self._tally.refined(visits)
         layer = scan.image.refined
         if layer is not None and layer.show_due:
             self._show(scan, layer)
 
     def _show(self, scan: OpenScan, layer: RefinedLayer) -> None:
         layer.show()
-        self._metrics.refinement_sweeps.set(layer.shown_sweeps)
+        self._tally.shown(layer.shown_sweeps)
         scan.changed = scan.unsaved = True
 
     def _judge(self, scan: OpenScan) -> None:
@@ -86,10 +106,10 @@ class SpareTime:
         try:
             if trust.look(scan.state(final=False)) and trust.report is not None:
                 scan.changed = True
-                self._metrics.judged(trust.report)
+                self._tally.judged(trust.report)
         except (ModelError, StoreError) as error:
             log.error("scan %s is not judged any more: %s", scan.reader.scan_id, error)
-            self._metrics.judgements_failed.inc()
+            self._tally.judgement_failed()
             scan.trust = None
 
 

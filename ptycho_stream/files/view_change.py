@@ -1,7 +1,7 @@
 """Another way of looking at a scan's frames, as the control command ``reprocess`` asks for it.
 
 Used by ingest, which writes it into the header of a scan: the one that it is writing, or one that
-is sealed.
+is sealed; and where a recorded scan is reconstructed, for what its frames show to be wrong.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ptycho_stream.errors import GeometryError
+from ptycho_stream.files.view_files import FILES, requested_files, with_bad_pixels
 from ptycho_stream.geometry import View
 from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_stream.scans.header import ScanHeader
-from ptycho_streamd.view_files import FILES, requested_files, with_bad_pixels
 
 _WORDS = ("orientation", "center_yx_px", "dc")
 WORDS = (*_WORDS, *FILES)
