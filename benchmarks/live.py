@@ -3,6 +3,8 @@
 Three measurements with the real daemon, sockets and a subscriber, on simulated 128 x 128 frames.
 The network, bare or in the daemon, has core 0; everything else, the sender too, has the others:
 
+Refinement and trust, which take what time there is, are off.
+
 1. frames/s from socket to published image while more frames come than it can take, alternating
    with the bare network (same model, probe, batch and threads) on the same frames;
 2. receipt-to-publication latency at half of that rate;
@@ -62,7 +64,12 @@ path = "probe.npz"
 [reconstruct]
 size_px = {size}
 threads = {threads}
+helpers = {helpers}
 batch_frames = {batch}
+[refine]
+enabled = false
+[trust]
+enabled = false
 [results]
 endpoint = "tcp://127.0.0.1:{2}"
 resync_endpoint = "tcp://127.0.0.1:{3}"
@@ -76,10 +83,12 @@ port = {5}
 class Beamline:
     """The daemon, the simulated detector and positioner, and a subscriber."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int, helpers: int = 0) -> None:
         ports = free_ports(6)
         self.config = folder / "daemon.toml"
-        self.config.write_text(CONFIG.format(*ports, size=SIZE_PX, threads=threads, batch=BATCH))
+        self.config.write_text(
+            CONFIG.format(*ports, size=SIZE_PX, threads=threads, helpers=helpers, batch=BATCH)
+        )
         self.endpoints = [f"tcp://127.0.0.1:{port}" for port in ports]
         self.control = Daemon(self.endpoints[4])
         self.log = folder / "daemon.log"

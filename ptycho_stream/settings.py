@@ -709,6 +709,12 @@ class ReconstructSettings(Section):
         default=True, description="make images on the CPU when the GPU has failed three times"
     )
     threads: int = Field(default=1, ge=1, description="of the network on a CPU")
+    helpers: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="processes that predict beside the first: one for each further GPU",
+    )
     batch_frames: int = Field(default=16, ge=1, le=1024)
     batch_deadline_ms: float = Field(
         default=50.0, ge=0, description="a partial batch waits no longer"

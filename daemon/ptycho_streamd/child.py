@@ -13,7 +13,6 @@ from pathlib import Path
 from ptycho_stream.settings import SupervisorSettings
 from ptycho_streamd.bus import Bus
 from ptycho_streamd.process import StageProcess
-from ptycho_streamd.stage import stage_of_detector
 
 FIRST_BACKOFF_S = 0.1
 STEADY_AFTER_S = 10.0
@@ -26,10 +25,11 @@ class Child(StageProcess):
     """A stage of the daemon.
 
     Args:
-        name: of the stage, and of its module unless it is that of a stored detector.
+        name: of the stage.
         config: see :class:`StageProcess`, as bus and inherited_fd.
         environment: variables beside the daemon's own.
-        detector: the stored detector that it is an ingest of; empty: none.
+        module: that it runs; None: the one of its name.
+        arguments: words for it beside the usual ones.
 
     Attributes:
         restarts: how often it was started again.
@@ -43,11 +43,12 @@ class Child(StageProcess):
         *,
         environment: Mapping[str, str],
         inherited_fd: int,
-        detector: str = "",
+        module: str | None = None,
+        arguments: tuple[str, ...] = (),
     ) -> None:
-        super().__init__(stage_of_detector(name, detector), config, bus, inherited_fd, name)
+        super().__init__(name, config, bus, inherited_fd, module)
         self.restarts = 0
-        self._arguments = ("--detector", detector) if detector else ()
+        self._arguments = arguments
         self._environment = dict(environment)
         self._backoff_s = FIRST_BACKOFF_S
         self._start_at_s = float("-inf")

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from ptycho_stream.errors import (
 )
 from ptycho_stream.models.active import check_unpinned, former_model
 from ptycho_stream.models.registry import ModelRegistry
+from ptycho_stream.reconstruct.lending import Loan, Made
 from ptycho_stream.reconstruct.open_scan import OpenScan
 from ptycho_stream.reconstruct.recipe import Recipe, load_recipe
 from ptycho_stream.reconstruct.spare_time import SpareTime
@@ -42,6 +44,7 @@ from ptycho_streamd.bus import StageRequest
 from ptycho_streamd.device_watch import DeviceWatch
 from ptycho_streamd.export_desk import ExportDesk
 from ptycho_streamd.image_store import ImageStore, Reprocessing
+from ptycho_streamd.lender import Lender
 from ptycho_streamd.misfit_watch import MisfitWatch
 from ptycho_streamd.publish import Publisher
 from ptycho_streamd.reconstruct_metrics import ReconstructMetrics
@@ -87,8 +90,9 @@ class ReconstructStage:
         self._spare_time = SpareTime(self._metrics)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._publisher = Publisher(self._context, settings.results, new_scan_id())
+        self._lender = Lender(self._context, config.parent)
         self._poller = zmq.Poller()
-        for socket in (stage.socket, *self._publisher.sockets):
+        for socket in (stage.socket, self._lender.socket, *self._publisher.sockets):
             self._poller.register(socket, zmq.POLLIN)
         self._published_at_s = 0.0
         self._catalogue_seen = False
@@ -112,6 +116,7 @@ class ReconstructStage:
             recipe = self._images.recipe
             raise self._devices.lost(error, recipe.device if recipe else None) from error
         finally:
+            self._lender.close()
             self._exports.close()
             self._publisher.close()
             self._context.term()
@@ -123,7 +128,8 @@ class ReconstructStage:
         if self._stage.reload_requested:
             self._reload()
         self._find_scans()
-        worked = not self._spare_time.owes and self._work()
+        worked = self._help()
+        worked |= not self._spare_time.owes and self._work()
         worked |= self._spare_time.use(self._open, between_batches=worked)
         self._publish_if_due()
         self._publisher.serve()
@@ -274,15 +280,11 @@ class ReconstructStage:
 
     def _work(self) -> bool:
         """A batch of the newest scan that has one ready; else of one that is being rebuilt."""
-        settings = self._settings.reconstruct
-        limit = settings.batch_frames
-        if self._frame_s > 0:
-            limit = max(1, min(limit, int(MAX_BATCH_S / self._frame_s)))
+        limit, deadline_ns = self._limit, self._settings.reconstruct.batch_deadline_ms * 1e6
         newest_first = sorted(self._open, reverse=True)
         for scan_id in newest_first:
             self._guarded(scan_id, self._open[scan_id].refresh)
         scans = [self._open[scan_id] for scan_id in newest_first if scan_id in self._open]
-        deadline_ns = settings.batch_deadline_ms * 1e6
         waited_for = (scan for scan in scans if scan.ready(limit, deadline_ns))
         to_rebuild = (scan for scan in scans if scan.to_rebuild)
         scan = next(waited_for, None) or next(to_rebuild, None)
@@ -290,6 +292,35 @@ class ReconstructStage:
             return False
         self._guarded(scan.reader.scan_id, lambda: self._step(scan, limit))
         return True
+
+    @property
+    def _limit(self) -> int:
+        """Frames of a batch."""
+        frames = self._settings.reconstruct.batch_frames
+        return (
+            max(1, min(frames, int(MAX_BATCH_S / self._frame_s))) if self._frame_s > 0 else frames
+        )
+
+    def _help(self) -> bool:
+        """Take back what helpers have made, and give them more; whether anything came back."""
+        back = list(self._lender.returned())
+        for loan, made in back:
+            if loan.scan_id in self._open:
+                scan = self._open[loan.scan_id]
+                self._guarded(loan.scan_id, partial(self._take_back, scan, loan, made))
+        self._lender.lend(self._open, enough=self._limit)
+        self._metrics.helpers.set(self._lender.helpers)
+        return bool(back)
+
+    def _take_back(self, scan: OpenScan, loan: Loan, made: Made | None) -> None:
+        shown = scan.image.take_back(loan, made)
+        if made is None:
+            return
+        if made.damaged:
+            self._on_damaged(made.damaged)
+        self._metrics.count_batch(len(shown))
+        self._take_note_of_patches(scan)
+        scan.extended(shown)
 
     def _step(self, scan: OpenScan, limit: int) -> None:
         started_s = time.monotonic()
@@ -438,7 +469,7 @@ class ReconstructStage:
         requested = self._stage.stop_reason == "requested"
         until_s = time.monotonic() + (DRAIN_S if requested else 0.0)
         while time.monotonic() < until_s and any(not s.predicted for s in self._open.values()):
-            if not self._work():
+            if not self._help() and not self._work():
                 self._poller.poll(BUSY_POLL_MS)
             self._finish_scans()
         for scan in self._open.values():
@@ -541,6 +572,7 @@ class ReconstructStage:
         return {
             "scan_id": newest,
             "open_scans": len(self._open),
+            "helpers": self._lender.helpers,
             "backlog_frames": backlog,
             "frames_per_s": self._metrics.frames_per_s(),
             "latency_p50_ms": float(np.percentile(latencies, 50)),

@@ -24,6 +24,11 @@ class ReconstructMetrics:
             "Frames predicted and stitched into the image that subscribers see",
             registry=self.registry,
         )
+        self.helpers = Gauge(
+            "ptycho_stream_helpers",
+            "Processes that predict a part of the frames beside the reconstruct stage",
+            registry=self.registry,
+        )
         self.frames_damaged = Counter(
             "ptycho_stream_frames_damaged",
             "Stored frames left out of the image because their checksum did not match",

@@ -16,7 +16,7 @@ FIXED: dict[str, frozenset[str] | None] = {
         {"dialect", "endpoint", "attach", "socket", "max_shape_yx_px", "queue_bytes"}
     ),
     "positions": frozenset({"source", "endpoint", "attach", "socket", "panda", "bluesky"}),
-    "reconstruct": frozenset({"size_px", "device", "threads", "tile_px"}),
+    "reconstruct": frozenset({"size_px", "device", "threads", "helpers", "tile_px"}),
     "results": None,
     "control": None,
     "http": None,

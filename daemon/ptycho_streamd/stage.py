@@ -177,7 +177,8 @@ class Stage:
 def run_stage(name: str, body: Callable[[Stage, Path, Settings], None]) -> int:
     """The main of ``python -m ptycho_streamd.<name>``: runs ``body(stage, config, settings)``.
 
-    With ``--detector`` the stage is that of a stored detector, and the settings are those for it.
+    With ``--detector`` the stage is that of a stored detector, and the settings are those for it;
+    with ``--number`` it is one of several.
 
     Returns:
         The exit status: 0, or 1 after a fault that the log and the supervisor were told of.
@@ -187,10 +188,11 @@ def run_stage(name: str, body: Callable[[Stage, Path, Settings], None]) -> int:
     )
     parser.add_argument("--config", type=Path, required=True, help="the daemon's TOML file")
     parser.add_argument("--detector", default="", help="of [[more_detectors]], for its ingest")
+    parser.add_argument("--number", default="", help="of a helper")
     options = parser.parse_args()
     config: Path = options.config
     detector: str = options.detector
-    name = stage_of_detector(name, detector)
+    name = f"{name}-{options.number}" if options.number else stage_of_detector(name, detector)
     try:
         settings = load_settings(config).of_detector(detector)
         configure_logging(settings.log_level, name)

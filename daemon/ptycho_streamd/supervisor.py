@@ -13,6 +13,7 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from ptycho_streamd.process import StageProcess
 from ptycho_streamd.reload import merge_reloaded
 from ptycho_streamd.requests import Requests, store_commands
 from ptycho_streamd.settings_file import SETTINGS_NAME, write_settings
-from ptycho_streamd.stage import configure_logging
+from ptycho_streamd.stage import configure_logging, stage_of_detector
 from ptycho_streamd.view_trigger import ViewTrigger
 
 STAGES = ("ingest", "reconstruct")
@@ -47,6 +48,7 @@ STAGE_ENVIRONMENT = {
     # Threads that spin while they wait starve those that work when cores are shared: a batch took
     # 5 s instead of 0.08 beside another busy process on two cores.
     "reconstruct": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "helper": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
 """What each stage gets beside the daemon's own environment."""
 TURN_MS = 100
@@ -122,22 +124,28 @@ class Supervisor:
         )
         self._views = ViewTrigger(self._requests)
 
-    def _made_children(self, stages: tuple[str, ...]) -> list[Child]:
-        """A child for each stage, and for each stored detector an ingest of its own."""
-        wanted = [(name, "") for name in stages]
+    def _made_children(self, stages: tuple[str, ...]) -> Iterator[Child]:
+        """A child for each stage, an ingest for each stored detector, and the helpers."""
+        for name in stages:
+            yield self._made_child(name, name)
         if "ingest" in stages:
-            wanted += [("ingest", detector.name) for detector in self._settings.more_detectors]
-        return [
-            Child(
-                name,
-                self._stage_config,
-                self._bus,
-                environment=STAGE_ENVIRONMENT.get(name, {}),
-                inherited_fd=self._lock.fd,
-                detector=detector,
-            )
-            for name, detector in wanted
-        ]
+            for detector in self._settings.more_detectors:
+                name = stage_of_detector("ingest", detector.name)
+                yield self._made_child(name, "ingest", "--detector", detector.name)
+        if "reconstruct" in stages:
+            for number in range(1, self._settings.reconstruct.helpers + 1):
+                yield self._made_child(f"helper-{number}", "helper", "--number", str(number))
+
+    def _made_child(self, name: str, module: str, *arguments: str) -> Child:
+        return Child(
+            name,
+            self._stage_config,
+            self._bus,
+            environment=STAGE_ENVIRONMENT.get(module, {}),
+            inherited_fd=self._lock.fd,
+            module=module,
+            arguments=arguments,
+        )
 
     def run(self) -> int:
         """Run until SIGTERM or SIGINT, or until a stage cannot start; returns the exit status."""

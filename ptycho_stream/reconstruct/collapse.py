@@ -142,6 +142,10 @@ class SpreadWatch:
         columns = (found.spread.tolist(), found.demand.tolist(), found.collapsed.tolist())
         self._newest.extend(zip(*columns, strict=True))
 
+    def merge(self, other: SpreadWatch) -> None:
+        """Take in what another one watched."""
+        self._newest.extend(other._newest)
+
     @property
     def history(self) -> NDArray[np.float32]:
         """Spread, demand and collapse (0 or 1) of the newest patches, (n, 3)."""

@@ -87,6 +87,14 @@ class Generation:
         self.ledger.add(indices)
         self._frames.append(_frames_of(pairs["number"], pairs["y_m"], pairs["x_m"]))
 
+    def merge(self, other: Generation) -> None:
+        """Take in the patches of another one of equal identity, made of other pairs."""
+        self.spread.merge(other.spread)
+        self.canvas.merge(other.canvas)
+        self.ledger.add(other.ledger.added)
+        self.ledger.skip(other.ledger.skipped)
+        self._frames.append(other._joined())
+
     @property
     def frame_numbers(self) -> NDArray[np.int64]:
         """Numbers (n,) of the frames in the image, in the order in which they were added."""

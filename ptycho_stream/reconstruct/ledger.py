@@ -18,10 +18,12 @@ class PairLedger:
 
     ``added`` are in the image, in order of arrival there; ``skipped`` were looked at and left out
     (flagged positions, damaged frames); ``waiting`` were looked at and wait for the rest of their
-    group.
+    group. Pairs that are lent to another process are offered to nobody else; they are not saved,
+    so that after a restart they are done again.
 
     Attributes:
         count: how many are done, added or skipped.
+        lent_count: how many are lent.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class PairLedger:
         self._added = [empty if added is None else added]
         self._skipped = [empty if skipped is None else skipped]
         self._waiting: set[int] = set()
+        self.lent_count = 0
         self._taken = np.zeros(1024, bool)
         self._all_taken_below = 0
         self._offered_below = 0
@@ -106,6 +109,18 @@ class PairLedger:
         """Pairs that wait for the rest of their group."""
         self._waiting.update(indices.tolist())
         self._take(indices)
+
+    def lend(self, indices: NDArray[np.int64]) -> None:
+        """Pairs that another process works on."""
+        self.lent_count += len(indices)
+        self._take(indices)
+
+    def take_back(self, indices: NDArray[np.int64]) -> None:
+        """Pairs that were lent, and are offered again."""
+        self.lent_count -= len(indices)
+        self._taken[indices] = False
+        if len(indices):
+            self._all_taken_below = min(self._all_taken_below, int(indices.min()))
 
     def _done(self, indices: NDArray[np.int64]) -> None:
         if self._waiting:

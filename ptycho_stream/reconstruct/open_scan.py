@@ -121,10 +121,10 @@ class OpenScan:
 
     def ready(self, batch_frames: int, deadline_ns: float) -> bool:
         """Whether a batch that subscribers wait for is full, late, or the last one."""
-        backlog = self.image.backlog
-        if self.parked or not backlog or not self.image.has_work:
+        pending = self.image.pending
+        if self.parked or not pending or not self.image.can_step:
             return False
-        if backlog >= batch_frames or self.reader.header.sealed:
+        if pending >= batch_frames or self.reader.header.sealed:
             return True
         oldest = self.image.oldest_pending_monotonic_ns()
         # Times of before a reboot lie in the future, or far back: such pairs are late in any case.
@@ -133,7 +133,7 @@ class OpenScan:
     @property
     def to_rebuild(self) -> bool:
         """Whether there is work that no subscriber waits for: another generation."""
-        return not self.parked and not self.image.backlog and self.image.has_work
+        return not self.parked and not self.image.pending and self.image.can_step
 
     @property
     def parked(self) -> bool:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from ptycho_stream import __version__
 from ptycho_stream.errors import PtychoStreamError
 from ptycho_stream.reconstruct.canvas import TileIndex
-from ptycho_stream.reconstruct.corrections import Corrections
 from ptycho_stream.reconstruct.generation import Generation, GenerationIdentity
 from ptycho_stream.reconstruct.groups import GroupFormer
 from ptycho_stream.reconstruct.ledger import PairLedger
+from ptycho_stream.reconstruct.lending import Loan, Made
 from ptycho_stream.reconstruct.live_misfit import newest_misfit
 from ptycho_stream.reconstruct.patches import (
     PHOTON_FRAMES,
@@ -30,6 +30,7 @@ from ptycho_stream.reconstruct.predict import Predictor
 from ptycho_stream.reconstruct.recipe import Recipe
 from ptycho_stream.reconstruct.refined_layer import RefinedLayer, basis_of, restored
 from ptycho_stream.reconstruct.saved_image import image_state, load_state, write_state
+from ptycho_stream.reconstruct.scan_pairs import ScanPairs
 from ptycho_stream.reconstruct.shown_frames import ShownFrames
 from ptycho_stream.results import ImageState, Tile
 from ptycho_stream.scans.reader import ScanReader
@@ -43,8 +44,6 @@ _MAX_START_EXCESS = 0.1
 without it: made with a wrong probe it costs more sweeps than it saves."""
 _FEED = 512
 """Pairs given to the refined layer at once: their frames' checksums are verified."""
-_PAIRS_GAP = 256
-"""Pairs that lie closer in the log are read at once."""
 
 
 class ScanImage:
@@ -74,7 +73,7 @@ class ScanImage:
         refinement: RefinementSettings | None = None,
     ) -> None:
         self.reader = reader
-        self._viewed = ViewedScan(reader)
+        self._pairs = ScanPairs(reader)
         self._tile_px = tile_px
         self._tiles: dict[TileIndex, Tile] = {}
         self._shown_tiles: dict[TileIndex, Tile] = {}
@@ -82,7 +81,6 @@ class ScanImage:
         self._makers: dict[int, PatchMaker] = {}
         self._formers: dict[int, GroupFormer] = {}
         self.patches_collapsed = self.patches_not_finite = 0
-        self._corrections = Corrections(reader)
         self._recipe = recipe
         self._refinement = refinement
         saved = load_state(reader)
@@ -99,9 +97,7 @@ class ScanImage:
     @property
     def viewed(self) -> ViewedScan:
         """The scan as its frames are looked at now."""
-        if not self._viewed.is_current:
-            self._viewed = ViewedScan(self.reader)
-        return self._viewed
+        return self._pairs.viewed
 
     @property
     def problem(self) -> str:
@@ -116,7 +112,7 @@ class ScanImage:
 
     @property
     def has_work(self) -> bool:
-        """Whether :meth:`step` would do something."""
+        """Whether the image is not complete yet, for what the store holds."""
         pairs = self.reader.pair_count
         if not pairs or self.problem:
             return False
@@ -127,6 +123,19 @@ class ScanImage:
     def backlog(self) -> int:
         """How many pairs no subscriber has seen, but for those that wait for their group."""
         return self._workable(self.current.ledger) if self.current else self.reader.pair_count
+
+    @property
+    def pending(self) -> int:
+        """How many pairs no subscriber has seen, but for those that are lent or wait."""
+        return self.backlog - (self.current.ledger.lent_count if self.current else 0)
+
+    @property
+    def can_step(self) -> bool:
+        """Whether :meth:`step` would do something; not where all that is left is lent."""
+        newest = self._newest
+        if not self.has_work or newest is None or not self._is_present(newest):
+            return self.has_work
+        return self._workable(newest.ledger) > newest.ledger.lent_count
 
     def _workable(self, ledger: PairLedger) -> int:
         """How many pairs could be worked on; at a scan's end there is nothing to wait for."""
@@ -145,7 +154,7 @@ class ScanImage:
         return int(pairs["paired_monotonic_ns"][0]) if len(pairs) else None
 
     def step(self, limit: int, on_damaged: Callable[[list[int]], None]) -> NDArray[np.int64]:
-        """Reconstruct one batch; there must be work.
+        """Reconstruct one batch; it must be possible.
 
         Args:
             limit: most pairs in the batch.
@@ -159,25 +168,74 @@ class ScanImage:
             StoreError: the store cannot be read.
         """
         self.patches_collapsed = self.patches_not_finite = 0
-        self._corrections.look()
+        self._pairs.corrections.look()
         newest = self._newest
         if newest is None or newest.number not in self._makers or not self._is_present(newest):
             self._open_generation(newest)
         assert self.current is not None
-        if self.current.number in self._makers and self.backlog:
+        if self.current.number in self._makers and self.pending:
             return self._extend(self.current, limit, on_damaged)
         if self.following is None:
             return np.empty(0, np.int64)
-        shown = self._extend(self.following, limit, on_damaged)
-        ledger = self.following.ledger
+        return self._seen(self.following, self._extend(self.following, limit, on_damaged))
+
+    def _seen(self, extended: Generation, paired_ns: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which of the pairs that a generation was extended by subscribers will see, by time.
+
+        The following one takes over when it covers as much as the current one.
+        """
+        assert self.current is not None
+        if extended is self.current:
+            return paired_ns
+        ledger = extended.ledger
         left_over = self.reader.header.sealed and ledger.waiting_count
         if ledger.taken < self.current.ledger.taken or left_over:
             return np.empty(0, np.int64)
         self._makers.pop(self.current.number, None)
         self._formers.pop(self.current.number, None)
-        self._show(self.following)
+        self._show(extended)
         self.following = None
-        return shown
+        return paired_ns
+
+    # -- helpers ------------------------------------------------------------------------------
+
+    def lend(self, limit: int) -> Loan | None:
+        """Up to ``limit`` pairs for another process to predict; None where there are none.
+
+        Networks that take frames in groups predict here alone: groups hang on the order of pairs.
+        """
+        target = self.current
+        if target is not None and (target.number not in self._makers or not self.pending):
+            target = self.following
+        maker = None if target is None else self._makers.get(target.number)
+        if target is None or maker is None or maker.group_frames > 1:
+            return None
+        if not self._is_present(target):
+            return None
+        indices = target.ledger.spread(self.reader.pair_count, limit)
+        if not len(indices):
+            return None
+        target.ledger.lend(indices)
+        return Loan(self.reader.scan_id, target.number, target.identity.to_json(), indices)
+
+    def take_back(self, loan: Loan, made: Made | None) -> NDArray[np.int64]:
+        """Take what a helper made of a loan; None: nothing, and its pairs are to be done again.
+
+        Returns:
+            As :meth:`step`. A loan of a generation that is gone adds nothing.
+        """
+        self.patches_collapsed = self.patches_not_finite = 0
+        held = (one for one in (self.current, self.following) if one is not None)
+        target = next((one for one in held if one.number == loan.generation), None)
+        if target is None or target.identity.to_json() != loan.identity:
+            return np.empty(0, np.int64)
+        target.ledger.take_back(loan.indices)
+        if made is None:
+            return np.empty(0, np.int64)
+        target.merge(made.generation)
+        self.patches_collapsed, self.patches_not_finite = made.collapsed, made.not_finite
+        pairs = self._pairs.at(made.generation.ledger.added)
+        return self._seen(target, pairs["paired_monotonic_ns"].astype(np.int64))
 
     def _show(self, generation: Generation) -> None:
         """Let subscribers see another generation."""
@@ -239,8 +297,8 @@ class ScanImage:
         first, last = refined.looked_at, min(self.reader.pair_count, refined.looked_at + _FEED)
         if first < last:
             indices, pairs = np.arange(first, last), self.reader.pairs(first, last)
-            self._corrections.look()  # after a restart there may be no step that does
-            usable, _ = self._usable(generation, indices, pairs)
+            self._pairs.corrections.look()  # after a restart there may be no step that does
+            usable, _ = self._pairs.usable(generation.identity, indices, pairs)
             refined.add(indices[usable], pairs[usable], last)
 
     @property
@@ -287,21 +345,13 @@ class ScanImage:
         former = GroupFormer(group_frames, identity.neighbours, reach_m)
         # Patches that were no numbers were skipped after their frames had gone into a group.
         skipped = np.sort(ledger.skipped)
-        skipped = skipped[self._usable(generation, skipped, self._pairs_at(skipped))[0]]
+        skipped = skipped[
+            self._pairs.usable(generation.identity, skipped, self._pairs.at(skipped))[0]
+        ]
         used, waiting = np.concatenate([ledger.added, skipped]), ledger.waiting
-        pairs = self._pairs_at(np.concatenate([used, waiting]))
+        pairs = self._pairs.at(np.concatenate([used, waiting]))
         former.restore(used, waiting, positions_of(pairs))
         return former
-
-    def _usable(
-        self, target: Generation, indices: NDArray[np.int64], pairs: NDArray[Any]
-    ) -> tuple[NDArray[np.bool_], list[int]]:
-        """Which pairs (n,), ascending, can be in an image; and the slots of damaged frames."""
-        usable = self.viewed.usable(pairs)
-        damaged = self.reader.verify(pairs["slot"]) if len(pairs) else []
-        usable &= ~np.isin(pairs["slot"], damaged)
-        usable &= self._corrections.usable(indices, pairs, target.identity.corrected_below)
-        return usable, damaged
 
     def _is_present(self, generation: Generation) -> bool:
         """Whether ``generation`` is made with the present recipe, view and positions."""
@@ -346,7 +396,7 @@ class ScanImage:
         if held is None:
             return pairs
         below = held.identity.corrected_below
-        due = held.ledger.taken >= pairs and self._corrections.any_from(below)
+        due = held.ledger.taken >= pairs and self._pairs.corrections.any_from(below)
         return pairs if due else below
 
     def _extend(
@@ -356,13 +406,7 @@ class ScanImage:
         # Groups hang on the order of the pairs; single frames may be taken in any.
         choose = target.ledger.pending if by_groups else target.ledger.spread
         indices = choose(self.reader.pair_count, limit)
-        pairs = self._pairs_at(indices)
-        if len(indices):
-            usable, damaged = self._usable(target, indices, pairs)
-            if damaged:
-                on_damaged(damaged)
-            target.ledger.skip(indices[~usable])
-            indices, pairs = indices[usable], pairs[usable]
+        indices, pairs = self._pairs.sift(target, indices, on_damaged)
         if by_groups:
             return self._extend_by_groups(target, indices, pairs, limit)
         if len(pairs):
@@ -394,7 +438,7 @@ class ScanImage:
             self._formers[target.number] = former
             return np.empty(0, np.int64)
         rows, new = members.ravel(), fresh.ravel()
-        pairs = self._pairs_at(rows)
+        pairs = self._pairs.at(rows)
         patches = maker.make(pairs, target.identity.pixel_yx_m).only(new)
         if groups:
             target.ledger.wait(indices)
@@ -415,15 +459,6 @@ class ScanImage:
         target.add(indices, pairs, patches)
         self.patches_collapsed += int(patches.verdicts.collapsed.sum())
         self.patches_not_finite += int((~patches.verdicts.finite).sum())
-
-    def _pairs_at(self, indices: NDArray[np.int64]) -> NDArray[Any]:
-        """Records of the log of pairs at ``indices`` (n,), in any order; read run by run."""
-        if not len(indices):
-            return self.reader.pairs(0, 0)
-        wanted, back = np.unique(indices, return_inverse=True)
-        runs = np.split(wanted, np.flatnonzero(np.diff(wanted) > _PAIRS_GAP) + 1)
-        found = [self.reader.pairs(int(r[0]), int(r[-1]) + 1)[r - r[0]] for r in runs]
-        return np.concatenate(found)[back]
 
     def image(self, final: bool) -> ImageState:
         """What subscribers are to see now; without tiles before the first patch."""
@@ -472,7 +507,7 @@ class ScanImage:
         _, first = np.unique(added, return_index=True)
         fresh = self._frames.missing(added[np.sort(first)])
         if len(fresh):
-            self._frames.add(fresh, self._pairs_at(fresh))
+            self._frames.add(fresh, self._pairs.at(fresh))
         return self._frames
 
     def _tiles_to_show(self, generation: Generation) -> dict[TileIndex, Tile]:
