@@ -93,7 +93,7 @@ def m() -> Machine:
 def test_a_message_of_no_series_counts_for_the_scan_that_is_armed():
     m = Machine()
     m.start()
-    m.feed(ev.MessageUndecodable(0, None, "malformed"))
+    m.feed(ev.MessageUndecodable(0, Undecodable("malformed", "")))
     m.frame(0)
     m.positioned_frames("A", 1)
     assert sealed(m.end()).counts["malformed"] == 1
