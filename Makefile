@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-interop test-long fuzz lint bench pretrain setup clean
+.PHONY: demo test test-interop test-long fuzz lint bench pretrain chromium prometheus setup clean
 
 setup: .venv/installed
 
@@ -43,8 +43,14 @@ lint: .venv/installed
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not interop and not slow and not long' --durations=25
 
-test-interop: .venv/interop .venv-tickit/installed .readers/installed
+test-interop: .venv/interop .venv-tickit/installed .readers/installed chromium prometheus
 	$(BIN)/python -m pytest -m 'interop or slow' --durations=25
+
+# Debian's programs for these tests; without one its tests are skipped and say so.
+chromium prometheus:
+	command -v $@ >/dev/null || apt-get install -y --no-install-recommends $@ \
+		|| { apt-get update && apt-get install -y --no-install-recommends $@; } \
+		|| echo "no $@: its tests are skipped"
 
 test-long: .venv/interop
 	$(BIN)/python -m pytest -m long

@@ -109,7 +109,7 @@ def test_a_job_runs_yielding_to_others_and_tells_how_it_is(fresh):
     assert 0 < running["fraction"] < 1 and running["loss"] < 1
     assert fresh.status()["training"]["running"]["job_id"] == job_id
     assert fresh.metrics()["ptycho_stream_training_running_state"] == 1
-    assert fresh.metrics()["ptycho_stream_training_step_count"] > 2
+    assert fresh.metrics()["ptycho_stream_training_steps"] > 2
     done = until(fresh, job_id, "done")
     assert done["message"] == "made of 20 steps"
     assert done["model"] == "works"

@@ -213,12 +213,14 @@ def test_a_model_that_does_not_load_is_refused_and_the_present_one_stays(daemon,
         control.reload()
         wait_for(lambda: "still in use: good" in daemon.log, what="a line in the log")
         wait_for(lambda: "truncated or altered" in problem(daemon), what="the problem's name")
+        daemon.metric("ptycho_stream_model_stale_state", 1)
         assert model_in_use(daemon) == "good"
         assert stored_scan(daemon, scan).content.model == "good"
         assert control.rollback_model()["model"] == DEFAULT_MODEL
         with pytest.raises(ControlError, match="no model to go back to"):
             control.rollback_model()
     assert problem(daemon) == ""
+    daemon.metric("ptycho_stream_model_stale_state", 0)
     undisturbed(daemon)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
-from ptycho_stream.scans.header import ScanHeader
+from ptycho_stream.scans.header import SEALED_STATES, ScanHeader
 from ptycho_streamd.recorder import PositionCounts
 
 
@@ -53,13 +53,14 @@ class IngestMetrics:
         )
         self.dropped = Counter(
             "ptycho_stream_frames_dropped",
-            "Frames that arrived and were not stored, by reason; duplicates have their own counter",
+            "Frames that arrived and were not stored: wrong_shape, closed (the scan is over), "
+            "disk_full; duplicates have their own counter",
             ["reason"],
             registry=registry,
         )
         self.undecodable = Counter(
             "ptycho_stream_messages_undecodable",
-            "Messages or frames that no codec understood, by reason",
+            "Messages or frames that no codec understood (docs/protocol.md, What is refused)",
             ["reason"],
             registry=registry,
         )
@@ -78,12 +79,15 @@ class IngestMetrics:
         )
         self.positions_flagged = Counter(
             "ptycho_stream_positions_flagged",
-            "Scan positions out of extent or that jump, by reason",
+            "Scan positions out of the allowed extent, or that jump further than a step may (jump)",
             ["reason"],
             registry=registry,
         )
         self.scans = Counter(
-            "ptycho_stream_scans_sealed", "Scans that ended, by state", ["state"], registry=registry
+            "ptycho_stream_scans_sealed",
+            "Scans that ended, by their last state (docs/operations.md)",
+            ["state"],
+            registry=registry,
         )
         self.recovered = Counter(
             "ptycho_stream_scans_recovered", "Scans found open at the start", registry=registry
@@ -99,7 +103,7 @@ class IngestMetrics:
             registry=registry,
         )
         self.open_scans = Gauge(
-            "ptycho_stream_scans_open_count", "Scans that are not sealed", registry=registry
+            "ptycho_stream_open_scans", "Scans that are not sealed", registry=registry
         )
         self.free = Gauge(
             "ptycho_stream_store_free_bytes", "Room on the store's disk", registry=registry
@@ -116,6 +120,13 @@ class IngestMetrics:
             registry=registry,
         )
         ProcessCollector(namespace="ptycho_stream_ingest", registry=registry)
+        # Counters that begin at 0 let Prometheus see the first event as an increase.
+        for reason in ("wrong_shape", "closed", "disk_full"):
+            self.dropped.labels(reason)
+        for reason in ("extent", "jump"):
+            self.positions_flagged.labels(reason)
+        for state in SEALED_STATES:
+            self.scans.labels(state)
 
     def count_positions(self, new: PositionCounts) -> None:
         """Count positions that came inline, or are not to be trusted."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import product
+from typing import get_args
+
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from ptycho_stream.training.job import JobProgress
+from ptycho_stream.training.job import ENDED_STATES, JobKind, JobProgress
 
 
 class JobMetrics:
@@ -13,7 +16,7 @@ class JobMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._ended = Counter(
             "ptycho_stream_training_jobs_ended",
-            "Training jobs that are over, by how they ended",
+            "Training jobs that are over: done, failed or cancelled",
             ["kind", "state"],
             registry=registry,
         )
@@ -39,7 +42,7 @@ class JobMetrics:
             "ptycho_stream_training_running_state", "1 while a job runs", registry=registry
         )
         self._step = Gauge(
-            "ptycho_stream_training_step_count", "Steps of the job that runs", registry=registry
+            "ptycho_stream_training_steps", "Steps of the job that runs", registry=registry
         )
         self._fraction = Gauge(
             "ptycho_stream_training_progress_ratio",
@@ -56,6 +59,9 @@ class JobMetrics:
             "Time that the running job has trained",
             registry=registry,
         )
+        # Counters that begin at 0 let Prometheus see the first event as an increase.
+        for kind, state in product(get_args(JobKind), ENDED_STATES):
+            self._ended.labels(kind, state)
         self.show(None)
 
     def show(self, progress: JobProgress | None) -> None:

@@ -183,7 +183,7 @@ class ReconstructStage:
                 kept = f"; still in use: {self._images.recipe.model}" if self._images.recipe else ""
                 log.error("network and probe are not loaded: %s%s", error, kept)
             self._problem = self._images.problem = str(error)
-            self._metrics.recipe_failures.inc()
+            self._metrics.recipe_failed()
             if isinstance(error, DeviceError):
                 self._devices.failed(error)
 

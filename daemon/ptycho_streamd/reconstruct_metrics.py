@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from ptycho_stream.reconstruct.trust_watch import TrustReport
 
@@ -86,13 +86,13 @@ class ReconstructMetrics:
             "Batches that failed; the scan is tried again",
             registry=self.registry,
         )
-        self.recipe_failures = Counter(
+        self._recipe_failures = Counter(
             "ptycho_stream_recipes_failed",
             "Attempts to load the network and the probe that failed",
             registry=self.registry,
         )
         self.subscribers = Gauge(
-            "ptycho_stream_results_subscribers_count",
+            "ptycho_stream_results_subscribers",
             "Subscribers of the results socket",
             registry=self.registry,
         )
@@ -160,12 +160,24 @@ class ReconstructMetrics:
             ["model", "sha256"],
             registry=self.registry,
         )
+        self._model_stale = Gauge(
+            "ptycho_stream_model_stale_state",
+            "1 while the network or probe that is set does not load and the former or none is used",
+            registry=self.registry,
+        )
+        ProcessCollector(namespace="ptycho_stream_reconstruct", registry=self.registry)
         self._batches: deque[tuple[float, int]] = deque()
 
     def model_in_use(self, name: str, sha256: str) -> None:
-        """Patches are predicted with this model from now on."""
+        """Patches are predicted with this model from now on, the one that was asked for."""
+        self._model_stale.set(0)
         self._model.clear()
         self._model.labels(name, sha256[:12]).set(1)
+
+    def recipe_failed(self) -> None:
+        """Network or probe did not load; those in use stay."""
+        self._recipe_failures.inc()
+        self._model_stale.set(1)
 
     def refined(self, visits: int) -> None:
         """Frames were visited by refinement so many times."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import zmq
-from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
+from prometheus_client import CollectorRegistry
 
 from ptycho_stream import __version__
 from ptycho_stream.errors import ControlError, MalformedMessage, PtychoStreamError, SettingsError
@@ -39,6 +39,7 @@ from ptycho_streamd.reload import merge_reloaded
 from ptycho_streamd.requests import Requests, store_commands
 from ptycho_streamd.settings_file import SETTINGS_NAME, write_settings
 from ptycho_streamd.stage import configure_logging, stage_of_detector
+from ptycho_streamd.supervisor_metrics import SupervisorMetrics
 from ptycho_streamd.view_trigger import ViewTrigger
 
 STAGES = ("ingest", "reconstruct")
@@ -81,7 +82,7 @@ class Supervisor:
         self._registry = CollectorRegistry()
         self._merged = MergedMetrics()
         self._registry.register(self._merged)
-        self._own_metrics()
+        self._metrics = SupervisorMetrics(self._registry)
         self._notifier = Notifier()
         self._lock = DataLock(settings.data.directory)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -99,8 +100,7 @@ class Supervisor:
             self._close()
             raise
         self._children = {child.name: child for child in self._made_children(stages)}
-        for name in self._children:
-            self._restarts.labels(name)  # there from the start: a first restart is an increase, too
+        self._metrics.expect(self._children)
         self._jobs = Jobs(
             lambda: self._settings,
             StageProcess("train", self._stage_config, self._bus, self._lock.fd),
@@ -202,8 +202,8 @@ class Supervisor:
             if child.check(self._settings.supervisor):
                 self._merged.stage_ended(name)
                 self._requests.stage_ended(name)
-                self._restarts.labels(name).inc()
-            self._up.labels(name).set(child.beating)
+                self._metrics.restarts.labels(name).inc()
+            self._metrics.up.labels(name).set(child.beating)
         self._jobs.turn()
         self._requests.serve()
         if self._hangup:
@@ -344,21 +344,6 @@ class Supervisor:
         if down:
             return f"{', '.join(down)} is being restarted"
         return str(self._children["ingest"].status.get("summary", "ready"))
-
-    def _own_metrics(self) -> None:
-        self._restarts = Counter(
-            "ptycho_stream_stage_restarts",
-            "Stages that ended unasked and were started again",
-            ["stage"],
-            registry=self._registry,
-        )
-        self._up = Gauge(
-            "ptycho_stream_stage_up_state",
-            "1 while the stage runs and sends heartbeats",
-            ["stage"],
-            registry=self._registry,
-        )
-        ProcessCollector(namespace="ptycho_stream_supervisor", registry=self._registry)
 
     def _on_stop(self, number: int, _frame: object) -> None:
         self._stop_signal = number
