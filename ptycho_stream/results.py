@@ -6,23 +6,31 @@ The reconstruct stage makes an :class:`ImageState` for the publisher and for exp
 
 from __future__ import annotations
 
+import base64
+import html
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_stream.atomic_file import atomic_file
 from ptycho_stream.errors import FileFormatError
+from ptycho_stream.pictures import draw_object, extent_um, new_axes, png, shrunk
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 TileKey = tuple[int, int]
 
 # A few frames with far-off positions can span a rectangle that no memory holds; this is 12 GiB.
 MAX_STITCHED_PX = 1 << 30
+NOTEBOOK_SIDE_PX = 512
+"""Jupyter shows a larger image shrunk: it travels to the browser with every update."""
 
 
 def _no_frames() -> NDArray[np.int64]:
@@ -275,12 +283,64 @@ class Image:
             },
         }
 
+    def plot(self, axes: Sequence[Axes] | None = None) -> tuple[Axes, Axes]:
+        """Draw phase (in radians about its mean) and amplitude with matplotlib.
+
+        The axes are in micrometres of the stage, y down the rows.  In Jupyter the figure appears
+        below the cell, in a program after ``matplotlib.pyplot.show()``;
+        ``axes[0].figure.savefig(path)`` writes it to a file.
+
+        Args:
+            axes: the two to draw into; None: in a new figure of ``matplotlib.pyplot``.
+
+        Returns:
+            The axes of phase and amplitude.
+
+        Raises:
+            MissingPackage: matplotlib is not installed; it comes with the extra ``report``.
+        """
+        of_phase, of_amplitude = new_axes(str(self)) if axes is None else axes
+        extent = extent_um(self.object_yx.shape, self.origin_yx_m, self.pixel_yx_m)
+        draw_object((of_phase, of_amplitude), self.object_yx, extent)
+        return of_phase, of_amplitude
+
+    def _repr_png_(self) -> bytes | None:
+        """For Jupyter: phase and amplitude side by side; None if nothing was seen yet."""
+        if not self.object_yx.size:
+            return None
+        return png(shrunk(self.object_yx, NOTEBOOK_SIDE_PX, NOTEBOOK_SIDE_PX))
+
+    def _repr_html_(self) -> str:
+        """For Jupyter: the same picture, and what there is to know of it in words."""
+        picture = self._repr_png_()
+        shown = "nothing seen yet"
+        if picture is not None:
+            data = base64.b64encode(picture).decode("ascii")
+            shown = (
+                f'<img src="data:image/png;base64,{data}" style="max-width: 100%" '
+                'alt="phase and amplitude">'
+            )
+        lines = ["Phase and amplitude. " + str(self), *self.reasons]
+        words = "<br>".join(html.escape(line) for line in lines)
+        return f"<div>{shown}</div><div>{words}</div>"
+
+    def __str__(self) -> str:
+        """Scan, state, frames, size, layer, verdict and resolution, as far as they are known."""
+        pixel_y_nm, pixel_x_nm = (f"{side_m * 1e9:.3g}" for side_m in self.pixel_yx_m)
+        try:
+            height, width = self.object_yx.shape
+            size = f"{height} x {width} px of {pixel_y_nm} x {pixel_x_nm} nm"
+        except FileFormatError:
+            size = f"{len(self.content.tiles)} tiles too far apart for one array"
+        said = [f"{self.frame_numbers.size} frames", size, self.layer]
+        if self.verdict:
+            said.append(self.verdict)
+        if "resolution_nm" in self.trust:
+            said.append(f"resolution {self.trust['resolution_nm']:.3g} nm")
+        return f"scan {self.scan_id} ({self.state}): {', '.join(said)}"
+
     def __repr__(self) -> str:
-        content = self.content
-        return (
-            f"<Image of scan {self.scan_id} ({self.state}): {self.frame_numbers.size} frames in "
-            f"{len(content.tiles)} tiles of {content.tile_px} px, generation {content.generation}>"
-        )
+        return f"<Image of {self}>"
 
 
 def stitch(

@@ -1,17 +1,18 @@
 """``ctl``, ``models``, ``config`` and the program itself: output, errors and exit statuses."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
-import zmq
 from results_source import free_ports
 
 from ptycho_stream.cli import COMMANDS
 from ptycho_streamd.control import ControlServer
+from ptycho_streamd.security import Gate
 
 SCAN = {
     "scan_id": "01JBQ3N8Z5T0V6W7X8Y9ZABCDE",
@@ -48,8 +49,8 @@ def run(*words, timeout=30):
 def daemon():
     """A control server that answers each command with something that tells it apart."""
     endpoint = f"tcp://127.0.0.1:{free_ports(1)[0]}"
-    context = zmq.Context()
-    server = ControlServer(context, endpoint)
+    gate = Gate()
+    server = ControlServer(gate, endpoint)
     over = threading.Event()
 
     def answer(request):
@@ -75,7 +76,7 @@ def daemon():
     over.set()
     thread.join()
     server.close()
-    context.term()
+    gate.close()
 
 
 def ctl(daemon, *words):
@@ -276,3 +277,20 @@ def test_options_that_could_do_nothing_are_wrong_usage(words, tmp_path, monkeypa
     done = run(*words)
     assert done.returncode == 2, done.stderr
     assert words[-2 if words[0] == "simulate" else 1] in done.stderr
+
+
+def test_bash_completes_commands():
+    program = Path(sys.executable).parent
+    script = (
+        "source <(ptycho-stream --show-completion); "
+        "COMP_WORDS=(ptycho-stream ctl sna) COMP_CWORD=2; "
+        "_ptycho_stream_completion ptycho-stream; echo ${COMPREPLY[@]}"
+    )
+    done = subprocess.run(
+        ["bash", "-c", script],
+        env=os.environ | {"PATH": f"{program}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.stdout.split() == ["snapshot", "snapshots"], done.stderr

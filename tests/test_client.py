@@ -19,7 +19,7 @@ from results_source import SCANS, Source, free_ports, free_settings, grown, same
 
 from ptycho_stream import client, remote
 from ptycho_stream.client import AsyncResultStream, ResultStream
-from ptycho_stream.errors import EndpointError, ScanNotFound
+from ptycho_stream.errors import EndpointError, MissingPackage, ScanNotFound
 from ptycho_stream.settings import ControlSettings, ResultSettings
 
 
@@ -366,3 +366,13 @@ def test_the_asyncio_twin_says_when_nothing_is_heard():
 def test_a_wrong_endpoint_is_an_error_at_once():
     with pytest.raises(EndpointError, match="tcp://HOST:PORT"):
         ResultStream("nonsense")
+
+
+def test_a_live_picture_without_ipython_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "IPython.display", None)
+    with (
+        Source() as source,
+        ResultStream(*source.endpoints) as results,
+        pytest.raises(MissingPackage, match=r"ptycho-stream\[notebook\]"),
+    ):
+        results.show()

@@ -100,7 +100,7 @@ def test_a_socket_with_keys_is_told_from_one_without(senders: Senders) -> None:
     sender.curve_server = True
     sender.curve_publickey, sender.curve_secretkey = zmq.curve_keypair()
     port = sender.bind_to_random_port("tcp://127.0.0.1")
-    assert knock(f"tcp://127.0.0.1:{port}").answer == "wrong key"
+    assert knock(f"tcp://127.0.0.1:{port}").answer == "keyed"
 
 
 def test_a_port_that_says_nothing_is_silent_and_a_closed_one_refuses() -> None:

@@ -42,7 +42,14 @@ class Desk:
             for number, name in enumerate(("ingest", "reconstruct"), 1)
         }
         catalogue = Catalogue(root)
-        self.requests = Requests(self, self, self.children, store_commands(catalogue), catalogue)  # type: ignore[arg-type]
+        self.requests = Requests(
+            self,  # type: ignore[arg-type]
+            self,  # type: ignore[arg-type]
+            self.children,  # type: ignore[arg-type]
+            store_commands(catalogue),
+            catalogue,
+            lambda: (root, root.parent / "masks"),
+        )
 
     def poll(self) -> list[Request]:
         taken, self.incoming = self.incoming, []
@@ -76,8 +83,9 @@ def desk(tmp_path: Path, scan_id: str) -> Desk:
     return Desk(tmp_path)
 
 
-def test_reprocessing_changes_the_view_first_and_then_makes_the_image(desk, scan_id):
-    desk.ask("reprocess", **ARGUMENTS | {"orientation": "flip_x", "probe": "/p.npz"})
+def test_reprocessing_changes_the_view_first_and_then_makes_the_image(desk, scan_id, tmp_path):
+    probe = str(tmp_path / "p.npz")
+    desk.ask("reprocess", **ARGUMENTS | {"orientation": "flip_x", "probe": probe})
     stage, request = desk.asked[0]
     assert (stage, request.command) == ("ingest", "set_view")
     assert request.arguments == {
@@ -93,7 +101,7 @@ def test_reprocessing_changes_the_view_first_and_then_makes_the_image(desk, scan
     desk.answer({"scan_id": scan_id, "view": {"version": 2}})
     stage, request = desk.asked[1]
     assert (stage, request.command) == ("reconstruct", "reprocess")
-    assert request.arguments == {"scan_id": scan_id, "probe": "/p.npz", "model": None}
+    assert request.arguments == {"scan_id": scan_id, "probe": probe, "model": None}
     assert desk.answers == []
     desk.answer({"scan_id": scan_id, "generation": 5})
     assert desk.answers == [("ok", {"scan_id": scan_id, "view": {"version": 2}, "generation": 5})]
@@ -140,6 +148,33 @@ def test_a_stage_that_says_nothing_is_given_up(desk, monkeypatch):
 def test_a_scan_that_is_not_there_is_not_found(desk, command, name):
     desk.ask(command, **ARGUMENTS | {"limit": 5, "scan_id": name})
     assert desk.answers == [("not_found", None)] and desk.asked == []
+
+
+@pytest.mark.parametrize("argument", ["probe", "bad_pixels", "flat_field", "background"])
+def test_files_are_read_from_folders_that_are_allowed_only(desk, tmp_path, argument):
+    (tmp_path / "passwd").symlink_to("/etc/passwd")
+    outside = ("/etc/passwd", f"{tmp_path}/../secret.npz", f"{tmp_path}/passwd", f"{tmp_path}x/a")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path in (*outside, f"{tmp_path}/loop"):
+        desk.ask("reprocess", **ARGUMENTS | {argument: path})
+    assert desk.answers == [("bad_arguments", None)] * 5 and desk.asked == []
+    (tmp_path / "link.npz").symlink_to(tmp_path.parent / "masks" / "real.npz")
+    desk.ask("reprocess", **ARGUMENTS | {argument: f"{tmp_path}/link.npz"})
+    ((_, request),) = desk.asked
+    assert request.arguments[argument] == str(tmp_path.parent / "masks" / "real.npz")
+
+
+def test_words_in_place_of_files_are_taken_as_they_are(desk):
+    desk.ask("reprocess", **ARGUMENTS | {"background": "dark-frames", "bad_pixels": "none"})
+    assert desk.asked[0][1].arguments["background"] == "dark-frames"
+    assert desk.asked[0][1].arguments["bad_pixels"] == "none"
+
+
+def test_more_requests_than_stages_get_through_are_refused(desk):
+    for _ in range(requests.MAX_PENDING + 3):
+        desk.ask("models")
+    assert len(desk.asked) == requests.MAX_PENDING
+    assert desk.answers == [("unavailable", None)] * 3
 
 
 def test_an_empty_store_has_nothing_to_reprocess(tmp_path):

@@ -54,6 +54,7 @@ from ptycho_streamd.ingest_metrics import IngestMetrics
 from ptycho_streamd.ingest_status import RateMeter, describe
 from ptycho_streamd.log_limit import LimitedLog
 from ptycho_streamd.recorder import EPOCH_KEY, Recorder
+from ptycho_streamd.security import Gate
 from ptycho_streamd.sources import Stream, open_sources
 from ptycho_streamd.stage import Stage, run_stage
 from ptycho_streamd.unsealed import Unsealed
@@ -100,9 +101,9 @@ class Ingest:
         self._received = 0
         self._answers: list[ev.Accepted | ev.Refuse] = []
         self._next_tick_ns = 0
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._gate = Gate(settings.security, self._metrics.registry)
         limits = WireLimits(max_shape_yx_px=settings.detector.max_shape_yx_px)
-        self._sources = open_sources(self._context, settings, limits)
+        self._sources = open_sources(self._gate, settings, limits)
         self._turn_messages = 1 if settings.detector.dialect == "slsdet" else ROUND_MESSAGES
         detector = settings.detector
         self._companion: Companion | None = None
@@ -130,7 +131,7 @@ class Ingest:
             self._stop()
         for source in self._sources:
             source.close()
-        self._context.term()
+        self._gate.close()
 
     # ---- the loop ------------------------------------------------------------------------------
 
@@ -304,6 +305,7 @@ class Ingest:
             source.watch()
         if self._companion is not None:
             self._companion.look(self._recorders)
+        self._gate.check()
         self._listen()
         self._metrics.open_scans.set(len(self._recorders))
         self._metrics.free.set(free)

@@ -23,11 +23,18 @@ from ptycho_stream.errors import EndpointError, WireError
 from ptycho_stream.results import ImageState, Tile, TileKey
 from ptycho_stream.settings import ResultSettings
 from ptycho_stream.wire import results as wire
+from ptycho_streamd.door import Door
+from ptycho_streamd.log_limit import LimitedLog
+from ptycho_streamd.security import Gate
 
 BEACON_INTERVAL_S = 1.0
 MAX_REQUESTS_PER_SERVE = 16
 MAX_PEERS = 1024
-MAX_REQUEST_BYTES = 32 << 20
+MAX_REQUEST_BYTES = 2 << 20
+MAX_SUBSCRIPTION_BYTES = 4096
+MAX_NOTICES_PER_SERVE = 1024
+MAX_SUBSCRIPTIONS = 256
+"""Of one connection, ends of subscriptions included: more than a client has any use for."""
 # Images of scans before the newest stay within reach of clients that come a little late.
 KEPT_IMAGES = 8
 KEPT_BYTES = 256 << 20
@@ -81,7 +88,7 @@ class Publisher:
     """Sends images to any number of subscribers and answers those that missed something.
 
     Args:
-        context: of this process.
+        gate: of this process.
         results: endpoints and the budget of bytes that may wait for a slow subscriber.
         epoch: names this run of the daemon; a suffix of its own makes it unique to this publisher,
             because sequence numbers and tile versions start again with it.
@@ -90,33 +97,39 @@ class Publisher:
         EndpointError: an endpoint cannot be bound.
     """
 
-    def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], results: ResultSettings, epoch: str
-    ):
+    def __init__(self, gate: Gate, results: ResultSettings, epoch: str):
         self.epoch = _unique(epoch)
         self.subscribers = 0
         self.resyncs = 0
         self.refusals: Counter[str] = Counter()
         self._images: dict[str, _Sent] = {}
         self._updates_sent = 0
+        self._trouble = LimitedLog(_log)
         self._answered_s: OrderedDict[bytes, float] = OrderedDict()
         self._beacon_due_s = 0.0
-        self._xpub = context.socket(zmq.XPUB)
-        self._router = context.socket(zmq.ROUTER)
+        self._doors: list[Door] = []
+        self._xpub = gate.context.socket(zmq.XPUB)
+        # XPUB_VERBOSER: without it a second subscriber of a topic, and its leaving, go unseen.
+        self._xpub.setsockopt(zmq.XPUB_VERBOSER, 1)
+        messages = max(1, results.queue_bytes // wire.MAX_UPDATE_BYTES)
+        self._xpub.setsockopt(zmq.SNDHWM, messages)
+        self._xpub.setsockopt(zmq.MAXMSGSIZE, MAX_SUBSCRIPTION_BYTES)
+        # A final image must still leave when the process stops right after sending it.
+        self._xpub.setsockopt(zmq.LINGER, 500)
+        self._router = gate.context.socket(zmq.ROUTER)
+        # A peer that asks and does not read gets no more; it asks again if it lives.
+        self._router.setsockopt(zmq.SNDHWM, 4)
+        self._router.setsockopt(zmq.RCVHWM, 2)
+        self._router.setsockopt(zmq.MAXMSGSIZE, MAX_REQUEST_BYTES)
+        self._router.setsockopt(zmq.LINGER, 0)
+        places = (
+            (self._xpub, results.endpoint, "results.endpoint", "results"),
+            (self._router, results.resync_endpoint, "results.resync_endpoint", "resync"),
+        )
         try:
-            # XPUB_VERBOSER: without it a second subscriber of a topic, and its leaving, go unseen.
-            self._xpub.setsockopt(zmq.XPUB_VERBOSER, 1)
-            messages = max(1, results.queue_bytes // wire.MAX_UPDATE_BYTES)
-            self._xpub.setsockopt(zmq.SNDHWM, messages)
-            # A peer that asks and does not read gets no more; it asks again if it lives.
-            self._router.setsockopt(zmq.SNDHWM, 4)
-            self._router.setsockopt(zmq.RCVHWM, MAX_REQUESTS_PER_SERVE)
-            self._router.setsockopt(zmq.MAXMSGSIZE, MAX_REQUEST_BYTES)
-            # A final image must still leave when the process stops right after sending it.
-            self._xpub.setsockopt(zmq.LINGER, 500)
-            self._router.setsockopt(zmq.LINGER, 0)
-            _bind(self._xpub, results.endpoint, "results.endpoint")
-            _bind(self._router, results.resync_endpoint, "results.resync_endpoint")
+            for socket, endpoint, setting, name in places:
+                self._doors.append(gate.bind(socket, endpoint, setting, name, "subscribe"))
+            self._doors[0].max_messages = MAX_SUBSCRIPTIONS
         except EndpointError:
             self.close()
             raise
@@ -188,33 +201,39 @@ class Publisher:
         taken = self._take_subscriptions()
         for _ in range(MAX_REQUESTS_PER_SERVE):
             try:
-                peer, *parts = self._router.recv_multipart(zmq.NOBLOCK)
+                frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 break
-            self._reply(peer, self._answer(peer, parts))
             taken += 1
+            if self._doors[1].admits(frames[0]):
+                peer, *parts = [frame.bytes for frame in frames]
+                self._reply(peer, self._answer(peer, parts))
         if time.monotonic() >= self._beacon_due_s:
             self._beacon()
         return taken
 
     def close(self) -> None:
         """Give the sockets back."""
+        for door in self._doors:
+            door.close()
         self._xpub.close()
         self._router.close()
 
     def _take_subscriptions(self) -> int:
-        taken = 0
-        while True:
+        for taken in range(MAX_NOTICES_PER_SERVE):
             try:
-                notice = self._xpub.recv(zmq.NOBLOCK)
+                frame = self._xpub.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return taken
-            taken += 1
+            notice, door = frame.bytes, self._doors[0]
+            door.admits(frame)  # whose connection it is, so that it can be cut
+            door.count(frame)  # libzmq keeps each subscription, whatever its topic
             # Anything but a subscription (1) or its end (0) is a stranger's message.
             if notice[1:] in (wire.BEACON_TOPIC, b"") and notice[:1] in (b"\0", b"\1"):
                 self.subscribers += 1 if notice[0] else -1
                 # The newcomer need not wait a second to learn what there is.
                 self._beacon_due_s = min(self._beacon_due_s, time.monotonic() + 0.02)
+        return MAX_NOTICES_PER_SERVE
 
     def _beacon(self) -> None:
         self._beacon_due_s = time.monotonic() + BEACON_INTERVAL_S
@@ -237,7 +256,7 @@ class Publisher:
         try:
             request = wire.decode_resync(parts)
         except WireError as error:
-            _log.warning("resync request refused: %s", error)
+            self._trouble.warning("resync", f"resync request refused: {error}")
             return self._refuse(None, "bad_request", str(error))
         now = time.monotonic()
         wait_s = self._answered_s.get(peer, 0.0) + wire.MIN_RESYNC_INTERVAL_S - now
@@ -371,13 +390,3 @@ def _same_words(image: ImageState, before: ImageState) -> bool:
 
 def _size_bytes(image: ImageState) -> int:
     return sum(tile.size_bytes for tile in image.tiles.values())
-
-
-def _bind(socket: zmq.Socket[bytes], endpoint: str, setting: str) -> None:
-    try:
-        socket.bind(endpoint)
-    except zmq.ZMQError as error:
-        raise EndpointError(
-            f"cannot bind {setting} = {endpoint}: {error.strerror}; stop the program that holds "
-            f"it, or set another {setting}"
-        ) from error

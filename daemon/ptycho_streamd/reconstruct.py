@@ -48,6 +48,7 @@ from ptycho_streamd.lender import Lender
 from ptycho_streamd.misfit_watch import MisfitWatch
 from ptycho_streamd.publish import Publisher
 from ptycho_streamd.reconstruct_metrics import ReconstructMetrics
+from ptycho_streamd.security import Gate
 from ptycho_streamd.snapshots import snapshot
 from ptycho_streamd.stage import Stage, run_stage
 from ptycho_streamd.tries import end_tries
@@ -88,9 +89,9 @@ class ReconstructStage:
         self._problem = ""
         self._frame_s = 0.0
         self._spare_time = SpareTime(self._metrics)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._publisher = Publisher(self._context, settings.results, new_scan_id())
-        self._lender = Lender(self._context, config.parent)
+        self._gate = Gate(settings.security, self._metrics.registry)
+        self._publisher = Publisher(self._gate, settings.results, new_scan_id())
+        self._lender = Lender(self._gate.context, config.parent)
         self._poller = zmq.Poller()
         for socket in (stage.socket, self._lender.socket, *self._publisher.sockets):
             self._poller.register(socket, zmq.POLLIN)
@@ -119,7 +120,7 @@ class ReconstructStage:
             self._lender.close()
             self._exports.close()
             self._publisher.close()
-            self._context.term()
+            self._gate.close()
 
     def turn(self) -> bool:
         """One batch, else some refinement, and all that is due; whether there was any of it."""
@@ -133,6 +134,7 @@ class ReconstructStage:
         worked |= self._spare_time.use(self._open, between_batches=worked)
         self._publish_if_due()
         self._publisher.serve()
+        self._gate.check()
         self._finish_scans()
         self._save_if_due()
         self._exports.begin_partial(self._open.values())

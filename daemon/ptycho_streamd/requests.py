@@ -9,21 +9,27 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ptycho_stream.errors import ControlError, PtychoStreamError, ScanNotFound
 from ptycho_stream.files.view_change import WORDS as VIEW_WORDS
 from ptycho_stream.files.view_change import asks_for_a_view
+from ptycho_stream.files.view_files import DARK_FRAMES, FILES, NONE
 from ptycho_stream.reconstruct.history import HistoryEntry, read_history
 from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_stream.scans.header import ScanHeader, read_header
 from ptycho_streamd.bus import Answer, Bus, Refusal, StageRequest
 from ptycho_streamd.child import Child
 from ptycho_streamd.control import ControlServer, Request
+from ptycho_streamd.readable_folders import checked_path
 from ptycho_streamd.snapshots import list_snapshots
 from ptycho_streamd.stage import stage_of_detector
+
+MAX_PENDING = 256
+"""Requests that stages are at; one more is refused."""
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +90,7 @@ class Requests:
         local: commands that the supervisor itself answers, by name; they take the arguments and
             return plain values or raise :class:`ControlError`.
         catalogue: of the scans, for commands that go through several stages.
+        readable: the folders whose files requests may name, as they are now.
     """
 
     def __init__(
@@ -93,7 +100,9 @@ class Requests:
         children: dict[str, Child],
         local: dict[str, Callable[[dict[str, Any]], Any]],
         catalogue: Catalogue,
+        readable: Callable[[], Sequence[Path]],
     ) -> None:
+        self._readable = readable
         self._control = control
         self._bus = bus
         self._children = children
@@ -183,16 +192,31 @@ class Requests:
     def _reprocess(self, request: Request) -> None:
         """First the view, which ingest writes; then the image, which is made anew with it."""
         scan_id = _named_or_newest(self._catalogue, request.arguments["scan_id"])
-        request = replace(request, arguments={**request.arguments, "scan_id": scan_id})
+        paths = self._checked_paths(request.arguments)
+        request = replace(request, arguments={**request.arguments, **paths, "scan_id": scan_id})
         self._running(REPROCESS.stage)  # else the view would change and nothing come of it
         steps = (REPROCESS,)
         if asks_for_a_view(request.arguments):
             steps = (SET_VIEW, REPROCESS)
         self._send(request, steps, {})
 
+    def _checked_paths(self, arguments: dict[str, Any]) -> dict[str, str]:
+        """The arguments that name files, as paths that may be read."""
+        named = {name: arguments[name] for name in ("probe", *FILES) if arguments[name] is not None}
+        folders = self._readable()
+        return {
+            name: checked_path(name, source, folders)
+            for name, source in named.items()
+            if source not in (NONE, DARK_FRAMES)
+        }
+
     def _send(self, request: Request, steps: tuple[Step, ...], told: dict[str, Any]) -> None:
         step, *following = steps
         pid = self._running(step.stage)
+        if len(self._pending) >= MAX_PENDING:
+            raise ControlError(
+                "unavailable", f"{MAX_PENDING} requests wait for stages: try again in a second"
+            )
         arguments = request.arguments
         if wanted := STEP_ARGUMENTS.get(step.command):
             arguments = {name: arguments[name] for name in wanted}

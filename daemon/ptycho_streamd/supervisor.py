@@ -21,6 +21,7 @@ import zmq
 from prometheus_client import CollectorRegistry
 
 from ptycho_stream import __version__
+from ptycho_stream.allow_list import AllowList, write_allow_list
 from ptycho_stream.errors import ControlError, MalformedMessage, PtychoStreamError, SettingsError
 from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_stream.settings import Settings, load_settings
@@ -31,14 +32,17 @@ from ptycho_streamd.data_lock import DataLock
 from ptycho_streamd.http_server import HttpServer
 from ptycho_streamd.job_metrics import JobMetrics
 from ptycho_streamd.jobs import Jobs
-from ptycho_streamd.metrics import MergedMetrics
+from ptycho_streamd.log_format import configure_logging
+from ptycho_streamd.log_limit import LimitedLog
+from ptycho_streamd.metrics import MergedMetrics, snapshot
 from ptycho_streamd.misfit_trigger import MisfitTrigger
 from ptycho_streamd.notify import Notifier
 from ptycho_streamd.process import StageProcess
 from ptycho_streamd.reload import merge_reloaded
 from ptycho_streamd.requests import Requests, store_commands
+from ptycho_streamd.security import Gate
 from ptycho_streamd.settings_file import SETTINGS_NAME, write_settings
-from ptycho_streamd.stage import configure_logging, stage_of_detector
+from ptycho_streamd.stage import stage_of_detector
 from ptycho_streamd.supervisor_metrics import SupervisorMetrics
 from ptycho_streamd.view_trigger import ViewTrigger
 
@@ -52,8 +56,9 @@ STAGE_ENVIRONMENT = {
     "helper": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
 """What each stage gets beside the daemon's own environment."""
+ALLOW_LIST_NAME = "allowed-keys"
+DESCRIPTORS = 65_536
 TURN_MS = 100
-MAX_FILES = 65_536
 STATUS_SETTINGS = 78
 """Exit status for settings that are wrong (EX_CONFIG of sysexits.h): to start again is no use."""
 
@@ -84,17 +89,24 @@ class Supervisor:
         self._registry.register(self._merged)
         self._metrics = SupervisorMetrics(self._registry)
         self._notifier = Notifier()
-        self._lock = DataLock(settings.data.directory)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._bus = Bus(self._context)
+        self._gate_metrics = CollectorRegistry()
+        self._gate = Gate(settings.security, self._gate_metrics)
+        try:
+            self._lock = DataLock(settings.data.directory)
+        except PtychoStreamError:
+            self._gate.close()
+            raise
+        self._bus = Bus(self._gate.context)
         self._stage_config = self._bus.folder / SETTINGS_NAME
+        self._stage_allowed: AllowList = {}
+        self._trouble = LimitedLog(log)
         self._reload_late: set[str] = set()
         self._control: ControlServer | None = None
         self._http: HttpServer | None = None
         self._children: dict[str, Child] = {}
         try:
-            write_settings(settings, self._stage_config)
-            self._control = ControlServer(self._context, settings.control.endpoint)
+            self._write_for_stages(settings)
+            self._control = ControlServer(self._gate, settings.control.endpoint)
             self._http = HttpServer(settings.http, self._registry, self.health)
         except PtychoStreamError:
             self._close()
@@ -121,6 +133,7 @@ class Supervisor:
                 **store_commands(catalogue),
             },
             catalogue,
+            self._readable_folders,
         )
         self._views = ViewTrigger(self._requests)
 
@@ -149,10 +162,10 @@ class Supervisor:
 
     def run(self) -> int:
         """Run until SIGTERM or SIGINT, or until a stage cannot start; returns the exit status."""
-        _allow_many_files()
         signal.signal(signal.SIGTERM, self._on_stop)
         signal.signal(signal.SIGINT, self._on_stop)
         signal.signal(signal.SIGHUP, self._on_hangup)
+        _allow_descriptors()
         poller = zmq.Poller()
         assert self._control is not None
         poller.register(self._bus.socket, zmq.POLLIN)
@@ -198,6 +211,7 @@ class Supervisor:
 
     def _turn(self) -> None:
         self._listen()
+        self._watch_gate()
         for name, child in self._children.items():
             if child.check(self._settings.supervisor):
                 self._merged.stage_ended(name)
@@ -275,7 +289,7 @@ class Supervisor:
         if self._control:
             self._control.close()
         self._bus.close()
-        self._context.term()
+        self._gate.close()
         self._notifier.close()
         self._lock.close()
 
@@ -315,7 +329,8 @@ class Supervisor:
             self._notifier.reloading()
         try:
             outcome = merge_reloaded(self._settings, load_settings(self._config))
-            write_settings(outcome.settings, self._stage_config)
+            self._gate.read_again()
+            self._write_for_stages(outcome.settings)
         finally:
             if self._ready:
                 self._notifier.ready()
@@ -327,6 +342,34 @@ class Supervisor:
         for key in outcome.needs_restart:
             log.warning("%s has changed in the file: it needs a restart of the daemon", key)
         return {"applied": list(outcome.applied), "needs_restart": list(outcome.needs_restart)}
+
+    def _readable_folders(self) -> tuple[Path, ...]:
+        settings = self._settings
+        folders = settings.security.readable_folders
+        return (settings.data.directory, self._config.parent, *folders)
+
+    def _write_for_stages(self, settings: Settings) -> None:
+        """Settings and allow-list as the daemon goes by them: a stage that is started again must
+        not trip over a file that is being edited.
+        """
+        security = settings.security
+        if security.allowed_keys_path is not None:
+            copy = self._bus.folder / ALLOW_LIST_NAME
+            allowed = self._gate.allowed
+            write_allow_list(allowed, copy)
+            self._stage_allowed = allowed
+            security = security.model_copy(update={"allowed_keys_path": copy})
+        write_settings(settings.model_copy(update={"security": security}), self._stage_config)
+
+    def _watch_gate(self) -> None:
+        """Hand a changed allow-list on to the stages, which look at their copy by themselves."""
+        self._gate.check()
+        if self._gate.allowed is not self._stage_allowed and self._gate.keyed:
+            try:
+                self._write_for_stages(self._settings)
+            except SettingsError as error:  # no room: once more in the next turn
+                self._trouble.warning("stages", f"the stages keep the old allow-list: {error}")
+        self._merged.update("supervisor", os.getpid(), snapshot(self._gate_metrics))
 
     def _tell_to_reload(self, child: Child | None) -> None:
         if child is None:
@@ -352,14 +395,14 @@ class Supervisor:
         self._hangup = True
 
 
-def _allow_many_files() -> None:
-    """Raise the limit on open files, which stages inherit, as far as this process may.
-
-    Each connection takes one: a thousand of them, which anybody can make, must not keep ingest from
-    opening its own files.
+def _allow_descriptors() -> None:
+    """Take what descriptors the system lets us have, for this process and its stages: connections
+    to a socket, which are limited, must never leave none for a scan's files.
     """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, MAX_FILES), hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ptycho_stream.cli import ctl_images, ctl_training
+from ptycho_stream.cli.key_options import give_keys
 from ptycho_stream.cli.options import (
     AsJson,
     Config,
@@ -188,3 +189,6 @@ def endpoints(
     Example: ptycho-stream ctl endpoints
     """
     print_result(call_daemon("endpoints", {}, config, endpoint, timeout), as_json)
+
+
+give_keys(app)

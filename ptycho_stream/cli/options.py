@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ptycho_stream.cli.key_options import client_keys
 from ptycho_stream.errors import EndpointError
 
 Config = Annotated[
@@ -49,10 +50,13 @@ def result_endpoints(
     from ptycho_stream.client import RESULTS_ENDPOINT, RESYNC_ENDPOINT
 
     if config is not None:
-        from ptycho_stream.settings import load_settings
+        from ptycho_stream.settings import load_settings, reachable
 
         settings = load_settings(config).results
-        return results or settings.endpoint, resync or settings.resync_endpoint
+        return (
+            results or reachable(settings.endpoint),
+            resync or reachable(settings.resync_endpoint),
+        )
     if (results is None) != (resync is None):
         raise EndpointError(
             "only one of --results and --resync is given: they belong to one daemon, give both, "
@@ -73,9 +77,9 @@ def control_endpoint(config: Path | None, endpoint: str | None) -> str:
         return endpoint
     if config is None:
         return CONTROL_ENDPOINT
-    from ptycho_stream.settings import load_settings
+    from ptycho_stream.settings import load_settings, reachable
 
-    return load_settings(config).control.endpoint
+    return reachable(load_settings(config).control.endpoint)
 
 
 def print_table(table: Table) -> None:
@@ -124,11 +128,12 @@ def call_daemon(
 
     Raises:
         ControlError: it refused or failed.
-        EndpointError: it does not answer.
+        EndpointError: it does not answer, or does not let us in.
+        KeyFileError: a key that is to be shown cannot be used.
     """
     from ptycho_stream.client import Daemon
 
-    with Daemon(control_endpoint(config, endpoint)) as daemon:
+    with Daemon(control_endpoint(config, endpoint), keys=client_keys(config)) as daemon:
         return daemon.call(command, arguments, timeout_s)
 
 

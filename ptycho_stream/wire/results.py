@@ -32,7 +32,7 @@ MIN_RESYNC_INTERVAL_S = 0.05
 MAX_FRAMES_PER_UPDATE = 65_536
 MAX_TILE_PX = 4096
 MAX_PROBE_VALUES = 64 << 20
-MAX_HAVE_TILES = 1_000_000
+MAX_HAVE_TILES = 65_536
 
 # What msgspec raises on bytes from outside: text that is not UTF-8 comes as a ValueError.
 UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)

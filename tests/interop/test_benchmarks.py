@@ -71,6 +71,13 @@ def test_nothing_grows_in_three_minutes() -> None:
             assert after - before <= 8, (key, held)
 
 
+def test_curve(tmp_path: Path) -> None:
+    figures = printed("curve.py", "--pairs", 1, "--frames", 2000, "--folder", tmp_path)
+    ratio = figures["keys_frames_per_s"] / figures["plain_frames_per_s"]
+    assert figures["ratio"] == pytest.approx(ratio) and ratio > 0
+    assert not list(tmp_path.iterdir()), "it deletes what it wrote"
+
+
 def test_live() -> None:
     figures = printed("live.py", "--pairs", 1, "--frames", 200, "--long", 0)
     (pair,) = figures["pairs"]
