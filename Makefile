@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo docs test test-interop test-long lint bench pretrain chromium prometheus setup constraints clean
+.PHONY: demo docs test test-interop test-long fuzz lint bench pretrain chromium prometheus setup constraints clean
 
 setup: .venv/installed
 
@@ -64,6 +64,11 @@ chromium prometheus:
 
 test-long: .venv/interop
 	$(BIN)/python -m pytest -m long
+
+# A million mutated messages for every codec (about half an hour on one core).
+fuzz: .venv/installed
+	$(BIN)/$(PIP_INSTALL) --editable '.[dev,fuzz]'
+	PYTHONPATH=tests $(BIN)/python tests/fuzz.py
 
 bench: .venv/interop
 	$(BIN)/python benchmarks/ingest.py
