@@ -83,7 +83,7 @@ pretrain: .venv/installed
 constraints:
 	$(PYTHON) -m venv --clear out/constraints
 	out/constraints/bin/python -m pip install --quiet --upgrade pip
-	out/constraints/bin/python -m pip install --quiet '.[dev,docs,interop]'
+	out/constraints/bin/python -m pip install --quiet '.[dev,fuzz,interop]'
 	{ sed -n '/^#/p' constraints.txt; \
 	  out/constraints/bin/python -m pip freeze --all --exclude ptycho-stream | sed 's/+.*//'; \
 	} > out/constraints/constraints.txt
