@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo docs test test-interop test-long lint bench pretrain pictures chromium prometheus setup constraints clean
+.PHONY: demo docs test test-interop test-long fuzz lint bench pretrain pictures chromium prometheus setup constraints clean
 
 setup: .venv/installed
 
@@ -69,6 +69,11 @@ pictures: .venv/interop chromium
 test-long: .venv/interop
 	$(BIN)/python -m pytest -m long
 
+# A million mutated messages for every codec (about half an hour on one core).
+fuzz: .venv/installed
+	$(BIN)/$(PIP_INSTALL) --editable '.[dev,fuzz]'
+	PYTHONPATH=tests $(BIN)/python tests/fuzz.py
+
 bench: .venv/interop
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/curve.py
@@ -83,7 +88,7 @@ pretrain: .venv/installed
 constraints:
 	$(PYTHON) -m venv --clear out/constraints
 	out/constraints/bin/python -m pip install --quiet --upgrade pip
-	out/constraints/bin/python -m pip install --quiet '.[dev,docs,interop]'
+	out/constraints/bin/python -m pip install --quiet '.[dev,fuzz,interop]'
 	{ sed -n '/^#/p' constraints.txt; \
 	  out/constraints/bin/python -m pip freeze --all --exclude ptycho-stream | sed 's/+.*//'; \
 	} > out/constraints/constraints.txt

@@ -20,6 +20,7 @@ says what is wrong, where, and what to do next.  ::
     │   └── CorruptRecord       a record or frame whose checksum does not match
     ├── ProbeError              a probe that is missing or unusable
     ├── ModelError              a model that is missing, damaged or does not fit
+    │   └── DeviceError         a GPU that is not there, or fails
     ├── TrainingError           a training job that makes no sense, or that failed
     ├── FileFormatError         a file that is not what it should be
     ├── PtychoPinnError         a value that the PtychoPINN face cannot take (a ValueError too)
@@ -108,6 +109,10 @@ class ProbeError(PtychoStreamError):
 
 class ModelError(PtychoStreamError):
     """A model that is missing, damaged or does not fit its network."""
+
+
+class DeviceError(ModelError):
+    """A device that models run on is not there, or fails."""
 
 
 class TrainingError(PtychoStreamError):

@@ -117,8 +117,18 @@ class DataSettings(Section):
     retention_bytes: int = Field(
         default=200_000_000_000, ge=0, description="oldest sealed scans go first"
     )
+    retention_days: float | None = Field(
+        default=None,
+        gt=0,
+        description="sealed scans that ended longer ago go too; unset: never for their age",
+    )
     min_free_bytes: int = Field(
         default=2_000_000_000, ge=0, description="below this no new scan is accepted"
+    )
+    verify_reads: bool = Field(
+        default=False,
+        description="compare each frame with its checksum whenever it is read, not only when it "
+        "goes into an image",
     )
     sync_interval_ms: int = Field(
         default=100, ge=1, description="how often frames are synced to disk"
@@ -709,6 +719,9 @@ class ReconstructSettings(Section):
     size_px: int = Field(default=128, multiple_of=32, ge=32, le=1024)
     device: Annotated[str, AfterValidator(device_name)] = Field(
         default="auto", description="auto, cpu, cuda or cuda:N"
+    )
+    fallback_to_cpu: bool = Field(
+        default=True, description="make images on the CPU when the GPU has failed three times"
     )
     threads: int = Field(default=1, ge=1, description="of the network on a CPU")
     helpers: int = Field(

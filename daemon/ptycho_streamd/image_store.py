@@ -27,6 +27,7 @@ from ptycho_stream.scans.folders import scan_directory
 from ptycho_stream.scans.header import ScanHeader
 from ptycho_stream.settings import Settings
 from ptycho_streamd.stored_images import IMAGE_FILE
+from ptycho_streamd.tries import begin_try, end_tries
 
 DONE_FILE = "reconstruct.done"
 REQUEST_FILE = "reprocess.json"
@@ -55,7 +56,7 @@ class ImageStore:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.catalogue = Catalogue(settings.data.directory)
+        self.catalogue = Catalogue(settings.data.directory, verify_reads=settings.data.verify_reads)
         self.recipe: Recipe | None = None
         self.problem = ""
 
@@ -63,7 +64,7 @@ class ImageStore:
         """The image of a scan to go on with; None if the scan is gone.
 
         Raises:
-            StoreError: the scan cannot be read.
+            StoreError: the scan cannot be read, or has ended the stage too often.
             ProbeError: it was told to be made with a probe that cannot be used, or the settings'
                 optics do not suit it.
             ModelError: or with such a model.
@@ -79,6 +80,8 @@ class ImageStore:
             raise
         try:
             recipe = self.recipe_for(reader.header)
+            if reader.pair_count:
+                begin_try(reader.directory)
         except Exception:
             reader.close()
             lease.release()
@@ -176,6 +179,7 @@ class ImageStore:
             path.unlink() if before is None else replace_file(path, before)
             raise
         (self._folder(scan_id) / DONE_FILE).unlink(missing_ok=True)
+        end_tries(self._folder(scan_id))
 
     def _reprocessing(self, scan_id: str) -> Reprocessing:
         path = self._folder(scan_id) / REQUEST_FILE

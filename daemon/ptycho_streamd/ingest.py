@@ -423,7 +423,10 @@ class Ingest:
 
     def _recover(self) -> None:
         """Open again what a former incarnation left open, oldest first."""
-        recovered, failed = Catalogue(self._root).recover_all(self._is_ours)
+        catalogue = Catalogue(self._root)
+        if known := catalogue.ids():
+            new_scan_id.go_on_after(known[0])
+        recovered, failed = catalogue.recover_all(self._is_ours)
         self._metrics.unrecoverable.inc(len(failed))
         for found in reversed(recovered):
             try:
@@ -438,13 +441,15 @@ class Ingest:
                 self._metrics.unrecoverable.inc()
                 found.writer.close()
 
-    def _is_ours(self, header: ScanHeader) -> bool:
+    def _is_ours(self, header: ScanHeader | None) -> bool:
         """Whether a scan found open is for this process to take over: of its own detector, and
-        (for the reconstructed one) of those that are not in the settings any more.
+        (for the reconstructed one) of those that are not in the settings any more, or unreadable.
         """
         if self._companion is not None:
-            return header.detector == self._settings.detector.stored_as
-        return header.detector not in [one.name for one in self._settings.more_detectors]
+            return header is not None and header.detector == self._settings.detector.stored_as
+        return header is None or header.detector not in [
+            one.name for one in self._settings.more_detectors
+        ]
 
     def _seal_orphan(self, found: Recovered) -> None:
         """Seal a scan of a detector that is not in the settings any more."""
@@ -469,7 +474,7 @@ class Ingest:
         self._recorders[header.scan_id] = recorder
         self._housekeeper.attach(found.writer)
         self._metrics.recovered.inc()
-        self._metrics.torn.inc(found.report.dropped_records)
+        self._metrics.torn.inc(found.report.dropped_records + found.report.lost_frames)
         self._feed(event)
 
     def _stop(self) -> None:

@@ -12,7 +12,7 @@ import itertools
 import logging
 import secrets
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -105,6 +105,7 @@ class Publisher:
         self.epoch = _unique(epoch)
         self.subscribers = 0
         self.resyncs = 0
+        self.refusals: Counter[str] = Counter()
         self._images: dict[str, _Sent] = {}
         self._updates_sent = 0
         self._trouble = LimitedLog(_log)
@@ -327,6 +328,7 @@ class Publisher:
     def _refuse(
         self, reply_to: int | None, reason: str, message: str, retry_s: float = 0.0
     ) -> wire.Parts:
+        self.refusals[reason] += 1
         refusal = wire.Refusal(
             reply_to=reply_to,
             epoch=self.epoch,

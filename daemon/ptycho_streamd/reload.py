@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ptycho_stream.settings import Section, Settings
 
 FIXED: dict[str, frozenset[str] | None] = {
-    "data": frozenset({"directory", "frames_per_file"}),
+    "data": frozenset({"directory", "frames_per_file", "verify_reads"}),
     "detector": frozenset(
         {"dialect", "endpoint", "attach", "socket", "max_shape_yx_px", "queue_bytes"}
     ),

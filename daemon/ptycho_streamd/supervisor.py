@@ -196,14 +196,19 @@ class Supervisor:
             self._close()
 
     def health(self) -> tuple[bool, dict[str, Any]]:
-        """Whether every stage runs and was heard of lately, and the figures behind it."""
+        """Whether every stage lives and does its work, and the figures behind it."""
         limit_s = self._settings.supervisor.heartbeat_timeout_s
         stages: dict[str, dict[str, Any]] = {}
-        well = True
+        problems: list[str] = []
         for name, child in self._children.items():
             age_s = child.last_beat_age_s
             alive = age_s is not None and age_s < limit_s
-            well = well and alive
+            if not alive:
+                problems.append(
+                    f"stage {name} is not heard of: {child.last_words or 'see the log'}"
+                )
+            if refusing := child.status.get("refusing"):
+                problems.append(f"{name} refuses new scans: {refusing}")
             stages[name] = {
                 "alive": alive,
                 "pid": child.pid,
@@ -212,7 +217,7 @@ class Supervisor:
                 "error": child.last_words,
                 "status": child.status,
             }
-        return well, {"well": well, "stages": stages}
+        return not problems, {"well": not problems, "problems": problems, "stages": stages}
 
     def viewer_url(self) -> str:
         """Where the page for browsers is; empty while there is none."""

@@ -26,6 +26,7 @@ COMMANDS = {
     "ctl": ("ptycho_stream.cli.ctl", "app"),
     "train": ("ptycho_stream.cli.train", "train"),
     "export": ("ptycho_stream.cli.export", "export"),
+    "scans": ("ptycho_stream.cli.scans", "app"),
     "export-detectors": ("ptycho_stream.cli.export_detectors", "export_detectors"),
     "models": ("ptycho_stream.cli.models", "app"),
     "config": ("ptycho_stream.cli.config", "app"),

@@ -90,6 +90,33 @@ def print_table(table: Table) -> None:
     console.print(table)
 
 
+def print_scans(headers: Sequence[Mapping[str, Any]]) -> None:
+    """Print a line for each scan, from what its header says."""
+    table = Table(box=None, pad_edge=False)
+    columns = ("scan", "detector", "state", "series", "began (UTC)", "expected", "counts", "reason")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for header in headers:
+        counts: Mapping[str, int] = header.get("counts") or {}
+        table.add_row(
+            str(header["scan_id"]),
+            _detector_of(header),
+            str(header["state"]),
+            str(header.get("series", "")),
+            utc(header["created_ns"]) if "created_ns" in header else "",
+            str(header.get("expected_frames") or "-"),
+            ", ".join(f"{name} {count}" for name, count in counts.items() if count),
+            str(header.get("reason", "")),
+        )
+    print_table(table)
+
+
+def _detector_of(header: Mapping[str, Any]) -> str:
+    """A stored detector, and beside which scan its frames are; empty: the reconstructed one."""
+    name, beside = header.get("detector") or "", header.get("beside")
+    return f"{name} beside {beside}" if name and beside else name
+
+
 def call_daemon(
     command: str,
     arguments: Mapping[str, Any],
