@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo docs test test-interop test-long fuzz lint bench pretrain chromium prometheus setup constraints clean
+.PHONY: demo docs test test-interop test-long fuzz lint bench pretrain pictures chromium prometheus setup constraints clean
 
 setup: .venv/installed
 
@@ -62,6 +62,10 @@ chromium prometheus:
 		|| { apt-get update && apt-get install -y --no-install-recommends $@; } \
 		|| echo "no $@: its tests are skipped"
 
+# The screenshots in the documents.
+pictures: .venv/interop chromium
+	$(BIN)/python -m pytest tests/interop/test_viewer.py --update-pictures
+
 test-long: .venv/interop
 	$(BIN)/python -m pytest -m long
 
@@ -74,6 +78,7 @@ bench: .venv/interop
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/curve.py
 	$(BIN)/python benchmarks/live.py
+	$(BIN)/python benchmarks/viewer.py
 
 # The recipe of the shipped weights in one run (docs/models.md); 140 minutes on two cores.
 pretrain: .venv/installed

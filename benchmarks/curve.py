@@ -25,7 +25,10 @@ def keys(folder: Path) -> tuple[ClientKeys, str]:
     """Keys of the sender, and the settings that make the daemon ask for them."""
     server, client = (load_private_key(new_key(folder, name)[0]) for name in ("daemon", "sender"))
     allow(folder / "allowed-keys", "sender", client.public, ["publish"])
-    settings = '[security]\nkey_path = "daemon.key_secret"\nallowed_keys_path = "allowed-keys"\n'
+    settings = (
+        "[viewer]\nenabled = false\n"
+        '[security]\nkey_path = "daemon.key_secret"\nallowed_keys_path = "allowed-keys"\n'
+    )
     return ClientKeys(client, server.public), settings
 
 

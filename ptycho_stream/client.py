@@ -7,7 +7,8 @@ For programs of one's own, the terminal commands and the viewer.  ::
             print(image.scan_id, image.object_yx.shape, image.state)
 
 :class:`Daemon` and :class:`AsyncDaemon`, the control clients, are at home in
-:mod:`ptycho_stream.remote` and belong to this face too.
+:mod:`ptycho_stream.remote` and belong to this face too; so do :class:`LayerReader` and
+:class:`AsyncLayerReader` of :mod:`ptycho_stream.layers`.
 """
 
 from __future__ import annotations
@@ -22,13 +23,22 @@ import zmq.asyncio
 from ptycho_stream.connection import Connection
 from ptycho_stream.errors import EndpointError
 from ptycho_stream.keys import ClientKeys
+from ptycho_stream.layers import AsyncLayerReader, LayerReader
 from ptycho_stream.notebook import LivePlace
 from ptycho_stream.remote import AsyncDaemon, Daemon
 from ptycho_stream.results import Image
 from ptycho_stream.wire import results as wire
 from ptycho_stream.wire.follower import Follower
 
-__all__ = ["AsyncDaemon", "AsyncResultStream", "Daemon", "Image", "ResultStream"]
+__all__ = [
+    "AsyncDaemon",
+    "AsyncLayerReader",
+    "AsyncResultStream",
+    "Daemon",
+    "Image",
+    "LayerReader",
+    "ResultStream",
+]
 
 RESULTS_ENDPOINT = "tcp://127.0.0.1:9600"
 RESYNC_ENDPOINT = "tcp://127.0.0.1:9601"
@@ -243,6 +253,14 @@ class ResultStream:
         """Give the sockets back."""
         self._link.close()
 
+    @property
+    def held(self) -> dict[str, tuple[int, int]]:
+        """Scans whose images the daemon holds, as of its last beacon: generation and last update.
+
+        Oldest scan first; empty before anything was heard.
+        """
+        return dict(self._link.follower.held)
+
     def __repr__(self) -> str:
         return f"<ResultStream from {self._link.endpoints}>"
 
@@ -354,6 +372,14 @@ class AsyncResultStream:
     def close(self) -> None:
         """Give the sockets back."""
         self._link.close()
+
+    @property
+    def held(self) -> dict[str, tuple[int, int]]:
+        """Scans whose images the daemon holds, as of its last beacon: generation and last update.
+
+        Oldest scan first; empty before anything was heard.
+        """
+        return dict(self._link.follower.held)
 
     def __repr__(self) -> str:
         return f"<AsyncResultStream from {self._link.endpoints}>"

@@ -20,6 +20,7 @@ from ptycho_stream.connection import Connection
 from ptycho_stream.errors import EndpointError
 from ptycho_stream.keys import ClientKeys
 from ptycho_stream.wire import control as wire
+from ptycho_stream.wire.stored import StoredFrame, StoredImage, frame_of, image_of
 
 CONTROL_ENDPOINT = "tcp://127.0.0.1:9602"
 PATIENCE_S = {
@@ -148,6 +149,49 @@ class Daemon:
     def history(self, scan_id: str | None = None, limit: int = 10_000) -> Result:
         """How a scan's image came about (None: the newest): figures of trust over time."""
         return self.call("history", {"scan_id": scan_id, "limit": limit})
+
+    def frame(
+        self, scan_id: str | None = None, frame: int | None = None, *, look: str = "view"
+    ) -> StoredFrame:
+        """A stored frame of a scan (None: the newest scan; its newest frame).
+
+        Args:
+            scan_id: of the scan.
+            frame: the detector's number of it.
+            look: ``view``: as the network sees it; ``stored``: as it lies in the store.
+        """
+        return frame_of(self.call("frame", {"scan_id": scan_id, "frame": frame, "look": look}))
+
+    def image(
+        self,
+        scan_id: str | None = None,
+        snapshot: str | None = None,
+        *,
+        parts: Sequence[str] = (),
+        corner_yx_px: tuple[int, int] | None = None,
+        shape_yx: tuple[int, int] | None = None,
+        bin_px: int | None = None,
+    ) -> StoredImage:
+        """An image that is kept with its scan: the final one, or a snapshot.
+
+        Args:
+            scan_id: of the scan; None: the newest.
+            snapshot: its name; None: the final image.
+            parts: of it that are wanted: ``object``, ``misfit``, ``probe``, ``positions``.
+            corner_yx_px: canvas pixel at which the piece of the object begins; None: its first.
+            shape_yx: rows and columns of the piece; None: up to the object's end.
+            bin_px: canvas pixels a side that become one, a power of two; None: the smallest with
+                which the piece fits into an answer.
+        """
+        arguments = {
+            "scan_id": scan_id,
+            "snapshot": snapshot,
+            "parts": list(parts),
+            "corner_yx_px": corner_yx_px,
+            "shape_yx": shape_yx,
+            "bin_px": bin_px,
+        }
+        return image_of(self.call("image", arguments))
 
     def reprocess(
         self,
@@ -367,6 +411,51 @@ class AsyncDaemon:
     async def history(self, scan_id: str | None = None, limit: int = 10_000) -> Result:
         """How a scan's image came about (None: the newest): figures of trust over time."""
         return await self.call("history", {"scan_id": scan_id, "limit": limit})
+
+    async def frame(
+        self, scan_id: str | None = None, frame: int | None = None, *, look: str = "view"
+    ) -> StoredFrame:
+        """A stored frame of a scan (None: the newest scan; its newest frame).
+
+        Args:
+            scan_id: of the scan.
+            frame: the detector's number of it.
+            look: ``view``: as the network sees it; ``stored``: as it lies in the store.
+        """
+        return frame_of(
+            await self.call("frame", {"scan_id": scan_id, "frame": frame, "look": look})
+        )
+
+    async def image(
+        self,
+        scan_id: str | None = None,
+        snapshot: str | None = None,
+        *,
+        parts: Sequence[str] = (),
+        corner_yx_px: tuple[int, int] | None = None,
+        shape_yx: tuple[int, int] | None = None,
+        bin_px: int | None = None,
+    ) -> StoredImage:
+        """An image that is kept with its scan: the final one, or a snapshot.
+
+        Args:
+            scan_id: of the scan; None: the newest.
+            snapshot: its name; None: the final image.
+            parts: of it that are wanted: ``object``, ``misfit``, ``probe``, ``positions``.
+            corner_yx_px: canvas pixel at which the piece of the object begins; None: its first.
+            shape_yx: rows and columns of the piece; None: up to the object's end.
+            bin_px: canvas pixels a side that become one, a power of two; None: the smallest with
+                which the piece fits into an answer.
+        """
+        arguments = {
+            "scan_id": scan_id,
+            "snapshot": snapshot,
+            "parts": list(parts),
+            "corner_yx_px": corner_yx_px,
+            "shape_yx": shape_yx,
+            "bin_px": bin_px,
+        }
+        return image_of(await self.call("image", arguments))
 
     async def reprocess(
         self,

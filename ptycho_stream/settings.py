@@ -895,6 +895,27 @@ class SecuritySettings(Section):
         return self
 
 
+class ViewerSettings(Section):
+    """The page for browsers."""
+
+    enabled: bool = True
+    host: Literal["127.0.0.1", "localhost", "::1"] = "127.0.0.1"
+    port: int = Field(default=9604, ge=0, le=65535, description="0: any free port, said in the log")
+    token_path: Path | None = Field(
+        default=None, description="file with the word that pages must show; needed with keys"
+    )
+    updates_per_s: float = Field(
+        default=5.0, gt=0, le=30, description="of the image, that a page gets at most"
+    )
+    bytes_per_s: int = Field(
+        default=120_000,
+        ge=20_000,
+        description="that a page gets, with five seconds' worth at once for a new picture; what "
+        "does not fit comes later",
+    )
+    max_pages: int = Field(default=32, ge=1, le=1000, description="at the same time")
+
+
 ExportFormat = Literal["npz", "png", "tiff", "ptychodus", "cxi", "ptychopinn"]
 
 
@@ -952,6 +973,7 @@ class Settings(Section):
     results: ResultSettings = ResultSettings()
     control: ControlSettings = ControlSettings()
     http: HttpSettings = HttpSettings()
+    viewer: ViewerSettings = ViewerSettings()
     security: SecuritySettings = SecuritySettings()
     export: ExportSettings = ExportSettings()
     supervisor: SupervisorSettings = SupervisorSettings()
@@ -977,6 +999,8 @@ class Settings(Section):
         bound = self.bound_endpoints
         if self.http.port:
             bound = (*bound, ("http.port", f"tcp://{self.http.host}:{self.http.port}"))
+        if self.viewer.enabled and self.viewer.port:
+            bound = (*bound, ("viewer.port", f"tcp://{self.viewer.host}:{self.viewer.port}"))
         keys: dict[str, str] = {}
         for key, endpoint in bound:
             place = endpoint.replace("//localhost:", "//127.0.0.1:")
@@ -994,6 +1018,17 @@ class Settings(Section):
                     "security.key_path and security.allowed_keys_path (docs/security.md), or bind "
                     "tcp://127.0.0.1:PORT or ipc:///PATH"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _pages_are_no_way_around_keys(self) -> Settings:
+        viewer = self.viewer
+        if self.security.key_path and viewer.enabled and viewer.token_path is None:
+            raise ValueError(
+                "security.key_path is set and viewer.token_path is not: who reaches the page could "
+                "command the daemon without a key; set it (`ptycho-stream keys token FILE` makes a "
+                "word), or viewer.enabled = false"
+            )
         return self
 
     @model_validator(mode="after")

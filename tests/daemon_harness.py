@@ -301,4 +301,5 @@ class DaemonHarness:
             },
             "control": {"endpoint": f"tcp://127.0.0.1:{free_port()}"},
             "http": {"port": free_port()},
+            "viewer": {"port": free_port()},
         }

@@ -88,10 +88,10 @@ def same_picture(image, content):
 class Source:
     """A publisher in a thread of its own, which serves all the time, as the daemon's loop does."""
 
-    def __init__(self, settings=None, epoch="epoch"):
+    def __init__(self, settings=None, epoch="epoch", security=None):
         self.settings = settings or free_settings()
         self.endpoints = (self.settings.endpoint, self.settings.resync_endpoint)
-        self._gate = Gate()
+        self._gate = Gate(security)
         self.publisher = Publisher(self._gate, self.settings, epoch)
         self._lock = threading.Lock()
         self._over = threading.Event()

@@ -7,6 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from results_source import free_ports
 
@@ -34,6 +35,20 @@ SNAPSHOT = {
     "verdict": "good",
 }
 
+FRAME = {
+    "scan_id": SCAN["scan_id"],
+    "frame": 12,
+    "slot": 11,
+    "frames": 516,
+    "received_ns": 1_760_000_000_000_000_000,
+    "dark": False,
+    "position_yx_m": [1e-6, -2e-6],
+    "bin_px": 1,
+    "shape_yx": [2, 3],
+    "counts": np.arange(6, dtype="<f4").tobytes(),
+    "valid": bytes([1, 1, 1, 1, 1, 0]),
+}
+
 
 def run(*words, timeout=30):
     program = "import sys; from ptycho_stream.cli import main; sys.exit(main())"
@@ -59,6 +74,8 @@ def daemon():
                 server.reply(request, [SCAN])
             case "snapshots":
                 server.reply(request, [SNAPSHOT])
+            case "frame":
+                server.reply(request, {**FRAME, "look": request.arguments["look"]})
             case "abort":
                 server.fail(request, "not_found", "no scan is running: see `ctl scans`")
             case _:
@@ -108,6 +125,18 @@ def test_snapshots_are_a_table_or_json(daemon):
     table = ctl(daemon, "snapshots").stdout
     assert "noon" in table and "good" in table and "2025-10-09 08:53:20" in table
     assert json.loads(ctl(daemon, "snapshots", "--json").stdout) == [SNAPSHOT]
+
+
+def test_a_frame_is_described_and_written(daemon, tmp_path):
+    done = ctl(daemon, "frame", "--number", 12, "--stored", "--out", tmp_path / "a.npz", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["frame"], told["look"], told["total"]) == (12, "stored", 15)
+    assert (told["shape_yx"], told["masked"]) == ([2, 3], 1)
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as held:
+        assert held["counts"].tolist() == [[0, 1, 2], [3, 4, 5]]
+        assert held["valid"].sum() == 5
+    assert "total: 15" in ctl(daemon, "frame").stdout
 
 
 def test_reprocessing_asks_for_what_is_to_be_otherwise(daemon, tmp_path):

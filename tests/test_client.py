@@ -48,6 +48,19 @@ def test_a_subscriber_sees_the_image_grow():
         assert image.counts["committed"] == 7
 
 
+def test_a_stream_knows_which_images_the_daemon_holds():
+    with Source() as source, ResultStream(*source.endpoints, timeout_s=5) as results:
+        assert results.held == {}
+        source.publish(grown(2, SCANS[1]))
+        source.publish(grown(3, SCANS[0], generation=4))
+        end = time.monotonic() + 5
+        while len(results.held) < 2 and time.monotonic() < end:
+            results.latest()
+            results._turn(time.monotonic() + 0.1)
+        assert list(results.held) == [SCANS[0], SCANS[1]]
+        assert results.held[SCANS[0]][0] == 4
+
+
 def test_a_late_joiner_gets_the_whole_image_at_once():
     with Source() as source:
         for step in range(1, 30):

@@ -11,7 +11,7 @@ import zmq
 from results_source import free_ports
 
 from ptycho_stream.client import AsyncDaemon, Daemon
-from ptycho_stream.errors import ControlError, EndpointError
+from ptycho_stream.errors import ControlError, EndpointError, MalformedMessage
 from ptycho_stream.wire import control as wire
 from ptycho_streamd.control import ControlServer
 from ptycho_streamd.security import Gate
@@ -286,7 +286,13 @@ def test_the_asyncio_twin_sends_each_command(endpoint):
                 daemon.reload(),
                 daemon.endpoints(),
             )
-            return [(await call)["command"] for call in calls]
+            sent = [(await call)["command"] for call in calls]
+            # An echo is neither.
+            for name, call in (("frame", daemon.frame("X", 3)), ("image", daemon.image("X"))):
+                with pytest.raises(MalformedMessage, match=name):
+                    await call
+                sent.append(name)
+            return sent
 
     with Answering(endpoint, echo):
         assert set(asyncio.run(all_of_them())) == set(wire.COMMANDS)

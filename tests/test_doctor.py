@@ -72,6 +72,7 @@ def settings_with(
             },
             "control": {"endpoint": here.format(free_port())},
             "http": {"port": free_port()},
+            "viewer": {"port": free_port()},
             "reconstruct": {"size_px": 32, "device": "cpu"},
         }
     )
@@ -170,6 +171,7 @@ def test_streams_are_judged_without_a_daemon(senders: Senders, tmp_path: Path) -
         "results": "OK",
         "results.resync": "OK",
         "http": "OK",
+        "viewer": "OK",
     }
     swapped = states(settings_with(tmp_path, pub, push))
     assert (swapped["detector"], swapped["positions"]) == ("wrong kind", "wrong kind")
@@ -201,6 +203,10 @@ def test_a_port_that_another_program_uses_is_told(tmp_path: Path) -> None:
     port = int(settings.results.endpoint.rpartition(":")[2])
     with socket.create_server(("127.0.0.1", port)):
         assert states(settings)["results"] == "in use"
+    with socket.create_server(("127.0.0.1", settings.viewer.port)):
+        assert states(settings)["viewer"] == "in use"
+    unseen = settings.viewer.model_copy(update={"enabled": False})
+    assert "viewer" not in states(settings.model_copy(update={"viewer": unseen}))
 
 
 def test_an_address_of_ipv6_is_looked_at(tmp_path: Path) -> None:
@@ -333,6 +339,8 @@ def test_the_command_prints_and_tells_by_its_exit_status(senders: Senders, tmp_p
         endpoint = "tcp://127.0.0.1:{free_port()}"
         resync_endpoint = "tcp://127.0.0.1:{free_port()}"
         [http]
+        port = 0
+        [viewer]
         port = 0
         [reconstruct]
         device = "cpu"

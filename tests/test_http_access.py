@@ -47,6 +47,9 @@ def refused(access: HttpAccess, **headers: str) -> str:
         ("localhost.attacker.example.org", "host"),
         ("127.0.0.1.attacker.example.org:9603", "host"),
         ("attacker.example.org#@127.0.0.1", "host"),
+        ("attacker.example.org@127.0.0.1", "host"),
+        ("127.0.0.1, attacker.example.org", "host"),
+        ("127.0.0.1:port", "host"),
         ("[::1", "host"),
         ("", "host"),
     ],
@@ -71,6 +74,21 @@ def test_pages_of_others_may_not_ask(origin: str, reason: str) -> None:
     assert refused(HttpAccess(), host="127.0.0.1:9603", origin=origin) == reason
 
 
+@pytest.mark.parametrize(
+    ("site", "mode", "reason"),
+    [
+        ("cross-site", "navigate", ""),
+        ("same-origin", "cors", ""),
+        ("none", "navigate", ""),
+        ("cross-site", "no-cors", "origin"),
+        ("same-site", "no-cors", "origin"),
+    ],
+)
+def test_pages_of_others_may_link_to_us_and_not_embed_us(site: str, mode: str, reason: str) -> None:
+    fetch = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode}
+    assert refused(HttpAccess(), host="127.0.0.1:9603", **fetch) == reason
+
+
 def test_a_token_is_asked_for_where_there_is_one(token_path: Path) -> None:
     access, host = HttpAccess(token_path=token_path), "127.0.0.1:9603"
     assert refused(access, host=host) == "token"
@@ -78,6 +96,7 @@ def test_a_token_is_asked_for_where_there_is_one(token_path: Path) -> None:
     assert refused(access, host=host, authorization=f"Basic {TOKEN}") == "token"
     assert refused(access, host=host, authorization=f"Bearer {TOKEN}é") == "token"
     assert refused(access, host=host, authorization=f"bearer {TOKEN}") == ""
+    assert access.stranger({"Host": host}) is None
     assert not access.shows_token("") and access.shows_token(TOKEN)
     assert HttpAccess().shows_token("")
 
@@ -98,7 +117,7 @@ def test_a_token_that_others_may_read_or_guess_is_refused(token_path: Path) -> N
 def port(token_path: Path) -> Iterator[int]:
     registry = CollectorRegistry()
     settings = HttpSettings(port=free_port(), token_path=token_path)
-    server = HttpServer(settings, registry, lambda: (True, {"well": True}))
+    server = HttpServer(settings, registry, lambda: (True, {"well": True}), lambda: "")
     yield server.port
     server.close()
 

@@ -173,7 +173,7 @@ def config(folder: Path) -> Path:
     path = folder / "daemon.toml"
     path.write_text(
         '[probe]\npath = "probe.npz"\n[security]\nkey_path = "daemon.key_secret"\n'
-        'allowed_keys_path = "allowed"\n'
+        'allowed_keys_path = "allowed"\n[viewer]\nenabled = false\n'
     )
     return path
 

@@ -74,6 +74,7 @@ def test_the_daemon_is_opened_to_the_network_in_five_minutes(shell, tmp_path):
         free = str(free_port())
         settings = settings.replace(port, free)
         steps = [line.replace(port, free) for line in steps]
+    settings = settings.replace("[viewer]\n", f"[viewer]\nport = {free_port()}\n")
     settings += f"\n[http]\nport = {free_port()}\n"
     np.savez(tmp_path / "probe.npz", probe=np.ones((1, 128, 128), np.complex64))
     (tmp_path / "my.toml").write_text(settings)

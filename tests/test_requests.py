@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import select
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,8 @@ from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_streamd import requests
 from ptycho_streamd.bus import Answer, Refusal, StageRequest
 from ptycho_streamd.control import Request
-from ptycho_streamd.requests import Requests, store_commands
+from ptycho_streamd.requests import Requests, desk_commands, store_commands
+from ptycho_streamd.store_desk import StoreDesk
 
 ARGUMENTS: dict[str, Any] = {
     "scan_id": None,
@@ -42,12 +45,14 @@ class Desk:
             for number, name in enumerate(("ingest", "reconstruct"), 1)
         }
         catalogue = Catalogue(root)
+        self.desk = StoreDesk(desk_commands(Catalogue(root)))
         self.requests = Requests(
             self,  # type: ignore[arg-type]
             self,  # type: ignore[arg-type]
             self.children,  # type: ignore[arg-type]
             store_commands(catalogue),
             catalogue,
+            self.desk,
             lambda: (root, root.parent / "masks"),
         )
 
@@ -68,6 +73,14 @@ class Desk:
         self.incoming.append(Request((), 1, command, arguments))
         self.requests.serve()
 
+    def wait(self) -> tuple[str, Any]:
+        """What is answered next, by the desk's thread."""
+        before = len(self.answers)
+        while len(self.answers) == before:
+            assert select.select([self.desk.wakes], [], [], 10)[0], "nothing is answered"
+            self.requests.serve()
+        return self.answers[-1]
+
     def answer(self, result: dict[str, Any]) -> None:
         stage, request = self.asked[-1]
         self.requests.answered(Answer(stage, request.request_id, result))
@@ -79,8 +92,10 @@ def scan_id(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, scan_id: str) -> Desk:
-    return Desk(tmp_path)
+def desk(tmp_path: Path, scan_id: str) -> Iterator[Desk]:
+    desk = Desk(tmp_path)
+    yield desk
+    desk.desk.close()
 
 
 def test_reprocessing_changes_the_view_first_and_then_makes_the_image(desk, scan_id, tmp_path):
@@ -181,6 +196,7 @@ def test_an_empty_store_has_nothing_to_reprocess(tmp_path):
     desk = Desk(tmp_path / "empty")
     desk.ask("reprocess", **ARGUMENTS)
     assert desk.answers == [("not_found", None)]
+    desk.desk.close()
 
 
 def test_the_history_of_a_scan_is_thinned_out_evenly(desk, tmp_path, scan_id):

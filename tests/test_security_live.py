@@ -66,6 +66,7 @@ class Keyed:
                     "key_path": "daemon.key_secret",
                     "allowed_keys_path": "allowed-keys",
                 },
+                "viewer": {"enabled": False},
             },
             stages,
         )

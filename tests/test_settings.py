@@ -76,7 +76,8 @@ def test_what_cannot_work_is_refused_by_its_key(tmp_path: Path, text: str, key: 
     assert f"  {key}" in str(caught.value)
 
 
-KEYS = '[security]\nkey_path = "daemon.key_secret"\nallowed_keys_path = "allowed"\n'
+KEYS_ALONE = '[security]\nkey_path = "daemon.key_secret"\nallowed_keys_path = "allowed"\n'
+KEYS = f'[viewer]\ntoken_path = "token"\n{KEYS_ALONE}'
 
 
 @pytest.mark.parametrize(
@@ -145,6 +146,7 @@ def test_the_daemon_does_not_start_on_the_network_without_keys(tmp_path: Path, c
         (f'[security]\nserver_keys = {{ "tcp://h:1" = "{"a" * 40}" }}', "and no key_path"),
         (f'{KEYS}server_keys = {{ "tcp://h:1" = "{"a" * 40}" }}', "to which neither detector nor"),
         (f'{KEYS}readable_folders = "masks"', "security.readable_folders"),
+        (KEYS_ALONE, "security.key_path is set and viewer.token_path is not"),
     ],
 )
 def test_security_that_is_half_there_is_refused(tmp_path: Path, text: str, said: str) -> None:

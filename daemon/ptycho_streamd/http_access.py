@@ -64,6 +64,17 @@ class HttpAccess:
 
     def refused(self, headers: Headers) -> Refused | None:
         """Why a request is refused; None: it may be answered."""
+        stranger = self.stranger(headers)
+        if stranger is None and not self.shows_token(_bearer(headers)):
+            return Refused(
+                "token",
+                HTTPStatus.UNAUTHORIZED,
+                "a token is needed: Authorization: Bearer, with the word in http.token_path",
+            )
+        return stranger
+
+    def stranger(self, headers: Headers) -> Refused | None:
+        """Why a request is refused whatever its token; None: it is not."""
         host = headers.get("Host") or ""
         if not self._is_ours(host):
             return Refused(
@@ -73,15 +84,9 @@ class HttpAccess:
                 "http.host_names",
             )
         origin = headers.get("Origin")
-        if origin is not None and not _same_place(origin, host):
+        if (origin is not None and not _same_place(origin, host)) or _is_embedded(headers):
             return Refused(
                 "origin", HTTPStatus.FORBIDDEN, "pages of other sites may not ask the daemon"
-            )
-        if self._token is not None and not self.shows_token(_bearer(headers)):
-            return Refused(
-                "token",
-                HTTPStatus.UNAUTHORIZED,
-                "a token is needed: Authorization: Bearer, with the word in http.token_path",
             )
         return None
 
@@ -92,10 +97,14 @@ class HttpAccess:
         return hmac.compare_digest(word.encode(), self._token.encode())
 
     def _is_ours(self, host: str) -> bool:
+        if any(c in host for c in "/@?#\\ ,"):
+            return False
         try:
-            name = urlsplit(f"//{host}").hostname or ""
+            parts = urlsplit(f"//{host}")
+            _ = parts.port  # a number; which one does not matter: a tunnel may come in by another
         except ValueError:
             return False
+        name = parts.hostname or ""
         if name in self._names:
             return True
         try:
@@ -108,6 +117,12 @@ class HttpAccess:
 def _same_place(origin: str, host: str) -> bool:
     scheme, _, place = origin.partition("://")
     return scheme in ("http", "https") and place.lower() == host.lower()
+
+
+def _is_embedded(headers: Headers) -> bool:
+    """Whether a page of another site would show or run what it gets; to follow a link is fine."""
+    mode, site = headers.get("Sec-Fetch-Mode"), headers.get("Sec-Fetch-Site")
+    return mode not in (None, "navigate") and site in ("cross-site", "same-site")
 
 
 def _bearer(headers: Headers) -> str:

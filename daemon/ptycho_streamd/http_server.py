@@ -1,8 +1,8 @@
 """The daemon's HTTP address: ``/metrics`` for Prometheus and ``/healthz`` for whoever asks.
 
 Run by the supervisor in a thread; ``/healthz`` answers 200 while all stages are well, else 503,
-with the same JSON that ``ptycho-stream ctl status`` shows of the stages.  Who may ask is decided in
-:mod:`ptycho_streamd.http_access`.
+with the same JSON that ``ptycho-stream ctl status`` shows of the stages; ``/`` leads to the page.
+Who may ask is decided in :mod:`ptycho_streamd.http_access`.
 """
 
 from __future__ import annotations
@@ -40,13 +40,20 @@ class HttpServer:
         KeyFileError: the token file cannot be used.
     """
 
-    def __init__(self, settings: HttpSettings, registry: CollectorRegistry, health: Health) -> None:
+    def __init__(
+        self,
+        settings: HttpSettings,
+        registry: CollectorRegistry,
+        health: Health,
+        viewer_url: Callable[[], str],
+    ) -> None:
         handler = type(
             "Handler",
             (_Handler,),
             {
                 "registry": registry,
                 "health": staticmethod(health),
+                "viewer_url": staticmethod(viewer_url),
                 "access": HttpAccess(settings.host_names, settings.token_path),
                 "refused": Counter(
                     "ptycho_stream_http_requests_refused",
@@ -124,6 +131,7 @@ def _cut(request: socket.socket) -> None:
 class _Handler(BaseHTTPRequestHandler):
     registry: CollectorRegistry
     health: Health
+    viewer_url: Callable[[], str]
     access: HttpAccess
     refused: Counter
     timeout = REQUEST_TIMEOUT_S
@@ -141,8 +149,13 @@ class _Handler(BaseHTTPRequestHandler):
                 status = HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE
                 text = json.dumps(body, default=str).encode()
                 self._answer(status, "application/json", text)
+            case "/" if url := self.viewer_url():
+                self.send_response(HTTPStatus.TEMPORARY_REDIRECT)
+                self.send_header("Location", url)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
             case _:
-                text = b"there are /metrics and /healthz\n"
+                text = b"there are /metrics and /healthz, and / where there is a viewer\n"
                 self._answer(HTTPStatus.NOT_FOUND, "text/plain", text)
 
     def log_message(self, format: str, *args: Any) -> None:

@@ -20,12 +20,13 @@ from ptycho_stream.reconstruct.probe_life import probe_of_scan_before, save_prob
 from ptycho_stream.reconstruct.recipe import Recipe
 from ptycho_stream.reconstruct.scan_image import ScanImage
 from ptycho_stream.reconstruct.scan_trust import ScanTrust
-from ptycho_stream.results import ImageState
+from ptycho_stream.results import Image, ImageState
 from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_stream.scans.disk import replace_file
 from ptycho_stream.scans.folders import scan_directory
 from ptycho_stream.scans.header import ScanHeader
 from ptycho_stream.settings import Settings
+from ptycho_streamd.stored_images import IMAGE_FILE
 from ptycho_streamd.tries import begin_try, end_tries
 
 DONE_FILE = "reconstruct.done"
@@ -148,6 +149,16 @@ class ImageStore:
             save_probe(scan.reader.directory, Probe(layer.shown_probe), digest)
         except FileFormatError as error:
             log.error("scan %s: its probe is not kept: %s", scan.reader.scan_id, error)
+
+    def keep_image(self, scan: OpenScan) -> None:
+        """Keep the final image of a scan in its folder, for whoever asks for it later.
+
+        Raises:
+            FileFormatError: the disk refused, or the image spans too much for one array.
+        """
+        state = scan.state(final=True)
+        if state.tiles:
+            Image(state).save(scan.reader.directory / IMAGE_FILE)
 
     def reprocess(self, scan_id: str, what: Reprocessing) -> None:
         """Have the image of a scan made again; what was told before is forgotten.

@@ -8,21 +8,24 @@ it gets what it missed from the resync socket.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import secrets
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import zmq
 from numpy.typing import NDArray
 
 from ptycho_stream.errors import EndpointError, WireError
-from ptycho_stream.results import ImageState, Tile, TileKey
+from ptycho_stream.results import ImageState, MisfitTile, Tile, TileKey
 from ptycho_stream.settings import ResultSettings
 from ptycho_stream.wire import results as wire
+from ptycho_stream.wire.layers import Layer, LayerName, LayerUpdate, encode_layer, layer_tiles
 from ptycho_streamd.door import Door
 from ptycho_streamd.log_limit import LimitedLog
 from ptycho_streamd.security import Gate
@@ -54,6 +57,7 @@ _WORDS = (
 """What may change in an image besides its arrays."""
 
 _log = logging.getLogger(__name__)
+AnyTile = TypeVar("AnyTile", bound=Tile | MisfitTile)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +156,7 @@ class Publisher:
         fresh = before is None or sent.versions is not before.versions
         new = bool(fresh or tiles or frames or probe)
         if before is not None and not new and _same_words(image, before.image):
+            before.image = image  # its other layers may have changed
             return _nothing_sent(before)
         self._images[image.scan_id] = sent
         topic = wire.IMAGE_TOPIC + image.scan_id.encode()
@@ -273,22 +278,52 @@ class Publisher:
         if held is None:
             return self._refuse(request.id, "unknown_scan", f"no image of scan {wanted} is held")
         self.resyncs += 1
+        if request.layer:
+            return encode_layer(self._newer_of_layer(held.image, request, request.layer))
         return wire.encode_image(replace(self._newer(held, request), reply_to=request.id))
 
     def _newer(self, held: _Sent, request: wire.ResyncRequest) -> wire.ImageUpdate:
         """The first message of what ``request`` lacks; its ``more`` makes the client ask again."""
         image = held.image
-        same = (request.epoch, request.scan_id, request.generation) == (
-            self.epoch,
-            image.scan_id,
-            image.generation,
-        )
-        has = {(ty, tx): version for ty, tx, version in request.tiles} if same else {}
-        tiles = {k: tile for k, tile in image.tiles.items() if tile.version > has.get(k, 0)}
+        same = self._is_of(image, request)
+        tiles = self._lacked(image, request, image.tiles)
         probe = not same or request.probe_version != held.probe_version
         first_frame = min(request.frames, held.frames) if same else 0
         update = next(_updates(held, tiles, max(first_frame, 0), probe))
         return replace(update, epoch=self.epoch, seq=held.seq)
+
+    def _newer_of_layer(
+        self, image: ImageState, request: wire.ResyncRequest, name: LayerName
+    ) -> LayerUpdate:
+        """The first tiles that ``request`` lacks of a layer beside the image."""
+        lacked = self._lacked(image, request, layer_tiles(image, name))
+        sizes = itertools.accumulate(tile.size_bytes for tile in lacked.values())
+        count = max(1, sum(size <= wire.MAX_UPDATE_BYTES for size in sizes))
+        content = Layer(
+            name=name,
+            scan_id=image.scan_id,
+            generation=image.generation,
+            tile_px=image.tile_px,
+            pixel_yx_m=image.pixel_yx_m,
+            tiles=dict(itertools.islice(lacked.items(), count)),
+        )
+        return LayerUpdate(request.id, self.epoch, count < len(lacked), content)
+
+    def _is_of(self, image: ImageState, request: wire.ResyncRequest) -> bool:
+        """Whether what ``request`` has is of this image."""
+        return (request.epoch, request.scan_id, request.generation) == (
+            self.epoch,
+            image.scan_id,
+            image.generation,
+        )
+
+    def _lacked(
+        self, image: ImageState, request: wire.ResyncRequest, tiles: Mapping[TileKey, AnyTile]
+    ) -> dict[TileKey, AnyTile]:
+        """Those of ``tiles`` of an image that ``request`` does not have, or only older."""
+        known = request.tiles if self._is_of(image, request) else ()
+        has = {(ty, tx): version for ty, tx, version in known}
+        return {key: tile for key, tile in tiles.items() if tile.version > has.get(key, 0)}
 
     def _refuse(
         self, reply_to: int | None, reason: str, message: str, retry_s: float = 0.0
@@ -389,4 +424,5 @@ def _same_words(image: ImageState, before: ImageState) -> bool:
 
 
 def _size_bytes(image: ImageState) -> int:
-    return sum(tile.size_bytes for tile in image.tiles.values())
+    layers = (image.tiles, image.predicted, image.misfit)
+    return sum(tile.size_bytes for layer in layers for tile in layer.values())

@@ -23,6 +23,7 @@ import zmq
 from ptycho_stream.errors import (
     ControlError,
     DeviceError,
+    FileFormatError,
     GeometryError,
     ModelError,
     ProbeError,
@@ -409,6 +410,7 @@ class ReconstructStage:
                 scan.park()
                 continue
             self._images.keep_probe(scan)
+            self._keep_image(scan)
             self._exports.announce(scan.reader.directory)
             self._images.mark_done(scan_id)
             counts = scan.image.counts()
@@ -421,6 +423,13 @@ class ReconstructStage:
             self._exports.begin_final(scan.state(final=True))
             self._close(scan)
             del self._open[scan_id]
+
+    def _keep_image(self, scan: OpenScan) -> None:
+        try:
+            self._images.keep_image(scan)
+        except FileFormatError as error:
+            log.error("scan %s: its final image is not kept: %s", scan.reader.scan_id, error)
+            self._metrics.saves_failed.inc()
 
     def _save_if_due(self) -> None:
         for scan in self._open.values():

@@ -20,6 +20,7 @@ FIXED: dict[str, frozenset[str] | None] = {
     "results": None,
     "control": None,
     "http": None,
+    "viewer": None,
     "security": frozenset({"key_path", "allowed_keys_path", "server_keys"}),
 }
 """Keys that need a restart, by table; None: the whole table."""

@@ -27,6 +27,9 @@ from ptycho_streamd.control import ControlServer, Request
 from ptycho_streamd.readable_folders import checked_path
 from ptycho_streamd.snapshots import list_snapshots
 from ptycho_streamd.stage import stage_of_detector
+from ptycho_streamd.store_desk import Command, StoreDesk
+from ptycho_streamd.stored_frames import StoredFrames
+from ptycho_streamd.stored_images import stored_image
 
 MAX_PENDING = 256
 """Requests that stages are at; one more is refused."""
@@ -90,6 +93,7 @@ class Requests:
         local: commands that the supervisor itself answers, by name; they take the arguments and
             return plain values or raise :class:`ControlError`.
         catalogue: of the scans, for commands that go through several stages.
+        desk: answers commands that take long to read.
         readable: the folders whose files requests may name, as they are now.
     """
 
@@ -100,6 +104,7 @@ class Requests:
         children: dict[str, Child],
         local: dict[str, Callable[[dict[str, Any]], Any]],
         catalogue: Catalogue,
+        desk: StoreDesk,
         readable: Callable[[], Sequence[Path]],
     ) -> None:
         self._readable = readable
@@ -108,27 +113,34 @@ class Requests:
         self._children = children
         self._local = local
         self._catalogue = catalogue
+        self._desk = desk
         self._pending: dict[int, _Pending] = {}
         self._next_id = 1
 
     def serve(self) -> None:
         """Take what has come and answer or forward it; give up on what takes too long."""
         for request in self._control.poll():
-            try:
-                self._dispatch(request)
-            except ControlError as error:
-                self._control.fail(request, error.code, str(error))
-            except ScanNotFound as error:
-                self._control.fail(request, "not_found", str(error))
-            except PtychoStreamError as error:
-                self._control.fail(request, "failed", str(error))
-            except Exception as error:  # a fault of ours must not leave a client without answer
-                log.exception("command %s failed", request.command)
-                self._control.fail(request, "internal", f"{request.command} failed: {error!r}")
+            self._guarded(request, self._dispatch)
+        for request, outcome in self._desk.answered():
+            self._guarded(request, lambda one, told=outcome: self._control.reply(one, told()))
         now_s = time.monotonic()
         for request_id, pending in list(self._pending.items()):
             if now_s > pending.deadline_s:
                 self._fail(request_id, "timeout", f"stage {pending.stage} did not answer in time")
+
+    def _guarded(self, request: Request, action: Callable[[Request], None]) -> None:
+        """Do something for a request, and fail it if that does not work."""
+        try:
+            action(request)
+        except ControlError as error:
+            self._control.fail(request, error.code, str(error))
+        except ScanNotFound as error:
+            self._control.fail(request, "not_found", str(error))
+        except PtychoStreamError as error:
+            self._control.fail(request, "failed", str(error))
+        except Exception as error:  # a fault of ours must not leave a client without answer
+            log.exception("command %s failed", request.command)
+            self._control.fail(request, "internal", f"{request.command} failed: {error!r}")
 
     def answered(self, message: Answer | Refusal) -> None:
         """Pass a stage's answer on; one that comes too late is dropped."""
@@ -160,6 +172,9 @@ class Requests:
         if answer := self._local.get(request.command):
             self._control.reply(request, answer(request.arguments))
             return
+        if request.command in self._desk:
+            self._desk.submit(request)
+            return
         header = self._header_of(request.arguments.get("scan_id"))
         if header is not None and header.detector and request.command in OF_IMAGES:
             raise ControlError(
@@ -171,7 +186,7 @@ class Requests:
             self._reprocess(request)
             return
         if request.command not in FORWARDED:
-            known = ", ".join(sorted([*self._local, *FORWARDED, "reprocess"]))
+            known = ", ".join(sorted([*self._local, *self._desk.commands, *FORWARDED, "reprocess"]))
             raise ControlError(
                 "unknown_command", f"there is no command {request.command!r}; known are: {known}"
             )
@@ -286,6 +301,21 @@ def store_commands(catalogue: Catalogue) -> dict[str, Callable[[dict[str, Any]],
         return {"scan_id": scan_id, "entries": [asdict(e) for e in _spread(entries, arguments)]}
 
     return {"scans": scans, "scan": scan, "snapshots": snapshots, "history": history}
+
+
+def desk_commands(catalogue: Catalogue) -> dict[str, Command]:
+    """The commands that read frames and images, which may take a while."""
+    frames = StoredFrames(catalogue)
+
+    def frame(arguments: dict[str, Any]) -> dict[str, Any]:
+        scan_id = _named_or_newest(catalogue, arguments["scan_id"])
+        return frames.frame(scan_id, arguments["frame"], arguments["look"])
+
+    def image(arguments: dict[str, Any]) -> dict[str, Any]:
+        scan_id = _named_or_newest(catalogue, arguments["scan_id"])
+        return stored_image(catalogue.directory(scan_id), {**arguments, "scan_id": scan_id})
+
+    return {"frame": frame, "image": image}
 
 
 def _named_or_newest(catalogue: Catalogue, scan_id: str | None) -> str:

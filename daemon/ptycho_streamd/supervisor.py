@@ -39,20 +39,21 @@ from ptycho_streamd.misfit_trigger import MisfitTrigger
 from ptycho_streamd.notify import Notifier
 from ptycho_streamd.process import StageProcess
 from ptycho_streamd.reload import merge_reloaded
-from ptycho_streamd.requests import Requests, store_commands
+from ptycho_streamd.requests import Requests, desk_commands, store_commands
 from ptycho_streamd.security import Gate
 from ptycho_streamd.settings_file import SETTINGS_NAME, write_settings
 from ptycho_streamd.stage import stage_of_detector
+from ptycho_streamd.store_desk import StoreDesk
 from ptycho_streamd.supervisor_metrics import SupervisorMetrics
 from ptycho_streamd.view_trigger import ViewTrigger
 
-STAGES = ("ingest", "reconstruct")
 STAGE_ENVIRONMENT = {
     # bitshuffle opens a parallel region for every block: 12 ms a frame instead of 0.4.
     "ingest": {"OMP_NUM_THREADS": "1"},
     # Threads that spin while they wait starve those that work when cores are shared: a batch took
     # 5 s instead of 0.08 beside another busy process on two cores.
     "reconstruct": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "viewer": {"OMP_NUM_THREADS": "1"},
     "helper": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
 """What each stage gets beside the daemon's own environment."""
@@ -63,6 +64,12 @@ STATUS_SETTINGS = 78
 """Exit status for settings that are wrong (EX_CONFIG of sysexits.h): to start again is no use."""
 
 log = logging.getLogger(__name__)
+
+
+def wanted_stages(settings: Settings) -> tuple[str, ...]:
+    """The processes of a daemon with these settings, by module name."""
+    stages = ("ingest", "reconstruct")
+    return (*stages, "viewer") if settings.viewer.enabled else stages
 
 
 class Supervisor:
@@ -77,7 +84,7 @@ class Supervisor:
         PtychoStreamError: the data directory or a port is taken; nothing is left behind.
     """
 
-    def __init__(self, config: Path, settings: Settings, stages: tuple[str, ...] = STAGES) -> None:
+    def __init__(self, config: Path, settings: Settings, stages: tuple[str, ...]) -> None:
         self._config = config.resolve()
         self._settings = settings
         self._started_ns = time.time_ns()
@@ -97,6 +104,7 @@ class Supervisor:
             self._gate.close()
             raise
         self._bus = Bus(self._gate.context)
+        self._desk = StoreDesk(desk_commands(Catalogue(settings.data.directory)))
         self._stage_config = self._bus.folder / SETTINGS_NAME
         self._stage_allowed: AllowList = {}
         self._trouble = LimitedLog(log)
@@ -107,7 +115,7 @@ class Supervisor:
         try:
             self._write_for_stages(settings)
             self._control = ControlServer(self._gate, settings.control.endpoint)
-            self._http = HttpServer(settings.http, self._registry, self.health)
+            self._http = HttpServer(settings.http, self._registry, self.health, self.viewer_url)
         except PtychoStreamError:
             self._close()
             raise
@@ -133,6 +141,7 @@ class Supervisor:
                 **store_commands(catalogue),
             },
             catalogue,
+            self._desk,
             self._readable_folders,
         )
         self._views = ViewTrigger(self._requests)
@@ -170,6 +179,7 @@ class Supervisor:
         assert self._control is not None
         poller.register(self._bus.socket, zmq.POLLIN)
         poller.register(self._control.socket, zmq.POLLIN)
+        poller.register(self._desk.wakes, zmq.POLLIN)
         try:
             for child in self._children.values():
                 child.begin()
@@ -208,6 +218,11 @@ class Supervisor:
                 "status": child.status,
             }
         return not problems, {"well": not problems, "problems": problems, "stages": stages}
+
+    def viewer_url(self) -> str:
+        """Where the page for browsers is; empty while there is none."""
+        viewer = self._children.get("viewer")
+        return str(viewer.status.get("url", "")) if viewer else ""
 
     def _turn(self) -> None:
         self._listen()
@@ -284,6 +299,7 @@ class Supervisor:
         self._jobs.wait_until(deadline_s)
 
     def _close(self) -> None:
+        self._desk.close()
         if self._http:
             self._http.close()
         if self._control:
@@ -303,6 +319,7 @@ class Supervisor:
             "state": "starting" if not self._ready else "ready" if well else "degraded",
             "data_directory": str(self._settings.data.directory),
             "http": f"http://{self._settings.http.host}:{self._http.port if self._http else 0}",
+            "viewer": self.viewer_url(),
             "results": self._settings.results.endpoint,
             "resync": self._settings.results.resync_endpoint,
             "stages": health["stages"],
@@ -426,7 +443,7 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stdout.write(f"{options.config}: no problem found\n")
             return 0
         logging.getLogger().setLevel(settings.log_level.upper())
-        return Supervisor(options.config, settings).run()
+        return Supervisor(options.config, settings, wanted_stages(settings)).run()
     except PtychoStreamError as error:
         log.error("%s", error)
         return STATUS_SETTINGS if isinstance(error, SettingsError) and not options.check else 1

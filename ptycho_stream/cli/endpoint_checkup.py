@@ -64,10 +64,13 @@ def check_endpoints(
             if running
             else _check_free(name, endpoint)
         )
-    host = settings.http.host
-    if not running and settings.http.port:
-        written = f"[{host}]" if ":" in host else host
-        findings.append(_check_free("http", f"tcp://{written}:{settings.http.port}"))
+    pages = [("http", settings.http.host, settings.http.port)]
+    if settings.viewer.enabled:
+        pages.append(("viewer", settings.viewer.host, settings.viewer.port))
+    for name, host, port in pages:
+        if not running and port:
+            written = f"[{host}]" if ":" in host else host
+            findings.append(_check_free(name, f"tcp://{written}:{port}"))
     return findings
 
 

@@ -20,6 +20,7 @@ def check_keys(settings: Settings) -> list[Finding]:
         ("security.key_path", security.key_path, _private_key),
         ("security.allowed_keys_path", security.allowed_keys_path, _allow_list),
         ("http.token_path", settings.http.token_path, _token),
+        ("viewer.token_path", settings.viewer.token_path, _token),
     )
     return [_found(key, path, look) for key, path, look in looks if path is not None]
 

@@ -141,7 +141,9 @@ def token(
     Example: ptycho-stream keys token /etc/ptycho-stream/http-token
     """
     write_private(file, f"{secrets.token_urlsafe(TOKEN_BYTES)}\n")
-    typer.echo(f"{file}: the token; set http.token_path to it, and show it as bearer token")
+    typer.echo(
+        f"{file}: the token; set http.token_path or viewer.token_path to it, and show it there"
+    )
 
 
 def _plain(entries: AllowList) -> list[dict[str, object]]:

@@ -28,6 +28,8 @@ MAX_JOB_MINUTES = 7 * 24 * 60.0
 MAX_EXPECTED_FRAMES = 1 << 40
 MAX_HISTORY = 100_000
 MAX_CENTER_PX = 1 << 20
+MAX_CANVAS_PX = 1 << 40
+MAX_PIECE_SIDE = 1 << 18
 MAX_WORDS = 16
 ABSOLUTE_PATH = r"^/[^\x00-\x1f\x7f]{0,4095}\Z"
 MODEL_NAME = r"^[^\x00-\x1f\x7f]{1,256}\Z"
@@ -96,6 +98,31 @@ class HistoryArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     scan_id: _Id | None = None
     limit: Annotated[int, msgspec.Meta(ge=2, le=MAX_HISTORY)] = 10_000
+
+
+class FrameArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Of ``frame``: None means the newest scan, and its newest frame."""
+
+    scan_id: str | None = None
+    frame: Annotated[int, msgspec.Meta(ge=0, lt=MAX_EXPECTED_FRAMES)] | None = None
+    look: Literal["view", "stored"] = "view"
+
+
+_CanvasPx = Annotated[int, msgspec.Meta(ge=-MAX_CANVAS_PX, le=MAX_CANVAS_PX)]
+_PieceSize = Annotated[int, msgspec.Meta(ge=1, le=MAX_PIECE_SIDE)]
+
+
+class ImageArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Of ``image``: None means the newest scan, its final image, and the whole of it."""
+
+    scan_id: str | None = None
+    snapshot: Annotated[str, msgspec.Meta(pattern=SNAPSHOT_NAME)] | None = None
+    parts: Annotated[
+        tuple[Literal["object", "misfit", "probe", "positions"], ...], msgspec.Meta(max_length=4)
+    ] = ()
+    corner_yx_px: tuple[_CanvasPx, _CanvasPx] | None = None
+    shape_yx: tuple[_PieceSize, _PieceSize] | None = None
+    bin_px: Literal[1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096] | None = None
 
 
 _CenterPx = Annotated[float, msgspec.Meta(ge=0, le=MAX_CENTER_PX)]
@@ -201,6 +228,8 @@ COMMANDS: Mapping[str, type[msgspec.Struct]] = {
     "snapshot": SnapshotArguments,
     "snapshots": ScanArguments,
     "history": HistoryArguments,
+    "frame": FrameArguments,
+    "image": ImageArguments,
     "reprocess": ReprocessArguments,
     "reload": NoArguments,
     "endpoints": NoArguments,

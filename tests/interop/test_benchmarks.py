@@ -42,6 +42,15 @@ def test_ingest(files: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "it deletes what it wrote"
 
 
+def test_viewer() -> None:
+    figures = printed("viewer.py", "--pairs", 1, "--seconds", 5, "--rate", 40, "--json")
+    (pair,) = figures["pairs"]
+    assert pair["without"]["frames_per_s"] > 0 and pair["with"]["frames_per_s"] > 0
+    assert pair["with"]["messages_per_s"] > 0 and pair["with"]["kB_per_s"] < 300
+    ratio = pair["with"]["frames_per_s"] / pair["without"]["frames_per_s"]
+    assert figures["ratio_median"] == pytest.approx(ratio, abs=0.01)
+
+
 @pytest.mark.timeout(600)
 def test_a_stopped_subscriber_and_slow_ones_go_on_with_the_newest_image() -> None:
     figures = printed("subscribers.py", "--pairs", 1, "--frames", 200, "--slow", 20, limit_s=580)
