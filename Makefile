@@ -1,22 +1,29 @@
 # make demo   a simulated scan becomes an image while it runs (about two minutes)
 # make test   lint, types, layers and tests (at most ten minutes on two cores)
+# make docs   the documents as a site, in site/index.html
 
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-interop test-long lint bench pretrain chromium prometheus setup clean
+.PHONY: demo docs test test-interop test-long fuzz lint bench pretrain pictures chromium prometheus setup constraints clean
 
 setup: .venv/installed
 
-.venv/installed: pyproject.toml
+PIP_INSTALL := python -m pip install --quiet --constraint constraints.txt
+
+.venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/$(PIP_INSTALL) --upgrade pip
+	$(BIN)/$(PIP_INSTALL) --editable '.[dev]'
 	touch $@
 
 .venv/interop: .venv/installed
-	$(BIN)/python -m pip install --quiet --editable '.[dev,interop]'
+	$(BIN)/$(PIP_INSTALL) --editable '.[dev,interop]'
+	touch $@
+
+.venv/docs: .venv/installed
+	$(BIN)/$(PIP_INSTALL) --editable '.[dev,docs]'
 	touch $@
 
 # tickit-devices needs another cbor2 than we do.
@@ -28,11 +35,14 @@ setup: .venv/installed
 # They open our files in tests. What they really need is in the tests' environment already; the rest
 # of what they ask for (a GUI, language models, another torch) is not.
 .readers/installed: .venv/interop
-	$(BIN)/python -m pip install --quiet --no-deps --target .readers 'ptychodus==1.7.0' 'cdtools-py==0.3.2'
+	$(BIN)/$(PIP_INSTALL) --no-deps --target .readers 'ptychodus==1.7.0' 'cdtools-py==0.3.2'
 	touch $@
 
 demo: .venv/installed
 	$(BIN)/ptycho-stream demo
+
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -52,16 +62,37 @@ chromium prometheus:
 		|| { apt-get update && apt-get install -y --no-install-recommends $@; } \
 		|| echo "no $@: its tests are skipped"
 
+# The screenshots in the documents.
+pictures: .venv/interop chromium
+	$(BIN)/python -m pytest tests/interop/test_viewer.py --update-pictures
+
 test-long: .venv/interop
 	$(BIN)/python -m pytest -m long
 
+# A million mutated messages for every codec (about half an hour on one core).
+fuzz: .venv/installed
+	$(BIN)/$(PIP_INSTALL) --editable '.[dev,fuzz]'
+	PYTHONPATH=tests $(BIN)/python tests/fuzz.py
+
 bench: .venv/interop
 	$(BIN)/python benchmarks/ingest.py
+	$(BIN)/python benchmarks/curve.py
 	$(BIN)/python benchmarks/live.py
+	$(BIN)/python benchmarks/viewer.py
 
 # The recipe of the shipped weights in one run (docs/models.md); 140 minutes on two cores.
 pretrain: .venv/installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/ptycho-stream models pretrain mine --registry out/models --minutes 140 --threads 2 --work out/pretrain
 
+# The newest versions that pyproject.toml lets in, as those to test and install with (CONTRIBUTING.md).
+constraints:
+	$(PYTHON) -m venv --clear out/constraints
+	out/constraints/bin/python -m pip install --quiet --upgrade pip
+	out/constraints/bin/python -m pip install --quiet '.[dev,fuzz,interop]'
+	{ sed -n '/^#/p' constraints.txt; \
+	  out/constraints/bin/python -m pip freeze --all --exclude ptycho-stream | sed 's/+.*//'; \
+	} > out/constraints/constraints.txt
+	mv out/constraints/constraints.txt constraints.txt
+
 clean:
-	rm -rf .venv .venv-tickit .readers build out *.egg-info
+	rm -rf .venv .venv-tickit .readers build out site *.egg-info

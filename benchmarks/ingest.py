@@ -22,12 +22,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import zmq
 
+from ptycho_stream.keys import ClientKeys
 from ptycho_stream.messages import Frame
 from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_stream.scans.folders import scan_directory
@@ -51,14 +53,27 @@ def simulated_frames() -> list[np.ndarray]:
     return [rng.poisson(mean).astype(np.uint16) for _ in range(DIFFERENT)]
 
 
-def send(frames_endpoint: str, positions_endpoint: str, core: int, commands: Connection) -> None:
-    """The sender's process: for each number of frames that it is told, one series."""
+def send(
+    frames_endpoint: str,
+    positions_endpoint: str,
+    core: int,
+    commands: Connection,
+    keys: ClientKeys | None,
+) -> None:
+    """The sender's process: for each number of frames that it is told, one series.
+
+    It binds, as a detector does; with ``keys`` it shows them and connects.
+    """
     os.sched_setaffinity(0, {core})
     encoded = [DectrisV1Encoder(1).frame(0, pixels) for pixels in simulated_frames()]
     context = zmq.Context()
     detector, positioner = context.socket(zmq.PUSH), context.socket(zmq.PUSH)
-    detector.bind(frames_endpoint)
-    positioner.bind(positions_endpoint)
+    for out, endpoint in ((detector, frames_endpoint), (positioner, positions_endpoint)):
+        if keys is None:
+            out.bind(endpoint)
+        else:
+            keys.show(out)
+            out.connect(endpoint)
     commands.send(sum(map(len, encoded[0])))
     series = 0
     while frames := commands.recv():
@@ -108,9 +123,13 @@ def receive_bare(endpoint: str, frames: int) -> float:
 
 
 class Bench:
-    """Sender, receivers and the folder of one run."""
+    """Sender, receivers and the folder of one run; ``keys`` adds to the settings and is shown."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        keys: Callable[[Path], tuple[ClientKeys, str]] | None = None,
+    ) -> None:
         self.options = options
         self.cores = sorted(os.sched_getaffinity(0))
         folder = options.folder
@@ -118,19 +137,21 @@ class Bench:
         self.root = self.folder / "data"
         self.frames_endpoint, self.positions_endpoint = _endpoint(), _endpoint()
         self.commands, theirs = multiprocessing.Pipe()
-        arguments = (self.frames_endpoint, self.positions_endpoint, self.cores[-1], theirs)
+        shown, security = (None, "") if keys is None else keys(self.folder)
+        arguments = (self.frames_endpoint, self.positions_endpoint, self.cores[-1], theirs, shown)
         spawn = multiprocessing.get_context("spawn")
         self.sender = spawn.Process(target=send, args=arguments, daemon=True)
         self.sender.start()
         self.message_bytes: int = self.commands.recv()
         self.config = self.folder / "bench.toml"
+        attach = "connect" if shown is None else "bind"
         self.config.write_text(
             'log_level = "error"\n'
             f'[data]\ndirectory = "data"\nretention_bytes = {10**12}\nmin_free_bytes = 0\n'
-            f'[detector]\nendpoint = "{self.frames_endpoint}"\n'
+            f'[probe]\npath = "probe.npz"\n{security}'
+            f'[detector]\nendpoint = "{self.frames_endpoint}"\nattach = "{attach}"\n'
             f'[positions]\nsource = "native"\nsocket = "pull"\n'
-            f'endpoint = "{self.positions_endpoint}"\n'
-            '[probe]\npath = "probe.npz"\n'
+            f'endpoint = "{self.positions_endpoint}"\nattach = "{attach}"\n'
         )
 
     def close(self) -> None:

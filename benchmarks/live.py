@@ -77,6 +77,8 @@ resync_endpoint = "tcp://127.0.0.1:{3}"
 endpoint = "tcp://127.0.0.1:{4}"
 [http]
 port = {5}
+[viewer]
+enabled = false
 """
 
 
@@ -128,7 +130,7 @@ class Beamline:
         with ResultStream(self.endpoints[2], self.endpoints[3]) as results:
             newest = results.latest()
             after = newest.scan_id if newest else ""
-            player = threading.Thread(target=self._play, args=(scan, rate_hz))
+            player = threading.Thread(target=self.play, args=(scan, rate_hz))
             player.start()
             seen: list[tuple[float, int]] = []
             for image in results:
@@ -141,7 +143,8 @@ class Beamline:
             raise SystemExit(f"{seen[-1][1]} of {len(scan)} frames are in the image")
         return seen
 
-    def _play(self, scan: ScanFile, rate_hz: float | None) -> None:
+    def play(self, scan: ScanFile, rate_hz: float | None) -> None:
+        """Send a scan, at a rate or as fast as it is taken."""
         with (
             DetectorSimulator(self.endpoints[0], DetectorOptions(rate_hz=rate_hz)) as detector,
             PositionSimulator(self.endpoints[1]) as positions,

@@ -7,7 +7,8 @@ For programs of one's own, the terminal commands and the viewer.  ::
             print(image.scan_id, image.object_yx.shape, image.state)
 
 :class:`Daemon` and :class:`AsyncDaemon`, the control clients, are at home in
-:mod:`ptycho_stream.remote` and belong to this face too.
+:mod:`ptycho_stream.remote` and belong to this face too; so do :class:`LayerReader` and
+:class:`AsyncLayerReader` of :mod:`ptycho_stream.layers`.
 """
 
 from __future__ import annotations
@@ -19,13 +20,25 @@ from typing import Self, TypeVar
 import zmq
 import zmq.asyncio
 
+from ptycho_stream.connection import Connection
 from ptycho_stream.errors import EndpointError
+from ptycho_stream.keys import ClientKeys
+from ptycho_stream.layers import AsyncLayerReader, LayerReader
+from ptycho_stream.notebook import LivePlace
 from ptycho_stream.remote import AsyncDaemon, Daemon
 from ptycho_stream.results import Image
 from ptycho_stream.wire import results as wire
 from ptycho_stream.wire.follower import Follower
 
-__all__ = ["AsyncDaemon", "AsyncResultStream", "Daemon", "Image", "ResultStream"]
+__all__ = [
+    "AsyncDaemon",
+    "AsyncLayerReader",
+    "AsyncResultStream",
+    "Daemon",
+    "Image",
+    "LayerReader",
+    "ResultStream",
+]
 
 RESULTS_ENDPOINT = "tcp://127.0.0.1:9600"
 RESYNC_ENDPOINT = "tcp://127.0.0.1:9601"
@@ -51,7 +64,12 @@ class _Link:
     """
 
     def __init__(
-        self, endpoint: str, resync_endpoint: str, scan_id: str | None, timeout_s: float | None
+        self,
+        endpoint: str,
+        resync_endpoint: str,
+        scan_id: str | None,
+        timeout_s: float | None,
+        keys: ClientKeys | None,
     ) -> None:
         self.follower = Follower(scan_id)
         self.endpoints = f"{endpoint} and {resync_endpoint}"
@@ -65,21 +83,17 @@ class _Link:
         # A request that could not leave is made anew; it must not be sent twice after a restart.
         self.resync.setsockopt(zmq.SNDHWM, 1)
         self.resync.setsockopt(zmq.IMMEDIATE, 1)
+        self._connections: list[Connection[zmq.Socket[bytes]]] = []
         for socket, address in ((self.updates, endpoint), (self.resync, resync_endpoint)):
-            socket.setsockopt(zmq.LINGER, 0)
             socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-            socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
             # Notice a machine that has gone without a word.
             socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)
             socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 10_000)
             try:
-                socket.connect(address)
-            except zmq.ZMQError as error:
+                self._connections.append(Connection(socket, address, keys))
+            except EndpointError:
                 self.close()
-                raise EndpointError(
-                    f"cannot connect to {address}: {error.strerror}; write tcp://HOST:PORT or "
-                    "ipc:///PATH"
-                ) from error
+                raise
         self.updates.subscribe(wire.BEACON_TOPIC)
         self.updates.subscribe(wire.IMAGE_TOPIC)
 
@@ -111,6 +125,8 @@ class _Link:
                     break
                 self.follower.receive([part.buffer for part in parts[topics:]])
                 heard = True
+        for connection in self._connections:
+            connection.check()
         now_s = time.monotonic()
         if heard:
             self._heard_at_s = now_s
@@ -118,6 +134,7 @@ class _Link:
             raise EndpointError(
                 f"nothing heard from {self.endpoints} for {self._timeout_s:g} s: is ptycho-streamd "
                 "running, and are these its results.endpoint and results.resync_endpoint?"
+                f"{self._doubt()}"
             )
         self.follower.check_wanted(now_s)
 
@@ -171,7 +188,7 @@ class _Link:
         """The error for ``what`` not having come in time."""
         follower = self.follower
         if not follower.heard:
-            why = "nothing at all was heard: is ptycho-streamd running?"
+            why = f"nothing at all was heard: is ptycho-streamd running?{self._doubt()}"
         elif follower.problem:
             why = f"the last fault was: {follower.problem}"
         elif follower.empty:
@@ -180,7 +197,12 @@ class _Link:
             why = f"the newest image is of scan {follower.newest_scan_id}"
         return EndpointError(f"no {what} from {self.endpoints} within {timeout_s:g} s; {why}")
 
+    def _doubt(self) -> str:
+        return next((made.doubt for made in self._connections if made.doubt), "")
+
     def close(self) -> None:
+        for connection in self._connections:
+            connection.close()
         self.updates.close()
         self.resync.close()
         self._context.term()
@@ -202,6 +224,7 @@ class ResultStream:
         scan_id: follow this scan, and end with its final image; None: the newest one, for ever.
         timeout_s: raise EndpointError if nothing at all, not even the beacon of every second, is
             heard for so long; None: wait.
+        keys: of a daemon that asks for keys (:func:`ptycho_stream.keys.load_client_keys`).
     """
 
     def __init__(
@@ -211,10 +234,11 @@ class ResultStream:
         *,
         scan_id: str | None = None,
         timeout_s: float | None = 30.0,
+        keys: ClientKeys | None = None,
     ) -> None:
         self._scan_id = scan_id
         self._over = False
-        self._link = _Link(endpoint, resync_endpoint, scan_id, timeout_s)
+        self._link = _Link(endpoint, resync_endpoint, scan_id, timeout_s, keys)
         self._poller = zmq.Poller()
         self._poller.register(self._link.updates, zmq.POLLIN)
         self._poller.register(self._link.resync, zmq.POLLIN)
@@ -229,6 +253,14 @@ class ResultStream:
         """Give the sockets back."""
         self._link.close()
 
+    @property
+    def held(self) -> dict[str, tuple[int, int]]:
+        """Scans whose images the daemon holds, as of its last beacon: generation and last update.
+
+        Oldest scan first; empty before anything was heard.
+        """
+        return dict(self._link.follower.held)
+
     def __repr__(self) -> str:
         return f"<ResultStream from {self._link.endpoints}>"
 
@@ -240,6 +272,7 @@ class ResultStream:
 
         Raises:
             EndpointError: nothing was heard for ``timeout_s``.
+            KeyRefused: the daemon does not let these keys in.
             ScanNotFound: the scan asked for is not held any more.
         """
         if self._over:
@@ -278,6 +311,22 @@ class ResultStream:
         """
         return self._run(self._link.wait_complete(scan_id, timeout_s, after, on_image))
 
+    def show(
+        self, scan_id: str | None = None, timeout_s: float | None = None, *, after: str = ""
+    ) -> Image:
+        """In a Jupyter notebook, show a scan's image as it grows, in one place below the cell.
+
+        Arguments, result and errors are those of :meth:`wait_complete`; interrupt the kernel to
+        stop it earlier.
+
+        Raises:
+            MissingPackage: IPython is not installed.
+        """
+        place = LivePlace()
+        image = self.wait_complete(scan_id, timeout_s, after=after, on_image=place)
+        place(image)
+        return image
+
     def _run(self, steps: _Steps[_T]) -> _T:
         while True:
             try:
@@ -305,10 +354,11 @@ class AsyncResultStream:
         *,
         scan_id: str | None = None,
         timeout_s: float | None = 30.0,
+        keys: ClientKeys | None = None,
     ) -> None:
         self._scan_id = scan_id
         self._over = False
-        self._link = _Link(endpoint, resync_endpoint, scan_id, timeout_s)
+        self._link = _Link(endpoint, resync_endpoint, scan_id, timeout_s, keys)
         self._poller = zmq.asyncio.Poller()
         self._poller.register(self._link.updates, zmq.POLLIN)
         self._poller.register(self._link.resync, zmq.POLLIN)
@@ -322,6 +372,14 @@ class AsyncResultStream:
     def close(self) -> None:
         """Give the sockets back."""
         self._link.close()
+
+    @property
+    def held(self) -> dict[str, tuple[int, int]]:
+        """Scans whose images the daemon holds, as of its last beacon: generation and last update.
+
+        Oldest scan first; empty before anything was heard.
+        """
+        return dict(self._link.follower.held)
 
     def __repr__(self) -> str:
         return f"<AsyncResultStream from {self._link.endpoints}>"
@@ -352,6 +410,18 @@ class AsyncResultStream:
         """Wait for the final image of a scan, however the scan ends; as in ResultStream."""
         steps = self._link.wait_complete(scan_id, timeout_s, after, on_image)
         return await self._run(steps)
+
+    async def show(
+        self, scan_id: str | None = None, timeout_s: float | None = None, *, after: str = ""
+    ) -> Image:
+        """Show a scan's image in a Jupyter notebook as it grows; as in ResultStream.
+
+        As a task (``asyncio.create_task``) it leaves the notebook free for other cells meanwhile.
+        """
+        place = LivePlace()
+        image = await self.wait_complete(scan_id, timeout_s, after=after, on_image=place)
+        place(image)
+        return image
 
     async def _run(self, steps: _Steps[_T]) -> _T:
         while True:

@@ -5,6 +5,7 @@ says what is wrong, where, and what to do next.  ::
 
     PtychoStreamError
     ├── SettingsError           a configuration file or option is wrong (names the key)
+    │   └── KeyFileError        a key or allow-list that is missing, damaged or open to others
     ├── GeometryError           energy, distance, pixel or position that makes no sense
     ├── WireError               a message that cannot be understood
     │   ├── MalformedMessage    not the JSON, msgpack or structure that the dialect asks for
@@ -19,10 +20,13 @@ says what is wrong, where, and what to do next.  ::
     │   └── CorruptRecord       a record or frame whose checksum does not match
     ├── ProbeError              a probe that is missing or unusable
     ├── ModelError              a model that is missing, damaged or does not fit
+    │   └── DeviceError         a GPU that is not there, or fails
     ├── TrainingError           a training job that makes no sense, or that failed
     ├── FileFormatError         a file that is not what it should be
     ├── PtychoPinnError         a value that the PtychoPINN face cannot take (a ValueError too)
+    ├── MissingPackage          an extra is not installed
     ├── EndpointError           a socket that cannot be bound, reached or trusted
+    │   └── KeyRefused          the other end does not let this key in, or shows none itself
     └── ControlError            the daemon refused or failed a request (``code`` says which)
 """
 
@@ -35,6 +39,10 @@ class PtychoStreamError(Exception):
 
 class SettingsError(PtychoStreamError):
     """A configuration file or an option is wrong; the text names each key."""
+
+
+class KeyFileError(SettingsError):
+    """A key file or an allow-list that is missing, damaged, or open to others."""
 
 
 class GeometryError(PtychoStreamError):
@@ -103,6 +111,10 @@ class ModelError(PtychoStreamError):
     """A model that is missing, damaged or does not fit its network."""
 
 
+class DeviceError(ModelError):
+    """A device that models run on is not there, or fails."""
+
+
 class TrainingError(PtychoStreamError):
     """A training job that makes no sense, cannot run here, or failed."""
 
@@ -118,8 +130,28 @@ class PtychoPinnError(PtychoStreamError, ValueError):
     """
 
 
+class MissingPackage(PtychoStreamError):
+    """Something that needs an extra of this package was asked for without it.
+
+    Args:
+        what: was asked for.
+        extra: that has it.
+        cause: what failed to be imported.
+    """
+
+    def __init__(self, what: str, extra: str, cause: ImportError) -> None:
+        super().__init__(
+            f"{what} needs a package that is not installed ({cause}): "
+            f"pip install 'ptycho-stream[{extra}]'"
+        )
+
+
 class EndpointError(PtychoStreamError):
     """A socket that cannot be bound, reached or trusted."""
+
+
+class KeyRefused(EndpointError):
+    """A handshake that failed because of keys; the text says whose and what to do."""
 
 
 class ControlError(PtychoStreamError):

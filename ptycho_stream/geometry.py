@@ -155,13 +155,17 @@ class View:
 
         ``bad`` (h, w) marks stored pixels that the detector declared bad; None: none.
         """
-        limit = self.bad_value_from
-        if limit is None and frame.dtype.kind == "u":
-            limit = int(np.iinfo(frame.dtype).max) - 1
-        good = np.isfinite(frame) if limit is None else frame < limit
+        good = self.is_measured(frame)
         if bad is not None:
             good = good & ~bad
         return np.ascontiguousarray(self.apply(good, outside=0).astype(bool))
+
+    def is_measured(self, frame: NDArray[Any]) -> NDArray[np.bool_]:
+        """Pixels (h, w) of one stored ``frame`` (h, w) whose values do not mark them as bad."""
+        limit = self.bad_value_from
+        if limit is None and frame.dtype.kind == "u":
+            limit = int(np.iinfo(frame.dtype).max) - 1
+        return np.isfinite(frame) if limit is None else frame < limit
 
     def next(self, **changes: object) -> View:
         """The following version of this view, with ``changes``."""

@@ -10,13 +10,17 @@ import asyncio
 import itertools
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Self
 
 import zmq
 import zmq.asyncio
 
+from ptycho_stream.connection import Connection
 from ptycho_stream.errors import EndpointError
+from ptycho_stream.keys import ClientKeys
 from ptycho_stream.wire import control as wire
+from ptycho_stream.wire.stored import StoredFrame, StoredImage, frame_of, image_of
 
 CONTROL_ENDPOINT = "tcp://127.0.0.1:9602"
 PATIENCE_S = {
@@ -28,27 +32,16 @@ PATIENCE_S = {
 }
 """Commands that may take longer: an export copies a whole scan, a model is loaded and tried out."""
 
+LOOK_S = 0.1
+"""Between looks at whether the daemon lets us in, while its answer is waited for."""
+
 Result = dict[str, Any]
 
 
-def _prepare(socket: zmq.Socket[bytes] | zmq.asyncio.Socket, endpoint: str) -> None:
-    # What could not be delivered is dropped with the socket: a `start` must not be carried out
-    # minutes later, when the daemon is back.
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_REPLY_BYTES)
-    try:
-        socket.connect(endpoint)
-    except zmq.ZMQError as error:
-        socket.close()
-        raise EndpointError(
-            f"cannot connect to {endpoint}: {error.strerror}; write tcp://HOST:PORT or ipc:///PATH"
-        ) from error
-
-
-def _silent(endpoint: str, command: str, timeout_s: float) -> EndpointError:
+def _silent(endpoint: str, command: str, timeout_s: float, doubt: str) -> EndpointError:
     return EndpointError(
         f"no answer to {command!r} from {endpoint} within {timeout_s:g} s: is ptycho-streamd "
-        "running, and is this its control.endpoint?"
+        f"running, and is this its control.endpoint?{doubt}"
     )
 
 
@@ -57,11 +50,12 @@ class Daemon:
 
     Every method raises :class:`~ptycho_stream.errors.ControlError` (with a ``code``) if the daemon
     refuses or fails the request, and :class:`~ptycho_stream.errors.EndpointError` if it does not
-    answer in time.
+    answer in time (:class:`~ptycho_stream.errors.KeyRefused` if it does not let this key in).
 
     Args:
         endpoint: its ``control.endpoint``.
         timeout_s: how long an answer may take.
+        keys: of a daemon that asks for keys (:func:`ptycho_stream.keys.load_client_keys`).
 
     Example::
 
@@ -69,12 +63,19 @@ class Daemon:
             print(daemon.status()["state"])
     """
 
-    def __init__(self, endpoint: str = CONTROL_ENDPOINT, *, timeout_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        endpoint: str = CONTROL_ENDPOINT,
+        *,
+        timeout_s: float = 5.0,
+        keys: ClientKeys | None = None,
+    ) -> None:
         self._endpoint = endpoint
         self._timeout_s = timeout_s
+        self._keys = keys
         self._ids = itertools.count(1)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket: zmq.Socket[bytes] | None = None
+        self._connection: Connection[zmq.Socket[bytes]] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -148,6 +149,49 @@ class Daemon:
     def history(self, scan_id: str | None = None, limit: int = 10_000) -> Result:
         """How a scan's image came about (None: the newest): figures of trust over time."""
         return self.call("history", {"scan_id": scan_id, "limit": limit})
+
+    def frame(
+        self, scan_id: str | None = None, frame: int | None = None, *, look: str = "view"
+    ) -> StoredFrame:
+        """A stored frame of a scan (None: the newest scan; its newest frame).
+
+        Args:
+            scan_id: of the scan.
+            frame: the detector's number of it.
+            look: ``view``: as the network sees it; ``stored``: as it lies in the store.
+        """
+        return frame_of(self.call("frame", {"scan_id": scan_id, "frame": frame, "look": look}))
+
+    def image(
+        self,
+        scan_id: str | None = None,
+        snapshot: str | None = None,
+        *,
+        parts: Sequence[str] = (),
+        corner_yx_px: tuple[int, int] | None = None,
+        shape_yx: tuple[int, int] | None = None,
+        bin_px: int | None = None,
+    ) -> StoredImage:
+        """An image that is kept with its scan: the final one, or a snapshot.
+
+        Args:
+            scan_id: of the scan; None: the newest.
+            snapshot: its name; None: the final image.
+            parts: of it that are wanted: ``object``, ``misfit``, ``probe``, ``positions``.
+            corner_yx_px: canvas pixel at which the piece of the object begins; None: its first.
+            shape_yx: rows and columns of the piece; None: up to the object's end.
+            bin_px: canvas pixels a side that become one, a power of two; None: the smallest with
+                which the piece fits into an answer.
+        """
+        arguments = {
+            "scan_id": scan_id,
+            "snapshot": snapshot,
+            "parts": list(parts),
+            "corner_yx_px": corner_yx_px,
+            "shape_yx": shape_yx,
+            "bin_px": bin_px,
+        }
+        return image_of(self.call("image", arguments))
 
     def reprocess(
         self,
@@ -244,35 +288,54 @@ class Daemon:
         if timeout_s is None:
             timeout_s = max(self._timeout_s, PATIENCE_S.get(command, 0.0))
         request_id = next(self._ids)
-        if self._socket is None:
-            self._socket = self._context.socket(zmq.DEALER)
-            _prepare(self._socket, self._endpoint)
+        if self._connection is None:
+            dealer = self._context.socket(zmq.DEALER)
+            dealer.setsockopt(zmq.MAXMSGSIZE, wire.MAX_REPLY_BYTES)
+            self._connection = Connection(dealer, self._endpoint, self._keys)
+        connection = self._connection
         until_s = time.monotonic() + timeout_s
-        self._socket.send(wire.encode_request(request_id, command, arguments or {}))
-        while self._socket.poll(max(0, int((until_s - time.monotonic()) * 1e3))):
-            reply = wire.decode_reply(self._socket.recv())
-            # None: the daemon could not read even the id of what can only be this request.
-            if reply.id in (request_id, None):
-                return wire.result_of(reply)
-        self._hang_up()
-        raise _silent(self._endpoint, command, timeout_s)
+        request = wire.encode_request(request_id, command, arguments or {})
+        try:
+            connection.check()
+            # libzmq gives up a refused connection, and a send that waits would wait for ever.
+            with suppress(zmq.Again):
+                connection.socket.send(request, zmq.NOBLOCK)
+            while (left_s := until_s - time.monotonic()) > 0:
+                if not connection.socket.poll(int(min(left_s, LOOK_S) * 1e3) + 1):
+                    connection.check()
+                    continue
+                reply = wire.decode_reply(connection.socket.recv())
+                # None: the daemon could not read even the id of what can only be this request.
+                if reply.id in (request_id, None):
+                    return wire.result_of(reply)
+            raise _silent(self._endpoint, command, timeout_s, connection.doubt)
+        except EndpointError:
+            self._hang_up()
+            raise
 
     def _hang_up(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
 class AsyncDaemon:
     """A running ptycho-streamd; for asyncio.  Like :class:`Daemon`, with ``await``."""
 
-    def __init__(self, endpoint: str = CONTROL_ENDPOINT, *, timeout_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        endpoint: str = CONTROL_ENDPOINT,
+        *,
+        timeout_s: float = 5.0,
+        keys: ClientKeys | None = None,
+    ) -> None:
         self._endpoint = endpoint
         self._timeout_s = timeout_s
+        self._keys = keys
         self._ids = itertools.count(1)
         self._one_at_a_time = asyncio.Lock()
         self._context = zmq.asyncio.Context()
-        self._socket: zmq.asyncio.Socket | None = None
+        self._connection: Connection[zmq.asyncio.Socket] | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -348,6 +411,51 @@ class AsyncDaemon:
     async def history(self, scan_id: str | None = None, limit: int = 10_000) -> Result:
         """How a scan's image came about (None: the newest): figures of trust over time."""
         return await self.call("history", {"scan_id": scan_id, "limit": limit})
+
+    async def frame(
+        self, scan_id: str | None = None, frame: int | None = None, *, look: str = "view"
+    ) -> StoredFrame:
+        """A stored frame of a scan (None: the newest scan; its newest frame).
+
+        Args:
+            scan_id: of the scan.
+            frame: the detector's number of it.
+            look: ``view``: as the network sees it; ``stored``: as it lies in the store.
+        """
+        return frame_of(
+            await self.call("frame", {"scan_id": scan_id, "frame": frame, "look": look})
+        )
+
+    async def image(
+        self,
+        scan_id: str | None = None,
+        snapshot: str | None = None,
+        *,
+        parts: Sequence[str] = (),
+        corner_yx_px: tuple[int, int] | None = None,
+        shape_yx: tuple[int, int] | None = None,
+        bin_px: int | None = None,
+    ) -> StoredImage:
+        """An image that is kept with its scan: the final one, or a snapshot.
+
+        Args:
+            scan_id: of the scan; None: the newest.
+            snapshot: its name; None: the final image.
+            parts: of it that are wanted: ``object``, ``misfit``, ``probe``, ``positions``.
+            corner_yx_px: canvas pixel at which the piece of the object begins; None: its first.
+            shape_yx: rows and columns of the piece; None: up to the object's end.
+            bin_px: canvas pixels a side that become one, a power of two; None: the smallest with
+                which the piece fits into an answer.
+        """
+        arguments = {
+            "scan_id": scan_id,
+            "snapshot": snapshot,
+            "parts": list(parts),
+            "corner_yx_px": corner_yx_px,
+            "shape_yx": shape_yx,
+            "bin_px": bin_px,
+        }
+        return image_of(await self.call("image", arguments))
 
     async def reprocess(
         self,
@@ -445,26 +553,38 @@ class AsyncDaemon:
             timeout_s = max(self._timeout_s, PATIENCE_S.get(command, 0.0))
         async with self._one_at_a_time:
             request_id = next(self._ids)
-            if self._socket is None:
-                self._socket = self._context.socket(zmq.DEALER)
-                _prepare(self._socket, self._endpoint)
+            if self._connection is None:
+                dealer = self._context.socket(zmq.DEALER)
+                dealer.setsockopt(zmq.MAXMSGSIZE, wire.MAX_REPLY_BYTES)
+                self._connection = Connection(dealer, self._endpoint, self._keys)
+            connection = self._connection
             request = wire.encode_request(request_id, command, arguments or {})
             try:
-                reply = await asyncio.wait_for(self._exchange(request, request_id), timeout_s)
+                answer = self._exchange(connection, request, request_id)
+                reply = await asyncio.wait_for(answer, timeout_s)
             except TimeoutError:
+                doubt = connection.doubt
                 self._hang_up()
-                raise _silent(self._endpoint, command, timeout_s) from None
+                raise _silent(self._endpoint, command, timeout_s, doubt) from None
+            except EndpointError:
+                self._hang_up()
+                raise
         return wire.result_of(reply)
 
-    async def _exchange(self, request: bytes, request_id: int) -> wire.Reply:
-        assert self._socket is not None
-        await self._socket.send(request)
+    async def _exchange(
+        self, connection: Connection[zmq.asyncio.Socket], request: bytes, request_id: int
+    ) -> wire.Reply:
+        connection.check()
+        await connection.socket.send(request)
         while True:
-            reply = wire.decode_reply(await self._socket.recv())
+            if not await connection.socket.poll(int(LOOK_S * 1e3)):
+                connection.check()
+                continue
+            reply = wire.decode_reply(await connection.socket.recv())
             if reply.id in (request_id, None):
                 return reply
 
     def _hang_up(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None

@@ -6,23 +6,34 @@ The reconstruct stage makes an :class:`ImageState` for the publisher and for exp
 
 from __future__ import annotations
 
+import base64
+import html
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_stream.atomic_file import atomic_file
 from ptycho_stream.errors import FileFormatError
+from ptycho_stream.pictures import draw_object, extent_um, new_axes, png, shrunk
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 TileKey = tuple[int, int]
 
+MISFIT_BIN_PX = 4
+"""Canvas pixels along each side of a pixel of the misfit map."""
+
 # A few frames with far-off positions can span a rectangle that no memory holds; this is 12 GiB.
 MAX_STITCHED_PX = 1 << 30
+NOTEBOOK_SIDE_PX = 512
+"""Jupyter shows a larger image shrunk: it travels to the browser with every update."""
 
 
 def _no_frames() -> NDArray[np.int64]:
@@ -58,6 +69,25 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class MisfitTile:
+    """The misfit map over one square of the canvas, an immutable snapshot.
+
+    Attributes:
+        version: grows with every change of this tile within a generation; above 0.
+        excess_yx: float32 (T / MISFIT_BIN_PX, T / MISFIT_BIN_PX), mean excess R of the frames that
+            lit each spot, NaN where none was judged.
+    """
+
+    version: int
+    excess_yx: NDArray[np.float32]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the array."""
+        return self.excess_yx.nbytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ImageState:
     """All that is known of a scan's image at one moment; its arrays are never written again.
 
@@ -85,6 +115,9 @@ class ImageState:
         spread: relative standard deviation within a patch, median of the newest; None: not known.
         collapsed: the network answers frames that must differ with patches that do not: the image
             is worth nothing.
+        predicted: what the network made, where ``tiles`` are refined; empty where they are not.
+        misfit: where on the sample the image does not explain the frames, as far as that was
+            looked at; these two are not sent with updates, but to who asks for them.
     """
 
     scan_id: str
@@ -107,6 +140,8 @@ class ImageState:
     reasons: tuple[str, ...] = ()
     spread: float | None = None
     collapsed: bool = False
+    predicted: Mapping[TileKey, Tile] = field(default_factory=dict[TileKey, Tile])
+    misfit: Mapping[TileKey, MisfitTile] = field(default_factory=dict[TileKey, MisfitTile])
 
 
 @dataclass(frozen=True)
@@ -224,6 +259,29 @@ class Image:
         """Float32 (H, W): illumination that each pixel of ``object_yx`` got."""
         return self._stitched[1]
 
+    @cached_property
+    def _misfit(self) -> tuple[NDArray[np.float32], tuple[int, int]]:
+        return stitch_misfit(self.content.misfit, self.content.tile_px)
+
+    @property
+    def misfit_yx(self) -> NDArray[np.float32]:
+        """Float32 (h, w): where the image does not explain the frames, excess R, NaN elsewhere.
+
+        Each value is of ``MISFIT_BIN_PX`` squared pixels of the canvas, the first of those that
+        begin at :attr:`misfit_corner_yx_px`. Images that came over a socket have none.
+        """
+        return self._misfit[0]
+
+    @property
+    def misfit_corner_yx_px(self) -> tuple[int, int]:
+        """Canvas pixel (y, x) at which ``misfit_yx[0, 0]`` begins; a multiple of its bins."""
+        return self._misfit[1]
+
+    @property
+    def corner_yx_px(self) -> tuple[int, int]:
+        """Canvas pixel (y, x) of ``object_yx[0, 0]``."""
+        return self._stitched[2]
+
     @property
     def origin_yx_m(self) -> tuple[float, float]:
         """World position of the centre of ``object_yx[0, 0]``, metres."""
@@ -236,6 +294,8 @@ class Image:
         Keys: ``object``, ``weight``, ``origin_yx_m``, ``pixel_yx_m``, ``probe``,
         ``positions_yx_m``, ``frame_numbers``, ``scan_id`` and ``metadata``, which is JSON text with
         the scan's own metadata and under ``ptycho_stream`` the image's state, counts and model.
+        Where it is known also ``misfit``, whose pixels are ``MISFIT_BIN_PX`` times as large, and
+        ``misfit_origin_yx_m``, where the centre of its first pixel lies.
 
         Raises:
             FileFormatError: the path cannot be written.
@@ -251,6 +311,10 @@ class Image:
             "scan_id": np.asarray(self.scan_id),
             "metadata": np.asarray(json.dumps(self.described(), default=str)),
         }
+        if self.misfit_yx.size:
+            middle = np.asarray(self.misfit_corner_yx_px) + (MISFIT_BIN_PX - 1) / 2
+            arrays["misfit"] = self.misfit_yx
+            arrays["misfit_origin_yx_m"] = middle * np.asarray(self.pixel_yx_m)
         with atomic_file(Path(path)) as file:
             np.savez(file, allow_pickle=False, **arrays)
 
@@ -275,12 +339,64 @@ class Image:
             },
         }
 
+    def plot(self, axes: Sequence[Axes] | None = None) -> tuple[Axes, Axes]:
+        """Draw phase (in radians about its mean) and amplitude with matplotlib.
+
+        The axes are in micrometres of the stage, y down the rows.  In Jupyter the figure appears
+        below the cell, in a program after ``matplotlib.pyplot.show()``;
+        ``axes[0].figure.savefig(path)`` writes it to a file.
+
+        Args:
+            axes: the two to draw into; None: in a new figure of ``matplotlib.pyplot``.
+
+        Returns:
+            The axes of phase and amplitude.
+
+        Raises:
+            MissingPackage: matplotlib is not installed; it comes with the extra ``report``.
+        """
+        of_phase, of_amplitude = new_axes(str(self)) if axes is None else axes
+        extent = extent_um(self.object_yx.shape, self.origin_yx_m, self.pixel_yx_m)
+        draw_object((of_phase, of_amplitude), self.object_yx, extent)
+        return of_phase, of_amplitude
+
+    def _repr_png_(self) -> bytes | None:
+        """For Jupyter: phase and amplitude side by side; None if nothing was seen yet."""
+        if not self.object_yx.size:
+            return None
+        return png(shrunk(self.object_yx, NOTEBOOK_SIDE_PX, NOTEBOOK_SIDE_PX))
+
+    def _repr_html_(self) -> str:
+        """For Jupyter: the same picture, and what there is to know of it in words."""
+        picture = self._repr_png_()
+        shown = "nothing seen yet"
+        if picture is not None:
+            data = base64.b64encode(picture).decode("ascii")
+            shown = (
+                f'<img src="data:image/png;base64,{data}" style="max-width: 100%" '
+                'alt="phase and amplitude">'
+            )
+        lines = ["Phase and amplitude. " + str(self), *self.reasons]
+        words = "<br>".join(html.escape(line) for line in lines)
+        return f"<div>{shown}</div><div>{words}</div>"
+
+    def __str__(self) -> str:
+        """Scan, state, frames, size, layer, verdict and resolution, as far as they are known."""
+        pixel_y_nm, pixel_x_nm = (f"{side_m * 1e9:.3g}" for side_m in self.pixel_yx_m)
+        try:
+            height, width = self.object_yx.shape
+            size = f"{height} x {width} px of {pixel_y_nm} x {pixel_x_nm} nm"
+        except FileFormatError:
+            size = f"{len(self.content.tiles)} tiles too far apart for one array"
+        said = [f"{self.frame_numbers.size} frames", size, self.layer]
+        if self.verdict:
+            said.append(self.verdict)
+        if "resolution_nm" in self.trust:
+            said.append(f"resolution {self.trust['resolution_nm']:.3g} nm")
+        return f"scan {self.scan_id} ({self.state}): {', '.join(said)}"
+
     def __repr__(self) -> str:
-        content = self.content
-        return (
-            f"<Image of scan {self.scan_id} ({self.state}): {self.frame_numbers.size} frames in "
-            f"{len(content.tiles)} tiles of {content.tile_px} px, generation {content.generation}>"
-        )
+        return f"<Image of {self}>"
 
 
 def stitch(
@@ -319,3 +435,33 @@ def stitch(
     x0, x1 = int(seen_columns[0]), int(seen_columns[-1]) + 1
     corner = (top * tile_px + y0, left * tile_px + x0)
     return obj[y0:y1, x0:x1], weight[y0:y1, x0:x1], corner
+
+
+def stitch_misfit(
+    tiles: Mapping[TileKey, MisfitTile], tile_px: int
+) -> tuple[NDArray[np.float32], tuple[int, int]]:
+    """Join the tiles of a misfit map, whose canvas has tiles of ``tile_px``.
+
+    Returns:
+        ``excess_yx`` float32 (h, w), NaN where nothing is known, and the canvas pixel (y, x) at
+        which it begins; a (0, 0) array if there is no tile.
+
+    Raises:
+        FileFormatError: the array would hold more than ``MAX_STITCHED_PX`` values.
+    """
+    if not tiles:
+        return np.zeros((0, 0), np.float32), (0, 0)
+    rows, columns = [key[0] for key in tiles], [key[1] for key in tiles]
+    top, left = min(rows), min(columns)
+    side = tile_px // MISFIT_BIN_PX
+    shape = ((max(rows) - top + 1) * side, (max(columns) - left + 1) * side)
+    if shape[0] * shape[1] > MAX_STITCHED_PX:
+        raise FileFormatError(
+            f"the misfit map spans {shape[0]} x {shape[1]} values, too many for one array: look "
+            "for stray positions (lower reconstruct.max_extent_m), or use the tiles"
+        )
+    excess = np.full(shape, np.nan, np.float32)
+    for (ty, tx), tile in tiles.items():
+        y, x = (ty - top) * side, (tx - left) * side
+        excess[y : y + side, x : x + side] = tile.excess_yx
+    return excess, (top * tile_px, left * tile_px)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -25,6 +25,7 @@ from pydantic import (
 
 from ptycho_stream.errors import SettingsError
 from ptycho_stream.geometry import Orientation
+from ptycho_stream.keys import is_public_key
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]", "::1")
 PVA_SCHEME = "pva://"
@@ -51,20 +52,29 @@ def _frame_endpoint(value: str) -> str:
     return value
 
 
-def _local_endpoint(value: str) -> str:
-    parts = urlsplit(_endpoint(value))
-    if parts.scheme == "tcp" and parts.hostname not in LOOPBACK_HOSTS:
-        raise ValueError(
-            "would be open to the network without keys: bind tcp://127.0.0.1:PORT or ipc:///PATH"
-        )
-    return value
+def is_local(endpoint: str) -> bool:
+    """Whether only programs on this machine reach an endpoint that is bound."""
+    parts = urlsplit(endpoint)
+    return parts.scheme == "ipc" or parts.hostname in LOOPBACK_HOSTS
+
+
+def reachable(endpoint: str) -> str:
+    """The endpoint under which a program on this machine reaches one that is bound."""
+    parts = urlsplit(endpoint)
+    if parts.scheme == "tcp" and parts.hostname in ("*", "0.0.0.0"):
+        return f"tcp://127.0.0.1:{parts.port}"
+    return endpoint
 
 
 def _check_attached(attach: str, endpoint: str) -> None:
-    if attach == "bind":
-        _local_endpoint(endpoint)
-    elif urlsplit(endpoint).hostname == "*":
+    if attach == "connect" and urlsplit(endpoint).hostname == "*":
         raise ValueError("tcp://*:PORT can only be bound: name the sender's host to connect to")
+
+
+def _public_key(value: str) -> str:
+    if not is_public_key(value):
+        raise ValueError("is no public key: 40 characters, as `ptycho-stream keys show` prints it")
+    return value
 
 
 def device_name(value: str) -> str:
@@ -86,7 +96,7 @@ def _storable(value: str | int | float | bool) -> str | int | float | bool:
 
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
 FrameEndpoint = Annotated[str, AfterValidator(_frame_endpoint)]
-LocalEndpoint = Annotated[str, AfterValidator(_local_endpoint)]
+PublicKey = Annotated[str, AfterValidator(_public_key)]
 MetadataValue = Annotated[str | int | float | bool, AfterValidator(_storable)]
 SizePx = Annotated[int, Field(gt=0)]
 LengthM = Annotated[float, Field(gt=0)]
@@ -107,8 +117,18 @@ class DataSettings(Section):
     retention_bytes: int = Field(
         default=200_000_000_000, ge=0, description="oldest sealed scans go first"
     )
+    retention_days: float | None = Field(
+        default=None,
+        gt=0,
+        description="sealed scans that ended longer ago go too; unset: never for their age",
+    )
     min_free_bytes: int = Field(
         default=2_000_000_000, ge=0, description="below this no new scan is accepted"
+    )
+    verify_reads: bool = Field(
+        default=False,
+        description="compare each frame with its checksum whenever it is read, not only when it "
+        "goes into an image",
     )
     sync_interval_ms: int = Field(
         default=100, ge=1, description="how often frames are synced to disk"
@@ -521,6 +541,11 @@ class PositionSettings(Section):
     )
 
     @property
+    def endpoints(self) -> tuple[str, ...]:
+        """The one there is, or none."""
+        return () if self.endpoint is None else (self.endpoint,)
+
+    @property
     def is_stream(self) -> bool:
         """Whether positions come on their own, from a socket."""
         return self.source in ("native", "panda", "bluesky")
@@ -701,6 +726,9 @@ class ReconstructSettings(Section):
     device: Annotated[str, AfterValidator(device_name)] = Field(
         default="auto", description="auto, cpu, cuda or cuda:N"
     )
+    fallback_to_cpu: bool = Field(
+        default=True, description="make images on the CPU when the GPU has failed three times"
+    )
     threads: int = Field(default=1, ge=1, description="of the network on a CPU")
     helpers: int = Field(
         default=0,
@@ -805,8 +833,8 @@ class TrainingSettings(Section):
 class ResultSettings(Section):
     """What subscribers get."""
 
-    endpoint: LocalEndpoint = "tcp://127.0.0.1:9600"
-    resync_endpoint: LocalEndpoint = "tcp://127.0.0.1:9601"
+    endpoint: Endpoint = "tcp://127.0.0.1:9600"
+    resync_endpoint: Endpoint = "tcp://127.0.0.1:9601"
     publish_interval_ms: float = Field(default=100.0, gt=0)
     queue_bytes: int = Field(default=64_000_000, gt=0, description="kept for a slow subscriber")
 
@@ -814,14 +842,84 @@ class ResultSettings(Section):
 class ControlSettings(Section):
     """Where the daemon takes requests."""
 
-    endpoint: LocalEndpoint = "tcp://127.0.0.1:9602"
+    endpoint: Endpoint = "tcp://127.0.0.1:9602"
 
 
 class HttpSettings(Section):
     """`/metrics` and `/healthz`."""
 
-    host: Literal["127.0.0.1", "localhost", "::1"] = "127.0.0.1"
+    host: str = Field(
+        default="127.0.0.1", pattern=r"^[0-9A-Za-z.:-]+$", description="name or address to bind"
+    )
     port: int = Field(default=9603, ge=0, le=65535, description="0: any free port, said in the log")
+    token_path: Path | None = Field(
+        default=None, description="file with the word that requests must show (bearer token)"
+    )
+    host_names: tuple[str, ...] = Field(
+        default=(), description="under which browsers may ask, beside addresses and this machine's"
+    )
+
+    @model_validator(mode="after")
+    def _others_need_a_token(self) -> HttpSettings:
+        if self.host not in LOOPBACK_HOSTS and self.token_path is None:
+            raise ValueError(
+                f"host = {self.host!r} would be open to the network without a token: set "
+                "http.token_path (`ptycho-stream keys token FILE` makes one), or host = '127.0.0.1'"
+            )
+        return self
+
+
+class SecuritySettings(Section):
+    """Who may connect, and which files requests may name (docs/security.md)."""
+
+    key_path: Path | None = Field(
+        default=None,
+        description="the daemon's private key; set: every socket that it binds asks for keys",
+    )
+    allowed_keys_path: Path | None = Field(
+        default=None, description="who may connect, and to do what (`ptycho-stream keys allow`)"
+    )
+    server_keys: dict[Endpoint, PublicKey] = Field(
+        default_factory=dict,
+        description="public keys of senders, by the endpoint that the daemon connects to",
+    )
+    readable_folders: tuple[Path, ...] = Field(
+        default=(),
+        description="whose files requests may name, beside data.directory and the folder of this "
+        "file",
+    )
+
+    @model_validator(mode="after")
+    def _keys_come_together(self) -> SecuritySettings:
+        if (self.key_path is None) != (self.allowed_keys_path is None):
+            given, other = "key_path", "allowed_keys_path"
+            if self.key_path is None:
+                given, other = other, given
+            raise ValueError(f"has {given} and no {other}: sockets with keys need both")
+        if self.server_keys and self.key_path is None:
+            raise ValueError("has server_keys and no key_path, the key to show to these senders")
+        return self
+
+
+class ViewerSettings(Section):
+    """The page for browsers."""
+
+    enabled: bool = True
+    host: Literal["127.0.0.1", "localhost", "::1"] = "127.0.0.1"
+    port: int = Field(default=9604, ge=0, le=65535, description="0: any free port, said in the log")
+    token_path: Path | None = Field(
+        default=None, description="file with the word that pages must show; needed with keys"
+    )
+    updates_per_s: float = Field(
+        default=5.0, gt=0, le=30, description="of the image, that a page gets at most"
+    )
+    bytes_per_s: int = Field(
+        default=120_000,
+        ge=20_000,
+        description="that a page gets, with five seconds' worth at once for a new picture; what "
+        "does not fit comes later",
+    )
+    max_pages: int = Field(default=32, ge=1, le=1000, description="at the same time")
 
 
 ExportFormat = Literal["npz", "png", "tiff", "ptychodus", "cxi", "ptychopinn"]
@@ -881,31 +979,78 @@ class Settings(Section):
     results: ResultSettings = ResultSettings()
     control: ControlSettings = ControlSettings()
     http: HttpSettings = HttpSettings()
+    viewer: ViewerSettings = ViewerSettings()
+    security: SecuritySettings = SecuritySettings()
     export: ExportSettings = ExportSettings()
     supervisor: SupervisorSettings = SupervisorSettings()
 
+    @property
+    def bound_endpoints(self) -> tuple[tuple[str, str], ...]:
+        """The ZeroMQ endpoints that the daemon binds, each with its key."""
+        bound = [
+            ("results.endpoint", self.results.endpoint),
+            ("results.resync_endpoint", self.results.resync_endpoint),
+            ("control.endpoint", self.control.endpoint),
+        ]
+        streams = {**self.detectors, "positions": self.positions}
+        for table, stream in streams.items():
+            if stream.attach == "bind":
+                for n, endpoint in enumerate(stream.endpoints):
+                    key = f"{table}.more_endpoints.{n - 1}" if n else f"{table}.endpoint"
+                    bound.append((key, endpoint))
+        return tuple(bound)
+
     @model_validator(mode="after")
     def _bound_endpoints_differ(self) -> Settings:
-        bound = {
-            "results.endpoint": self.results.endpoint,
-            "results.resync_endpoint": self.results.resync_endpoint,
-            "control.endpoint": self.control.endpoint,
-        }
+        bound = self.bound_endpoints
         if self.http.port:
-            bound["http.port"] = f"tcp://{self.http.host}:{self.http.port}"
-        for table, detector in self.detectors.items():
-            if detector.attach == "bind":
-                bound[f"{table}.endpoint"] = detector.endpoint
-                for n, endpoint in enumerate(detector.more_endpoints):
-                    bound[f"{table}.more_endpoints.{n}"] = endpoint
-        if self.positions.attach == "bind" and self.positions.endpoint is not None:
-            bound["positions.endpoint"] = self.positions.endpoint
+            bound = (*bound, ("http.port", f"tcp://{self.http.host}:{self.http.port}"))
+        if self.viewer.enabled and self.viewer.port:
+            bound = (*bound, ("viewer.port", f"tcp://{self.viewer.host}:{self.viewer.port}"))
         keys: dict[str, str] = {}
-        for key, endpoint in bound.items():
+        for key, endpoint in bound:
             place = endpoint.replace("//localhost:", "//127.0.0.1:")
             if place in keys:
                 raise ValueError(f"{keys[place]} and {key} are the same endpoint ({endpoint})")
             keys[place] = key
+        return self
+
+    @model_validator(mode="after")
+    def _open_endpoints_ask_for_keys(self) -> Settings:
+        for key, endpoint in self.bound_endpoints:
+            if self.security.key_path is None and not is_local(endpoint):
+                raise ValueError(
+                    f"{key} = {endpoint!r} would be open to the network without keys: set "
+                    "security.key_path and security.allowed_keys_path (docs/security.md), or bind "
+                    "tcp://127.0.0.1:PORT or ipc:///PATH"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _pages_are_no_way_around_keys(self) -> Settings:
+        viewer = self.viewer
+        if self.security.key_path and viewer.enabled and viewer.token_path is None:
+            raise ValueError(
+                "security.key_path is set and viewer.token_path is not: who reaches the page could "
+                "command the daemon without a key; set it (`ptycho-stream keys token FILE` makes a "
+                "word), or viewer.enabled = false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _senders_with_keys_are_connected_to(self) -> Settings:
+        connected = {
+            endpoint
+            for stream in (*self.detectors.values(), self.positions)
+            if stream.attach == "connect"
+            for endpoint in stream.endpoints
+        }
+        for endpoint in self.security.server_keys:
+            if endpoint not in connected:
+                raise ValueError(
+                    f"security.server_keys names {endpoint!r}, to which neither detector nor "
+                    "positions connect: write it as there"
+                )
         return self
 
     @model_validator(mode="after")
@@ -971,12 +1116,20 @@ class Settings(Section):
         folder = context.get("folder")
         if folder is None or not isinstance(value, Section):
             return value
-        changes: dict[str, Path] = {
-            name: folder / held
+        changes = {
+            name: absolute
             for name in type(value).model_fields
-            if isinstance(held := getattr(value, name), Path) and not held.is_absolute()
+            if (absolute := _absolute(held := getattr(value, name), folder)) != held
         }
         return value.model_copy(update=changes) if changes else value
+
+
+def _absolute(value: Any, folder: Path) -> Any:
+    if isinstance(value, Path):
+        return folder / value
+    if isinstance(value, tuple):
+        return tuple(_absolute(held, folder) for held in cast("tuple[Any, ...]", value))
+    return value
 
 
 def load_settings(path: Path) -> Settings:
@@ -1031,6 +1184,8 @@ def _explain(problem: Any) -> str:
             return f"  {key}: missing; it has no default and must be set"
         case _:
             text = problem["msg"].removeprefix("Value error, ")
+            if not problem["loc"]:  # of several tables, whose keys are in the text
+                return f"  {text}"
             given = problem["input"]
             return f"  {key}: {text}" + ("" if isinstance(given, dict) else f" (got {given!r})")
 

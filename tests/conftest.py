@@ -12,6 +12,15 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of this project's tests."""
+    parser.addoption(
+        "--update-pictures",
+        action="store_true",
+        help="write the screenshots of the documents anew (tests/interop/test_viewer.py)",
+    )
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """Where the measured scans are; tests that need them are skipped where nobody says."""

@@ -22,17 +22,19 @@ from typing import Any
 import numpy as np
 
 from ptycho_stream.client import Daemon
+from ptycho_stream.keys import ClientKeys, load_private_key
 from ptycho_stream.settings import Settings, load_settings
 
 START = (
     "import sys; from pathlib import Path; "
     "from ptycho_stream.settings import load_settings; "
-    "from ptycho_streamd.stage import configure_logging; "
+    "from ptycho_streamd.log_format import configure_logging; "
     "from ptycho_streamd.supervisor import Supervisor; "
     "configure_logging('info', 'ptycho-streamd'); "
     "path = Path(sys.argv[1]); "
     "sys.exit(Supervisor(path, load_settings(path), tuple(sys.argv[2:])).run())"
 )
+Tables = dict[str, dict[str, Any] | list[dict[str, Any]] | None]
 READY_S = 60.0
 FIRST_PORT, N_PORTS = 20_000, 12_000
 
@@ -69,13 +71,19 @@ def wait_for(condition: Any, timeout_s: float = 10.0, what: str = "it") -> Any:
     raise AssertionError(f"{what} did not happen within {timeout_s} s")
 
 
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{json.dumps(key)} = {_toml(v)}' for key, v in value.items())}}}"
+    return json.dumps(value)
+
+
 class DaemonHarness:
     """One daemon.  Use as a context manager, which starts and stops it.
 
     Args:
         folder: for everything, usually ``tmp_path``.
         settings: tables that override the defaults below, by table and key; a table given as None
-            is left out.
+            is left out, a list is an array of tables.
         stages: which stages to run; without reconstruct no torch is loaded and it is up in 1 s.
         environment: extra variables of the daemon.
     """
@@ -83,7 +91,7 @@ class DaemonHarness:
     def __init__(
         self,
         folder: Path,
-        settings: dict[str, dict[str, Any] | None] | None = None,
+        settings: Tables | None = None,
         stages: tuple[str, ...] = ("ingest", "reconstruct"),
         environment: dict[str, str] | None = None,
     ) -> None:
@@ -119,17 +127,21 @@ class DaemonHarness:
         """All that the daemon has logged."""
         return self.log_path.read_text() if self.log_path.exists() else ""
 
-    def write_config(self, changes: dict[str, dict[str, Any] | None]) -> None:
+    def write_config(self, changes: Tables) -> None:
         """Write the TOML file anew with ``changes``, for the next start or a reload."""
         for table, values in changes.items():
             if values is None:
                 self._tables.pop(table, None)
+            elif isinstance(values, list):
+                self._tables[table] = values
             else:
                 self._tables.setdefault(table, {}).update(values)
         lines: list[str] = []
         for table, values in self._tables.items():
-            lines.append(f"[{table}]")
-            lines += [f"{key} = {json.dumps(v)}" for key, v in values.items() if v is not None]
+            array = isinstance(values, list)
+            for one in values if array else [values]:
+                lines.append(f"[[{table}]]" if array else f"[{table}]")
+                lines += [f"{key} = {_toml(v)}" for key, v in one.items() if v is not None]
         self.config.write_text("\n".join(lines) + "\n")
 
     def start(self, *, ready: bool = True) -> None:
@@ -217,7 +229,11 @@ class DaemonHarness:
 
     def control(self) -> Daemon:
         """A control client, to be closed."""
-        return Daemon(self._tables["control"]["endpoint"])
+        keys = None  # from what was written: a test may have damaged the file since
+        if "security" in self._tables:
+            own = load_private_key(self.folder / self._tables["security"]["key_path"])
+            keys = ClientKeys(own, own.public)
+        return Daemon(self._tables["control"]["endpoint"], keys=keys)
 
     def status(self) -> dict[str, Any]:
         """What the control command of that name says."""
@@ -254,7 +270,7 @@ class DaemonHarness:
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
-    def _defaults(self) -> dict[str, dict[str, Any]]:
+    def _defaults(self) -> dict[str, Any]:
         probe = self.folder / "probe.npz"
         if not probe.exists():
             grid = np.arange(64) - 31.5
@@ -285,4 +301,5 @@ class DaemonHarness:
             },
             "control": {"endpoint": f"tcp://127.0.0.1:{free_port()}"},
             "http": {"port": free_port()},
+            "viewer": {"port": free_port()},
         }

@@ -12,12 +12,12 @@ import time
 from dataclasses import replace
 
 import numpy as np
-import zmq
 from daemon_harness import free_port
 
 from ptycho_stream.results import ImageState, Tile
 from ptycho_stream.settings import ResultSettings
 from ptycho_streamd.publish import Publisher
+from ptycho_streamd.security import Gate
 
 TILE_PX = 32
 PIXEL_M = (5e-9, 5e-9)
@@ -88,11 +88,11 @@ def same_picture(image, content):
 class Source:
     """A publisher in a thread of its own, which serves all the time, as the daemon's loop does."""
 
-    def __init__(self, settings=None, epoch="epoch"):
+    def __init__(self, settings=None, epoch="epoch", security=None):
         self.settings = settings or free_settings()
         self.endpoints = (self.settings.endpoint, self.settings.resync_endpoint)
-        self._context = zmq.Context()
-        self.publisher = Publisher(self._context, self.settings, epoch)
+        self._gate = Gate(security)
+        self.publisher = Publisher(self._gate, self.settings, epoch)
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._serve)
@@ -126,7 +126,7 @@ class Source:
         self._over.set()
         self._thread.join()
         self.publisher.close()
-        self._context.term()
+        self._gate.close()
 
     def __enter__(self):
         return self

@@ -1,17 +1,19 @@
 """``ctl``, ``models``, ``config`` and the program itself: output, errors and exit statuses."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
-import zmq
 from results_source import free_ports
 
 from ptycho_stream.cli import COMMANDS
 from ptycho_streamd.control import ControlServer
+from ptycho_streamd.security import Gate
 
 SCAN = {
     "scan_id": "01JBQ3N8Z5T0V6W7X8Y9ZABCDE",
@@ -33,6 +35,20 @@ SNAPSHOT = {
     "verdict": "good",
 }
 
+FRAME = {
+    "scan_id": SCAN["scan_id"],
+    "frame": 12,
+    "slot": 11,
+    "frames": 516,
+    "received_ns": 1_760_000_000_000_000_000,
+    "dark": False,
+    "position_yx_m": [1e-6, -2e-6],
+    "bin_px": 1,
+    "shape_yx": [2, 3],
+    "counts": np.arange(6, dtype="<f4").tobytes(),
+    "valid": bytes([1, 1, 1, 1, 1, 0]),
+}
+
 
 def run(*words, timeout=30):
     program = "import sys; from ptycho_stream.cli import main; sys.exit(main())"
@@ -48,8 +64,8 @@ def run(*words, timeout=30):
 def daemon():
     """A control server that answers each command with something that tells it apart."""
     endpoint = f"tcp://127.0.0.1:{free_ports(1)[0]}"
-    context = zmq.Context()
-    server = ControlServer(context, endpoint)
+    gate = Gate()
+    server = ControlServer(gate, endpoint)
     over = threading.Event()
 
     def answer(request):
@@ -58,6 +74,8 @@ def daemon():
                 server.reply(request, [SCAN])
             case "snapshots":
                 server.reply(request, [SNAPSHOT])
+            case "frame":
+                server.reply(request, {**FRAME, "look": request.arguments["look"]})
             case "abort":
                 server.fail(request, "not_found", "no scan is running: see `ctl scans`")
             case _:
@@ -75,7 +93,7 @@ def daemon():
     over.set()
     thread.join()
     server.close()
-    context.term()
+    gate.close()
 
 
 def ctl(daemon, *words):
@@ -107,6 +125,18 @@ def test_snapshots_are_a_table_or_json(daemon):
     table = ctl(daemon, "snapshots").stdout
     assert "noon" in table and "good" in table and "2025-10-09 08:53:20" in table
     assert json.loads(ctl(daemon, "snapshots", "--json").stdout) == [SNAPSHOT]
+
+
+def test_a_frame_is_described_and_written(daemon, tmp_path):
+    done = ctl(daemon, "frame", "--number", 12, "--stored", "--out", tmp_path / "a.npz", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["frame"], told["look"], told["total"]) == (12, "stored", 15)
+    assert (told["shape_yx"], told["masked"]) == ([2, 3], 1)
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as held:
+        assert held["counts"].tolist() == [[0, 1, 2], [3, 4, 5]]
+        assert held["valid"].sum() == 5
+    assert "total: 15" in ctl(daemon, "frame").stdout
 
 
 def test_reprocessing_asks_for_what_is_to_be_otherwise(daemon, tmp_path):
@@ -276,3 +306,20 @@ def test_options_that_could_do_nothing_are_wrong_usage(words, tmp_path, monkeypa
     done = run(*words)
     assert done.returncode == 2, done.stderr
     assert words[-2 if words[0] == "simulate" else 1] in done.stderr
+
+
+def test_bash_completes_commands():
+    program = Path(sys.executable).parent
+    script = (
+        "source <(ptycho-stream --show-completion); "
+        "COMP_WORDS=(ptycho-stream ctl sna) COMP_CWORD=2; "
+        "_ptycho_stream_completion ptycho-stream; echo ${COMPREPLY[@]}"
+    )
+    done = subprocess.run(
+        ["bash", "-c", script],
+        env=os.environ | {"PATH": f"{program}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.stdout.split() == ["snapshot", "snapshots"], done.stderr

@@ -11,7 +11,6 @@ import time
 
 import numpy as np
 import pytest
-import zmq
 from daemon_harness import DaemonHarness
 from results_source import free_ports
 from test_cli_ctl import run
@@ -26,6 +25,7 @@ from ptycho_stream.networks.cnn import CnnNetwork, CnnSettings
 from ptycho_stream.scans import ScanHeader, ScanWriter, new_scan_id
 from ptycho_stream.simulate.experiment import simulate_experiment
 from ptycho_streamd.control import ControlServer
+from ptycho_streamd.security import Gate
 
 MINE = Manifest("mine", "cnn", CnnSettings(size_px=32, n_filters_scale=1).to_json())
 PROGRAM = "import sys; from ptycho_stream.cli import main; sys.exit(main())"
@@ -66,8 +66,8 @@ class Answers:
         self.endpoint = f"tcp://127.0.0.1:{free_ports(1)[0]}"
         self.asked = []
         self._end = end
-        self._context = zmq.Context()
-        self._server = ControlServer(self._context, self.endpoint)
+        self._gate = Gate()
+        self._server = ControlServer(self._gate, self.endpoint)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
@@ -76,7 +76,7 @@ class Answers:
         self._over.set()
         self._thread.join()
         self._server.close()
-        self._context.term()
+        self._gate.close()
 
     def arguments(self):
         """Those of the last request, without what was left out."""

@@ -19,7 +19,7 @@ from results_source import SCANS, Source, free_ports, free_settings, grown, same
 
 from ptycho_stream import client, remote
 from ptycho_stream.client import AsyncResultStream, ResultStream
-from ptycho_stream.errors import EndpointError, ScanNotFound
+from ptycho_stream.errors import EndpointError, MissingPackage, ScanNotFound
 from ptycho_stream.settings import ControlSettings, ResultSettings
 
 
@@ -46,6 +46,19 @@ def test_a_subscriber_sees_the_image_grow():
             assert same_picture(image, grown(step))
         assert image.metadata == {"sample": "siemens star", "proposal": 7}
         assert image.counts["committed"] == 7
+
+
+def test_a_stream_knows_which_images_the_daemon_holds():
+    with Source() as source, ResultStream(*source.endpoints, timeout_s=5) as results:
+        assert results.held == {}
+        source.publish(grown(2, SCANS[1]))
+        source.publish(grown(3, SCANS[0], generation=4))
+        end = time.monotonic() + 5
+        while len(results.held) < 2 and time.monotonic() < end:
+            results.latest()
+            results._turn(time.monotonic() + 0.1)
+        assert list(results.held) == [SCANS[0], SCANS[1]]
+        assert results.held[SCANS[0]][0] == 4
 
 
 def test_a_late_joiner_gets_the_whole_image_at_once():
@@ -366,3 +379,13 @@ def test_the_asyncio_twin_says_when_nothing_is_heard():
 def test_a_wrong_endpoint_is_an_error_at_once():
     with pytest.raises(EndpointError, match="tcp://HOST:PORT"):
         ResultStream("nonsense")
+
+
+def test_a_live_picture_without_ipython_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "IPython.display", None)
+    with (
+        Source() as source,
+        ResultStream(*source.endpoints) as results,
+        pytest.raises(MissingPackage, match=r"ptycho-stream\[notebook\]"),
+    ):
+        results.show()

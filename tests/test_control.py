@@ -11,9 +11,10 @@ import zmq
 from results_source import free_ports
 
 from ptycho_stream.client import AsyncDaemon, Daemon
-from ptycho_stream.errors import ControlError, EndpointError
+from ptycho_stream.errors import ControlError, EndpointError, MalformedMessage
 from ptycho_stream.wire import control as wire
 from ptycho_streamd.control import ControlServer
+from ptycho_streamd.security import Gate
 
 
 @pytest.fixture
@@ -26,8 +27,8 @@ class Answering:
 
     def __init__(self, endpoint, answer):
         self._answer = answer
-        self._context = zmq.Context()
-        self.server = ControlServer(self._context, endpoint)
+        self._gate = Gate()
+        self.server = ControlServer(self._gate, endpoint)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._serve)
 
@@ -45,7 +46,7 @@ class Answering:
         self._over.set()
         self._thread.join()
         self.server.close()
-        self._context.term()
+        self._gate.close()
 
 
 def echo(server, request):
@@ -285,7 +286,13 @@ def test_the_asyncio_twin_sends_each_command(endpoint):
                 daemon.reload(),
                 daemon.endpoints(),
             )
-            return [(await call)["command"] for call in calls]
+            sent = [(await call)["command"] for call in calls]
+            # An echo is neither.
+            for name, call in (("frame", daemon.frame("X", 3)), ("image", daemon.image("X"))):
+                with pytest.raises(MalformedMessage, match=name):
+                    await call
+                sent.append(name)
+            return sent
 
     with Answering(endpoint, echo):
         assert set(asyncio.run(all_of_them())) == set(wire.COMMANDS)
@@ -301,7 +308,9 @@ def test_the_asyncio_twin_says_when_nothing_answers(endpoint):
 
 
 def test_a_port_in_use_is_an_error_that_names_the_setting(endpoint):
+    gate = Gate()
     with zmq.Context() as context, context.socket(zmq.ROUTER) as other:
         other.bind(endpoint)
         with pytest.raises(EndpointError, match=r"control\.endpoint.*in use"):
-            ControlServer(context, endpoint)
+            ControlServer(gate, endpoint)
+    gate.close()

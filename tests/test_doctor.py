@@ -72,6 +72,7 @@ def settings_with(
             },
             "control": {"endpoint": here.format(free_port())},
             "http": {"port": free_port()},
+            "viewer": {"port": free_port()},
             "reconstruct": {"size_px": 32, "device": "cpu"},
         }
     )
@@ -100,7 +101,7 @@ def test_a_socket_with_keys_is_told_from_one_without(senders: Senders) -> None:
     sender.curve_server = True
     sender.curve_publickey, sender.curve_secretkey = zmq.curve_keypair()
     port = sender.bind_to_random_port("tcp://127.0.0.1")
-    assert knock(f"tcp://127.0.0.1:{port}").answer == "wrong key"
+    assert knock(f"tcp://127.0.0.1:{port}").answer == "keyed"
 
 
 def test_a_port_that_says_nothing_is_silent_and_a_closed_one_refuses() -> None:
@@ -170,6 +171,7 @@ def test_streams_are_judged_without_a_daemon(senders: Senders, tmp_path: Path) -
         "results": "OK",
         "results.resync": "OK",
         "http": "OK",
+        "viewer": "OK",
     }
     swapped = states(settings_with(tmp_path, pub, push))
     assert (swapped["detector"], swapped["positions"]) == ("wrong kind", "wrong kind")
@@ -201,6 +203,10 @@ def test_a_port_that_another_program_uses_is_told(tmp_path: Path) -> None:
     port = int(settings.results.endpoint.rpartition(":")[2])
     with socket.create_server(("127.0.0.1", port)):
         assert states(settings)["results"] == "in use"
+    with socket.create_server(("127.0.0.1", settings.viewer.port)):
+        assert states(settings)["viewer"] == "in use"
+    unseen = settings.viewer.model_copy(update={"enabled": False})
+    assert "viewer" not in states(settings.model_copy(update={"viewer": unseen}))
 
 
 def test_an_address_of_ipv6_is_looked_at(tmp_path: Path) -> None:
@@ -333,6 +339,8 @@ def test_the_command_prints_and_tells_by_its_exit_status(senders: Senders, tmp_p
         endpoint = "tcp://127.0.0.1:{free_port()}"
         resync_endpoint = "tcp://127.0.0.1:{free_port()}"
         [http]
+        port = 0
+        [viewer]
         port = 0
         [reconstruct]
         device = "cpu"

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
-COMMAND = re.compile(r"^(?: {4,}|\$ )(ptycho-stream .*?)\s*(?:#.*)?$", re.MULTILINE)
+COMMAND = re.compile(r"^(?: {4,}|\$ )(ptycho-stream .*?)[\s&]*(?:#.*)?$", re.MULTILINE)
 EXAMPLE = re.compile(r"^```toml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 IMPORT = re.compile(r"^ *from (ptycho_stream[\w.]*) import ([\w, ]+)$", re.MULTILINE)
 

@@ -49,7 +49,7 @@ def daemon(tmp_path: Path, scan: ScanFile) -> Iterator[DaemonHarness]:
 
 
 def helpers(daemon: DaemonHarness) -> int:
-    return daemon.status()["stages"]["reconstruct"]["status"]["helpers"]
+    return daemon.status()["stages"]["reconstruct"]["status"].get("helpers", 0)
 
 
 def send(daemon: DaemonHarness, scan: ScanFile) -> None:

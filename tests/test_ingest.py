@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -419,7 +421,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_interrupts_the_scan_and_the_next_is_refused(tmp_path, small_disk):
+def health(daemon: DaemonHarness) -> tuple[int, list[str]]:
+    """Status of ``/healthz`` and the problems that it names."""
+    try:
+        with urllib.request.urlopen(daemon.url("/healthz"), timeout=5) as answer:
+            return answer.status, json.load(answer)["problems"]
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)["problems"]
+
+
+def test_a_full_disk_interrupts_the_scan_and_after_space_is_freed_the_next_works(
+    tmp_path, small_disk
+):
+    """Frames that were committed stay, what happened is said everywhere, nothing is restarted."""
     tables = {
         "data": {"directory": str(small_disk), "min_free_bytes": 3_000_000, "frames_per_file": 32},
         "positions": {"source": "inline"},
@@ -428,6 +443,9 @@ def test_a_full_disk_interrupts_the_scan_and_the_next_is_refused(tmp_path, small
         native_daemon(tmp_path, **tables) as d,
         Beamline(d.detector_endpoint, d.positions_endpoint) as line,
     ):
+        others = small_disk / "others"
+        others.write_bytes(bytes(3_500_000))
+        assert health(d) == (200, [])
         line.native("1", 1, range(1500))
         (header,) = sealed(d, 1)
         assert header.state == "interrupted"
@@ -435,6 +453,10 @@ def test_a_full_disk_interrupts_the_scan_and_the_next_is_refused(tmp_path, small
         stored = header.counts["frames"]
         check_scan(Catalogue(d.data), header.scan_id, 1, range(stored))
         wait_for(lambda: d.ingest().get("refusing"))
+        d.metric("ptycho_stream_scans_refused_state", 1)
+        status, problems = health(d)
+        assert status == 503 and "data.min_free_bytes" in problems[0]
+        assert d.status()["state"] == "degraded"
         line.native("2", 2, range(10))
         wait_for(
             lambda: (
@@ -443,6 +465,14 @@ def test_a_full_disk_interrupts_the_scan_and_the_next_is_refused(tmp_path, small
             )
         )
         assert len(headers(Catalogue(d.data))) == 1
+        others.unlink()
+        wait_for(lambda: health(d) == (200, []))
+        d.metric("ptycho_stream_scans_refused_state", 0)
+        line.native("3", 3, range(10))
+        _, after = sealed(d, 2)
+        assert after.state == "unmatched" and after.counts["frames"] == 10
+        check_scan(Catalogue(d.data), after.scan_id, 3, range(10))
+        check_scan(Catalogue(d.data), header.scan_id, 1, range(stored))
         assert d.status()["stages"]["ingest"]["restarts"] == 0
 
 
@@ -474,7 +504,9 @@ def test_a_stored_scan_of_absurd_shape_does_not_keep_ingest_from_starting(tmp_pa
     with ScanWriter.create(daemon.data, make_header()) as writer:
         path = daemon.data / "scans" / writer.scan_id / "scan.json"
     changes = {"frame_shape_yx": [2**40, 2**40], "expected_frames": 2**100}
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    raw = json.loads(path.read_text())
+    del raw["check"]
+    path.write_text(json.dumps(raw | changes))
     with daemon, Beamline(daemon.detector_endpoint, daemon.positions_endpoint) as line:
         line.native("1", 1, range(5))
         absurd, good = sealed(daemon, 2)

@@ -45,12 +45,10 @@ class Line:
 
     def __init__(self, folder: Path) -> None:
         self.beside = DetectorSimulator(options=DetectorOptions("odin", rate_hz=200))
-        extra = (
-            f'more_detectors = [{{name = "fluo", dialect = "odin", socket = "sub", '
-            f'silence_s = 0.5, endpoint = "{self.beside.endpoint}"}}]\n'
+        fluo = {"name": "fluo", "dialect": "odin", "socket": "sub", "silence_s": 0.5}
+        self.daemon = DaemonHarness(
+            folder, {"more_detectors": [{**fluo, "endpoint": self.beside.endpoint}]}
         )
-        self.daemon = DaemonHarness(folder)
-        self.daemon.config.write_text(extra + self.daemon.config.read_text())
         self.detector = DetectorSimulator(
             self.daemon.detector_endpoint, DetectorOptions("native", rate_hz=200)
         )

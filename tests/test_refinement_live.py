@@ -16,6 +16,8 @@ import pytest
 from daemon_harness import DaemonHarness, wait_for
 from test_end_to_end import error, line, newest_scan, playing, record, undisturbed
 
+from ptycho_stream.client import LayerReader
+from ptycho_stream.files.image_npz import load_image
 from ptycho_stream.files.npz import ScanFile
 from ptycho_stream.geometry import View
 from ptycho_stream.physics.probe import Probe
@@ -110,8 +112,9 @@ def test_the_image_is_refined_and_judged_and_its_probe_begins_the_next_scan(daem
     assert history[-1].figures == pytest.approx(dict(trust))
     assert history[-1].frames == FRAMES
 
-    # The next scan of the same beam, and one of another.
     wait_for(lambda: done(daemon, image), what="the end of the first scan")
+    assert_layers_and_kept_image(daemon, image, predicted)
+    # The next scan of the same beam, and one of another.
     assert (folder(daemon, image) / PROBE_FILE).exists()
     second = record(daemon, simulated(seed=4))
     assert_whole(second)
@@ -120,6 +123,35 @@ def test_the_image_is_refined_and_judged_and_its_probe_begins_the_next_scan(daem
     assert_whole(third)
     assert f"scan {third.scan_id}: its probe" not in daemon.log
     assert daemon.status()["stages"]["reconstruct"]["restarts"] == 0
+
+
+def assert_layers_and_kept_image(daemon: DaemonHarness, image: Image, predicted: Image) -> None:
+    """Predicted layer and misfit are there for who asks; the image stays with the scan."""
+    resync = daemon.settings.results.resync_endpoint
+    with LayerReader("predicted", resync) as reader:
+        layer = reader.read()
+    assert layer is not None and layer.scan_id == image.scan_id
+    object_yx, corner = layer.joined()
+    assert corner == predicted.corner_yx_px
+    np.testing.assert_allclose(object_yx, predicted.object_yx, atol=1e-4)
+    with LayerReader("misfit", resync) as reader:
+        layer = reader.read()
+    assert layer is not None
+    misfit, corner = layer.joined()
+    known = np.isfinite(misfit)
+    assert known.any() and np.nanmean(misfit) == pytest.approx(image.trust["excess"], abs=0.02)
+    kept = load_image(folder(daemon, image) / "image.npz")
+    np.testing.assert_array_equal(kept.object_yx, image.object_yx)
+    assert kept.content.verdict == "good" and kept.content.layer == "refined"
+    assert np.isfinite(kept.misfit_yx).sum() == known.sum()
+    with daemon.control() as control:
+        told = control.image(parts=["object", "misfit", "probe", "positions"])
+        assert told.words["scan_id"] == image.scan_id and told.words["frames"] == FRAMES
+        assert told.object is not None and told.misfit is not None
+        np.testing.assert_array_equal(told.object.values_yx, image.object_yx)
+        assert np.isfinite(told.misfit.values_yx).sum() == known.sum()
+        frame = control.frame(frame=7)
+        assert frame.frame == 7 and frame.valid_yx.all() and frame.position_yx_m is not None
 
 
 def refining(daemon: DaemonHarness, sweeps: float) -> None:

@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zmq
 from PIL import Image as Picture
 from result_samples import asymmetric_scan, image_of
 from results_source import SCANS, TILE_PX, Source, free_ports, grown
 from scan_samples import make_scan
 from test_cli_results import at, run
 
-from ptycho_stream.errors import FileFormatError
+from ptycho_stream.errors import FileFormatError, MissingPackage
 from ptycho_stream.files.image_npz import load_image
 from ptycho_stream.files.measured import load_measured
 from ptycho_stream.files.stored_scan import store_scan
@@ -35,6 +34,7 @@ from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_stream.scans.folders import scan_directory
 from ptycho_streamd.control import ControlServer
 from ptycho_streamd.requests import store_commands
+from ptycho_streamd.security import Gate
 from ptycho_streamd.snapshots import take_snapshot
 
 PICTURE_PX = tuple(round(side * DPI) for side in SIZE_INCHES)
@@ -149,7 +149,7 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(FileFormatError, match=r"ptycho-stream\[report\]"):
+    with pytest.raises(MissingPackage, match=r"ptycho-stream\[report\]"):
         draw(ScanReport(Image(judged())))
 
 
@@ -197,8 +197,8 @@ def store(tmp_path: Path) -> Iterator[tuple[str, str, Path]]:
     for entry in entries():
         append_history(directory, entry)
     endpoint = f"tcp://127.0.0.1:{free_ports(1)[0]}"
-    context = zmq.Context()
-    server = ControlServer(context, endpoint)
+    gate = Gate()
+    server = ControlServer(gate, endpoint)
     commands, over = store_commands(catalogue), threading.Event()
 
     def serve() -> None:
@@ -213,7 +213,7 @@ def store(tmp_path: Path) -> Iterator[tuple[str, str, Path]]:
     over.set()
     thread.join()
     server.close()
-    context.term()
+    gate.close()
 
 
 def test_export_writes_the_report_of_a_scan_that_the_daemon_holds(store, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import select
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,8 @@ from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_streamd import requests
 from ptycho_streamd.bus import Answer, Refusal, StageRequest
 from ptycho_streamd.control import Request
-from ptycho_streamd.requests import Requests, store_commands
+from ptycho_streamd.requests import Requests, desk_commands, store_commands
+from ptycho_streamd.store_desk import StoreDesk
 
 ARGUMENTS: dict[str, Any] = {
     "scan_id": None,
@@ -42,7 +45,16 @@ class Desk:
             for number, name in enumerate(("ingest", "reconstruct"), 1)
         }
         catalogue = Catalogue(root)
-        self.requests = Requests(self, self, self.children, store_commands(catalogue), catalogue)  # type: ignore[arg-type]
+        self.desk = StoreDesk(desk_commands(Catalogue(root)))
+        self.requests = Requests(
+            self,  # type: ignore[arg-type]
+            self,  # type: ignore[arg-type]
+            self.children,  # type: ignore[arg-type]
+            store_commands(catalogue),
+            catalogue,
+            self.desk,
+            lambda: (root, root.parent / "masks"),
+        )
 
     def poll(self) -> list[Request]:
         taken, self.incoming = self.incoming, []
@@ -61,6 +73,14 @@ class Desk:
         self.incoming.append(Request((), 1, command, arguments))
         self.requests.serve()
 
+    def wait(self) -> tuple[str, Any]:
+        """What is answered next, by the desk's thread."""
+        before = len(self.answers)
+        while len(self.answers) == before:
+            assert select.select([self.desk.wakes], [], [], 10)[0], "nothing is answered"
+            self.requests.serve()
+        return self.answers[-1]
+
     def answer(self, result: dict[str, Any]) -> None:
         stage, request = self.asked[-1]
         self.requests.answered(Answer(stage, request.request_id, result))
@@ -72,12 +92,15 @@ def scan_id(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, scan_id: str) -> Desk:
-    return Desk(tmp_path)
+def desk(tmp_path: Path, scan_id: str) -> Iterator[Desk]:
+    desk = Desk(tmp_path)
+    yield desk
+    desk.desk.close()
 
 
-def test_reprocessing_changes_the_view_first_and_then_makes_the_image(desk, scan_id):
-    desk.ask("reprocess", **ARGUMENTS | {"orientation": "flip_x", "probe": "/p.npz"})
+def test_reprocessing_changes_the_view_first_and_then_makes_the_image(desk, scan_id, tmp_path):
+    probe = str(tmp_path / "p.npz")
+    desk.ask("reprocess", **ARGUMENTS | {"orientation": "flip_x", "probe": probe})
     stage, request = desk.asked[0]
     assert (stage, request.command) == ("ingest", "set_view")
     assert request.arguments == {
@@ -93,7 +116,7 @@ def test_reprocessing_changes_the_view_first_and_then_makes_the_image(desk, scan
     desk.answer({"scan_id": scan_id, "view": {"version": 2}})
     stage, request = desk.asked[1]
     assert (stage, request.command) == ("reconstruct", "reprocess")
-    assert request.arguments == {"scan_id": scan_id, "probe": "/p.npz", "model": None}
+    assert request.arguments == {"scan_id": scan_id, "probe": probe, "model": None}
     assert desk.answers == []
     desk.answer({"scan_id": scan_id, "generation": 5})
     assert desk.answers == [("ok", {"scan_id": scan_id, "view": {"version": 2}, "generation": 5})]
@@ -142,10 +165,38 @@ def test_a_scan_that_is_not_there_is_not_found(desk, command, name):
     assert desk.answers == [("not_found", None)] and desk.asked == []
 
 
+@pytest.mark.parametrize("argument", ["probe", "bad_pixels", "flat_field", "background"])
+def test_files_are_read_from_folders_that_are_allowed_only(desk, tmp_path, argument):
+    (tmp_path / "passwd").symlink_to("/etc/passwd")
+    outside = ("/etc/passwd", f"{tmp_path}/../secret.npz", f"{tmp_path}/passwd", f"{tmp_path}x/a")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path in (*outside, f"{tmp_path}/loop"):
+        desk.ask("reprocess", **ARGUMENTS | {argument: path})
+    assert desk.answers == [("bad_arguments", None)] * 5 and desk.asked == []
+    (tmp_path / "link.npz").symlink_to(tmp_path.parent / "masks" / "real.npz")
+    desk.ask("reprocess", **ARGUMENTS | {argument: f"{tmp_path}/link.npz"})
+    ((_, request),) = desk.asked
+    assert request.arguments[argument] == str(tmp_path.parent / "masks" / "real.npz")
+
+
+def test_words_in_place_of_files_are_taken_as_they_are(desk):
+    desk.ask("reprocess", **ARGUMENTS | {"background": "dark-frames", "bad_pixels": "none"})
+    assert desk.asked[0][1].arguments["background"] == "dark-frames"
+    assert desk.asked[0][1].arguments["bad_pixels"] == "none"
+
+
+def test_more_requests_than_stages_get_through_are_refused(desk):
+    for _ in range(requests.MAX_PENDING + 3):
+        desk.ask("models")
+    assert len(desk.asked) == requests.MAX_PENDING
+    assert desk.answers == [("unavailable", None)] * 3
+
+
 def test_an_empty_store_has_nothing_to_reprocess(tmp_path):
     desk = Desk(tmp_path / "empty")
     desk.ask("reprocess", **ARGUMENTS)
     assert desk.answers == [("not_found", None)]
+    desk.desk.close()
 
 
 def test_the_history_of_a_scan_is_thinned_out_evenly(desk, tmp_path, scan_id):

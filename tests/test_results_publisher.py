@@ -11,7 +11,8 @@ from results_source import SCANS, free_settings, grown
 
 from ptycho_stream.errors import EndpointError
 from ptycho_stream.wire import results as wire
-from ptycho_streamd.publish import Publisher
+from ptycho_streamd.publish import MAX_SUBSCRIPTION_BYTES, MAX_SUBSCRIPTIONS, Publisher
+from ptycho_streamd.security import Gate
 
 
 @pytest.fixture
@@ -21,8 +22,15 @@ def context():
 
 
 @pytest.fixture
-def publisher(context):
-    publisher = Publisher(context, free_settings(), "epoch")
+def gate():
+    gate = Gate()
+    yield gate
+    gate.close()
+
+
+@pytest.fixture
+def publisher(gate):
+    publisher = Publisher(gate, free_settings(), "epoch")
     yield publisher
     publisher.close()
 
@@ -211,19 +219,37 @@ def test_an_image_that_shrinks_starts_a_new_epoch(publisher):
     assert publisher.epoch != epoch
 
 
-def test_a_port_in_use_is_an_error_that_names_the_setting(context, publisher):
+def test_a_port_in_use_is_an_error_that_names_the_setting(gate, publisher):
     taken = publisher.sockets[0].last_endpoint.decode()
     settings = replace_endpoint(free_settings(), endpoint=taken)
     with pytest.raises(EndpointError, match=r"results\.endpoint.*in use"):
-        Publisher(context, settings, "epoch")
+        Publisher(gate, settings, "epoch")
     taken = publisher.sockets[1].last_endpoint.decode()
     settings = replace_endpoint(free_settings(), resync_endpoint=taken)
     with pytest.raises(EndpointError, match=r"results\.resync_endpoint.*in use"):
-        Publisher(context, settings, "epoch")
+        Publisher(gate, settings, "epoch")
 
 
 def replace_endpoint(settings, **changes):
     return settings.model_copy(update=changes)
+
+
+def test_a_peer_that_subscribes_to_everything_there_is_is_shown_out(context, publisher):
+    """Each subscription stays in libzmq's memory: a client has use for a few."""
+    with context.socket(zmq.SUB) as flood, context.socket(zmq.SUB) as long:
+        monitor = flood.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        for socket in (flood, long):
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.setsockopt(zmq.RECONNECT_IVL, -1)
+            socket.connect(publisher.sockets[0].last_endpoint.decode())
+        watched = long.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        long.subscribe(b"x" * (MAX_SUBSCRIPTION_BYTES + 1))
+        for number in range(MAX_SUBSCRIPTIONS + 100):
+            flood.subscribe(b"image/%d" % number)
+        serve_until(publisher, lambda: monitor.poll(0) and watched.poll(0))
+        for socket, events in ((flood, monitor), (long, watched)):
+            socket.disable_monitor()
+            events.close()
 
 
 def test_metadata_may_hold_numpy_values(publisher, subscriber):

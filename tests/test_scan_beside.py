@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scan_samples import make_header, make_scan
+from scan_samples import make_header, make_scan, write_frames
 
 from ptycho_stream.errors import SettingsError
-from ptycho_stream.scans import Catalogue, ScanHeader
+from ptycho_stream.scans import Catalogue, ScanHeader, ScanWriter
 from ptycho_stream.scans.beside import scan_beside
 from ptycho_stream.scans.join import FramesAlone, PositionLimits
 from ptycho_stream.settings import Settings, StoredDetector
@@ -92,6 +92,18 @@ def test_scans_beside_are_deleted_with_theirs(tmp_path: Path) -> None:
     assert set(catalogue.make_room(10**9).deleted) == {old, beside}
     assert {header.scan_id for header in catalogue.scans()} == {new, late}
     assert set(catalogue.retain(0).deleted) == {new, late}
+
+
+@pytest.mark.parametrize(("detector", "unpositioned"), [("", 4), ("fluo", 0)])
+def test_frames_of_a_stored_detector_are_not_said_to_lack_positions(
+    tmp_path: Path, detector: str, unpositioned: int
+) -> None:
+    """Nor those that are committed by the seal itself."""
+    with ScanWriter.create(tmp_path, make_header(detector=detector), 10) as writer:
+        write_frames(writer, range(4), pairs=False)
+        counts = {"positioned": 0, "unpositioned": unpositioned}
+        header = writer.seal("complete", counts)
+    assert header.counts == counts | {"frames": 4}
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,8 @@ def test_changes_are_noticed_cheaply(tmp_path: Path) -> None:
 
 def test_a_scan_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> None:
     broken, whole = make_scan(tmp_path, 1), make_scan(tmp_path, 1)
-    (tmp_path / "scans" / broken / "scan.json").write_text("{")
+    for name in ("scan.json", "scan.copy.json"):
+        (tmp_path / "scans" / broken / name).write_text("{")
     (tmp_path / "scans" / "notes.txt").write_text("not a scan")
     assert stored(tmp_path) == [whole]
 

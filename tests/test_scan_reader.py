@@ -13,7 +13,7 @@ import pytest
 from scan_samples import FRAMES_PER_FILE, assert_bit_exact, make_frame, make_header, make_scan
 from scan_samples import write_frames as write
 
-from ptycho_stream.errors import ScanNotFound, StoreError
+from ptycho_stream.errors import CorruptRecord, ScanNotFound, StoreError
 from ptycho_stream.scans import Progress, ScanReader, ScanWriter, new_scan_id
 
 
@@ -120,7 +120,8 @@ def test_scans_that_are_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"geometry": 3}', "[" * 100_000])
 def test_a_damaged_header_is_said_to_be_damaged(tmp_path: Path, text: str) -> None:
     scan_id = make_scan(tmp_path, 1)
-    (tmp_path / "scans" / scan_id / "scan.json").write_text(text)
+    for name in ("scan.json", "scan.copy.json"):
+        (tmp_path / "scans" / scan_id / name).write_text(text)
     with pytest.raises(StoreError, match=r"scan\.json: not a scan header"):
         ScanReader.open(tmp_path, scan_id)
 
@@ -160,3 +161,17 @@ def test_progress_survives_its_process(tmp_path: Path) -> None:
     (tmp_path / "scans" / scan_id / "progress-export.json").write_text("{")
     with pytest.raises(StoreError, match="delete it"):
         Progress(tmp_path, scan_id, "export").load()
+
+
+def test_a_record_that_was_looked_at_too_early_is_read_again(tmp_path: Path) -> None:
+    """As on processors that may show the counter before the record."""
+    with ScanWriter.create(tmp_path, make_header(), FRAMES_PER_FILE) as writer:
+        write(writer, range(3))
+        writer.commit()
+        writer._counters.committed = 4
+        with ScanReader.open(tmp_path, writer.scan_id) as reader:
+            with pytest.raises(CorruptRecord, match=r"\[3\]"):
+                reader.frame(3)
+            write(writer, range(3, 4))
+            writer.commit()
+            np.testing.assert_array_equal(reader.frame(3), make_frame(3))

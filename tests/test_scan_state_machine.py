@@ -90,6 +90,15 @@ def m() -> Machine:
 # ---- a scan that goes well ---------------------------------------------------------------------
 
 
+def test_a_message_of_no_series_counts_for_the_scan_that_is_armed():
+    m = Machine()
+    m.start()
+    m.feed(ev.MessageUndecodable(0, Undecodable("malformed", "")))
+    m.frame(0)
+    m.positioned_frames("A", 1)
+    assert sealed(m.end()).counts["malformed"] == 1
+
+
 def test_a_scan_is_opened_by_its_header_and_complete_when_every_frame_has_a_position(m: Machine):
     (opening,) = m.start(expected=3)
     assert (opening.scan_id, opening.state, opening.joined_late) == ("A", "armed", False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from ptycho_stream.settings import (
     Settings,
     ZonePlateSettings,
     load_settings,
+    reachable,
 )
+from ptycho_streamd.supervisor import main
 
 PROBE = '[probe]\npath = "probe.npz"\n'
 OPTICS = '[probe.optics]\nkind = "zone-plate"\ndiameter_m = 160e-6\nouter_zone_width_m = 60e-9\n'
@@ -52,7 +55,7 @@ def test_the_shortest_file_names_a_probe(tmp_path: Path) -> None:
         ("[view]\ncenter_yx_px = [nan, 1.0]", "view.center_yx_px"),
         ("[results]\npublish_interval_ms = inf", "results.publish_interval_ms"),
         ("[supervisor]\nstop_timeout_s = 60.0", "supervisor.stop_timeout_s"),
-        ('[http]\nhost = "0.0.0.0"', "http.host"),
+        ('[http]\nhost = "0.0.0.0"', "http: host = '0.0.0.0' would be open"),
         ("[metadata]\na = nan", "metadata.a"),
         ("[metadata]\na = 100000000000000000000", "metadata.a"),
         ("[metadata]\na = [1]", "metadata.a"),
@@ -71,6 +74,92 @@ def test_what_cannot_work_is_refused_by_its_key(tmp_path: Path, text: str, key: 
     with pytest.raises(SettingsError) as caught:
         loaded(tmp_path, text)
     assert f"  {key}" in str(caught.value)
+
+
+KEYS_ALONE = '[security]\nkey_path = "daemon.key_secret"\nallowed_keys_path = "allowed"\n'
+KEYS = f'[viewer]\ntoken_path = "token"\n{KEYS_ALONE}'
+
+
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [
+        ("results", "endpoint"),
+        ("results", "resync_endpoint"),
+        ("control", "endpoint"),
+        ("detector", "endpoint"),
+        ("positions", "endpoint"),
+    ],
+)
+@pytest.mark.parametrize("host", ["*", "0.0.0.0", "192.168.1.7", "eth0", "beamline.example.org"])
+def test_what_others_reach_is_bound_with_keys_only(
+    tmp_path: Path, table: str, key: str, host: str
+) -> None:
+    text = f'[{table}]\n{key} = "tcp://{host}:9999"\n'
+    if table in ("detector", "positions"):
+        text += 'attach = "bind"\n'
+    with pytest.raises(SettingsError) as caught:
+        loaded(tmp_path, text)
+    said = str(caught.value)
+    assert f"  {table}.{key} = 'tcp://{host}:9999' would be open to the network" in said
+    assert "set security.key_path and security.allowed_keys_path" in said
+    assert loaded(tmp_path, KEYS + text).security.key_path == tmp_path / "daemon.key_secret"
+
+
+FLUO = '[[more_detectors]]\nname = "fluo"\nendpoint = "tcp://127.0.0.1:9998"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (FLUO.replace("127.0.0.1", "0.0.0.0"), "more_detectors.fluo.endpoint"),
+        (f'{FLUO}more_endpoints = ["tcp://0.0.0.0:9997"]', "more_detectors.fluo.more_endpoints.0"),
+        ('[detector]\nmore_endpoints = ["tcp://0.0.0.0:9997"]', "detector.more_endpoints.0"),
+    ],
+)
+def test_so_are_further_endpoints_and_stored_detectors(tmp_path: Path, text: str, key: str) -> None:
+    text += '\nattach = "bind"\n'
+    with pytest.raises(SettingsError, match=rf"  {re.escape(key)} = 'tcp://0\.0\.0\.0:"):
+        loaded(tmp_path, text)
+    assert loaded(tmp_path, KEYS + text).security.key_path == tmp_path / "daemon.key_secret"
+
+
+def test_a_stored_detector_may_be_one_that_asks_for_a_key(tmp_path: Path) -> None:
+    named = f'{KEYS}server_keys = {{ "tcp://127.0.0.1:9998" = "{"a" * 40}" }}\n'
+    assert loaded(tmp_path, named + FLUO).of_detector("fluo").security.server_keys
+    with pytest.raises(SettingsError, match="to which neither detector"):
+        loaded(tmp_path, f'{named}{FLUO}attach = "bind"\n')
+
+
+def test_the_daemon_does_not_start_on_the_network_without_keys(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "daemon.toml"
+    path.write_text(PROBE + '[control]\nendpoint = "tcp://0.0.0.0:9602"\n')
+    assert main(["--config", str(path)]) == 78
+    assert "control.endpoint = 'tcp://0.0.0.0:9602' would be open" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[security]\nkey_path = "k"', "has key_path and no allowed_keys_path"),
+        ('[security]\nallowed_keys_path = "a"', "has allowed_keys_path and no key_path"),
+        ('[security]\nserver_keys = { "tcp://h:1" = "short" }', "is no public key"),
+        (f'[security]\nserver_keys = {{ "tcp://h:1" = "{"a" * 40}" }}', "and no key_path"),
+        (f'{KEYS}server_keys = {{ "tcp://h:1" = "{"a" * 40}" }}', "to which neither detector nor"),
+        (f'{KEYS}readable_folders = "masks"', "security.readable_folders"),
+        (KEYS_ALONE, "security.key_path is set and viewer.token_path is not"),
+    ],
+)
+def test_security_that_is_half_there_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        loaded(tmp_path, text)
+    assert said in str(caught.value)
+
+
+def test_folders_count_from_the_file_and_wildcards_are_reached_on_loopback(tmp_path: Path) -> None:
+    settings = loaded(tmp_path, KEYS + 'readable_folders = ["masks", "/srv"]\n')
+    assert settings.security.readable_folders == (tmp_path / "masks", Path("/srv"))
+    assert reachable("tcp://*:9600") == reachable("tcp://0.0.0.0:9600") == "tcp://127.0.0.1:9600"
+    assert reachable("tcp://10.0.0.1:9600") == "tcp://10.0.0.1:9600"
 
 
 def test_a_probe_is_made_from_optics_instead(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from daemon_harness import free_port
 
 from ptycho_stream.settings import Settings
 from ptycho_stream.wire.limits import WireLimits
+from ptycho_streamd.security import Gate
 from ptycho_streamd.sources import open_sources
 
 
@@ -35,9 +36,10 @@ def test_frames_that_wait_are_bounded_in_bytes_and_positions_in_number(
             "positions": {"endpoint": f"tcp://127.0.0.1:{free_port()}", "socket": "sub"},
         }
     )
-    with zmq.Context() as context:
-        sources = open_sources(context, settings, WireLimits(max_shape_yx_px=shape_yx))
-        held = {source.name: source.socket.getsockopt(zmq.RCVHWM) for source in sources}
-        for source in sources:
-            source.close()
+    gate = Gate()
+    sources = open_sources(gate, settings, WireLimits(max_shape_yx_px=shape_yx))
+    held = {source.name: source.socket.getsockopt(zmq.RCVHWM) for source in sources}
+    for source in sources:
+        source.close()
+    gate.close()
     assert held == {"detector": messages, "positions": 20_000}

@@ -115,7 +115,7 @@ def test_sighup_reads_the_settings_again_and_keeps_the_old_ones_if_they_are_wron
     wait_for(lambda: "the settings stay as they were" in daemon.log)
     with daemon.control() as control, pytest.raises(ControlError, match=r"positions\.wait_s"):
         control.reload()
-    assert daemon.status()["state"] == "ready"
+    wait_for(lambda: daemon.status()["state"] == "ready", what="ready")
 
 
 def test_a_stage_that_starts_again_gets_what_the_daemon_goes_by_and_not_the_file(daemon):

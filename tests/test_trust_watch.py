@@ -69,8 +69,9 @@ def test_a_sound_scan_is_good_and_its_figures_are_there(sound):
     }
     assert "r_free" not in report.figures, "the network has seen the held-out frames"
     assert report.figures["frames_judged"] + report.figures["frames_unseen"] == 144
-    picture, corner = watch.misfit_map()
-    assert np.isfinite(picture).any() and corner == tuple(64 * np.floor_divide(corner, 64))
+    tiles = watch.misfit_tiles()
+    assert any(np.isfinite(tile.excess_yx).any() for tile in tiles.values())
+    assert watch.misfit_tiles() == tiles, "nothing has changed"
 
 
 def test_a_look_keeps_to_its_budget_and_its_answers_come_by_and_by(sound):
@@ -189,8 +190,7 @@ def test_hopeless_scans_are_undecided_or_suspected_and_leave_no_nan(sound, netwo
     watch.add(np.arange(len(counts)), np.arange(len(counts)), position)
     report = looked(watch, shown)
     assert report.verdict != "good", report.reasons
-    picture, _ = watch.misfit_map()
-    assert not np.isinf(picture).any()
+    assert not any(np.isinf(tile.excess_yx).any() for tile in watch.misfit_tiles().values())
 
 
 def test_corrected_positions_are_used(sound):

@@ -12,8 +12,10 @@ from typing import Any
 
 import zmq
 
-from ptycho_stream.errors import ControlError, EndpointError, WireError
+from ptycho_stream.errors import ControlError, WireError
 from ptycho_stream.wire import control as wire
+from ptycho_streamd.log_limit import LimitedLog
+from ptycho_streamd.security import Gate
 
 MAX_REQUESTS_PER_POLL = 64
 
@@ -38,29 +40,23 @@ class ControlServer:
     """Takes control requests.
 
     Args:
-        context: of this process.
+        gate: of this process.
         endpoint: to bind, ``control.endpoint`` of the settings.
 
     Raises:
         EndpointError: the endpoint cannot be bound.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
+    def __init__(self, gate: Gate, endpoint: str) -> None:
         self.requests_refused = 0
-        self._socket = context.socket(zmq.ROUTER)
+        self._trouble = LimitedLog(_log)
+        self._socket = gate.context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_REQUEST_BYTES)
         # A client that asks and never reads must not make the daemon grow.
         self._socket.setsockopt(zmq.SNDHWM, 16)
         self._socket.setsockopt(zmq.RCVHWM, MAX_REQUESTS_PER_POLL)
         self._socket.setsockopt(zmq.LINGER, 500)
-        try:
-            self._socket.bind(endpoint)
-        except zmq.ZMQError as error:
-            self._socket.close()
-            raise EndpointError(
-                f"cannot bind control.endpoint = {endpoint}: {error.strerror}; another daemon may "
-                "be running: stop it, or set another control.endpoint"
-            ) from error
+        self._door = gate.bind(self._socket, endpoint, "control.endpoint", "control", "control")
 
     @property
     def socket(self) -> zmq.Socket[bytes]:
@@ -72,9 +68,12 @@ class ControlServer:
         requests: list[Request] = []
         for _ in range(MAX_REQUESTS_PER_POLL):
             try:
-                peer, *parts = self._socket.recv_multipart(zmq.NOBLOCK)
+                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 break
+            if not self._door.admits(frames[0]):
+                continue
+            peer, *parts = [frame.bytes for frame in frames]
             # A REQ socket puts an empty part before its message and wants it back; a DEALER not.
             delimiter = parts[:1] if len(parts) > 1 and not parts[0] else []
             request = self._checked((peer, *delimiter), parts[len(delimiter) :])
@@ -98,7 +97,7 @@ class ControlServer:
 
     def close(self) -> None:
         """Give the socket back."""
-        self._socket.close()
+        self._door.close()
 
     def _checked(self, envelope: tuple[bytes, ...], parts: list[bytes]) -> Request | None:
         data = parts[0] if parts else b""
@@ -109,7 +108,7 @@ class ControlServer:
         except (WireError, ControlError) as error:
             code = error.code if isinstance(error, ControlError) else "bad_request"
             self.requests_refused += 1
-            _log.warning("control request refused (%s): %s", code, error)
+            self._trouble.warning(code, f"control request refused ({code}): {error}")
             self._send(envelope, wire.encode_error(wire.salvage_id(data), code, str(error)))
             return None
         return Request(envelope, request.id, request.command, request.arguments)

@@ -20,6 +20,11 @@ ROOM_INTERVAL_S = 0.5
 RETENTION_INTERVAL_S = 30.0
 FULL_INTERVAL_S = 5.0
 """Where nothing could be deleted, before it is tried again."""
+STEADY_CLOCK_S = 3600.0
+"""No scan is deleted for its age before the clock has been right for so long: one that is set to
+another year for a moment must not cost all scans."""
+CLOCK_STEP_S = 60.0
+DAY_NS = 86_400 * 10**9
 log = logging.getLogger(__name__)
 
 
@@ -49,6 +54,8 @@ class Housekeeper:
         self._retain_at_s = 0.0
         self._room_at_s = 0.0
         self._make_room_at_s = 0.0
+        self._clock_ahead_s = time.time() - time.monotonic()
+        self._age_counts_at_s = time.monotonic() + STEADY_CLOCK_S
         self._root.mkdir(parents=True, exist_ok=True)
         self.free_bytes = self._room()
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
@@ -88,7 +95,7 @@ class Housekeeper:
                 self.free_bytes = self._room()
             if self._deletes and now_s >= self._retain_at_s:
                 self._retain_at_s = now_s + RETENTION_INTERVAL_S
-                self._retain(self.settings.retention_bytes)
+                self._retain(self.settings.retention_bytes, self._ended_before_ns())
 
     def _sync(self) -> None:
         with self._lock:
@@ -121,14 +128,28 @@ class Housekeeper:
             self._make_room_at_s = time.monotonic() + FULL_INTERVAL_S
         return self._free()
 
-    def _retain(self, max_bytes: int) -> None:
+    def _ended_before_ns(self) -> int:
+        """Before when a scan has ended that is too old; 0: none is."""
+        ahead_s, now_s = time.time() - time.monotonic(), time.monotonic()
+        if abs(ahead_s - self._clock_ahead_s) > CLOCK_STEP_S:
+            log.warning("the clock was set by %.0f s", ahead_s - self._clock_ahead_s)
+            self._age_counts_at_s = now_s + STEADY_CLOCK_S
+        self._clock_ahead_s = ahead_s
+        days = self.settings.retention_days
+        if days is None or now_s < self._age_counts_at_s:
+            return 0
+        return time.time_ns() - int(days * DAY_NS)
+
+    def _retain(self, max_bytes: int, ended_before_ns: int) -> None:
         try:
-            report = self._catalogue.retain(max_bytes)
+            report = self._catalogue.retain(max_bytes, ended_before_ns)
         except StoreError as error:
             log.error("the retention limit could not be enforced: %s", error)
             return
         for scan_id in report.deleted:
-            log.info("scan %s was deleted: the store is over data.retention_bytes", scan_id)
+            log.info(
+                "scan %s was deleted: over data.retention_bytes or data.retention_days", scan_id
+            )
 
     def _free(self) -> int:
         figures = os.statvfs(self._root)

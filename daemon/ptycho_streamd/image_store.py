@@ -19,12 +19,14 @@ from ptycho_stream.reconstruct.open_scan import OpenScan
 from ptycho_stream.reconstruct.probe_life import probe_of_scan_before, save_probe
 from ptycho_stream.reconstruct.recipe import Recipe
 from ptycho_stream.reconstruct.scan_image import ScanImage
-from ptycho_stream.results import ImageState
+from ptycho_stream.results import Image, ImageState
 from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_stream.scans.disk import replace_file
 from ptycho_stream.scans.folders import scan_directory
 from ptycho_stream.scans.header import ScanHeader
 from ptycho_stream.settings import Settings
+from ptycho_streamd.stored_images import IMAGE_FILE
+from ptycho_streamd.tries import begin_try, end_tries
 
 DONE_FILE = "reconstruct.done"
 REQUEST_FILE = "reprocess.json"
@@ -53,7 +55,7 @@ class ImageStore:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.catalogue = Catalogue(settings.data.directory)
+        self.catalogue = Catalogue(settings.data.directory, verify_reads=settings.data.verify_reads)
         self.recipe: Recipe | None = None
         self.problem = ""
 
@@ -61,7 +63,7 @@ class ImageStore:
         """The image of a scan to go on with; None if the scan is gone.
 
         Raises:
-            StoreError: the scan cannot be read.
+            StoreError: the scan cannot be read, or has ended the stage too often.
             ProbeError: it was told to be made with a probe that cannot be used, or the settings'
                 optics do not suit it.
             ModelError: or with such a model.
@@ -76,7 +78,10 @@ class ImageStore:
             lease.release()
             raise
         try:
-            return OpenScan.of(reader, lease, self.recipe_for(reader.header), self.settings)
+            recipe = self.recipe_for(reader.header)
+            if reader.pair_count:
+                begin_try(reader.directory)
+            return OpenScan.of(reader, lease, recipe, self.settings)
         except Exception:
             reader.close()
             lease.release()
@@ -128,6 +133,16 @@ class ImageStore:
         except FileFormatError as error:
             log.error("scan %s: its probe is not kept: %s", scan.reader.scan_id, error)
 
+    def keep_image(self, scan: OpenScan) -> None:
+        """Keep the final image of a scan in its folder, for whoever asks for it later.
+
+        Raises:
+            FileFormatError: the disk refused, or the image spans too much for one array.
+        """
+        state = scan.state(final=True)
+        if state.tiles:
+            Image(state).save(scan.reader.directory / IMAGE_FILE)
+
     def reprocess(self, scan_id: str, what: Reprocessing) -> None:
         """Have the image of a scan made again; what was told before is forgotten.
 
@@ -147,6 +162,7 @@ class ImageStore:
             path.unlink() if before is None else replace_file(path, before)
             raise
         (self._folder(scan_id) / DONE_FILE).unlink(missing_ok=True)
+        end_tries(self._folder(scan_id))
 
     def _reprocessing(self, scan_id: str) -> Reprocessing:
         path = self._folder(scan_id) / REQUEST_FILE

@@ -54,6 +54,7 @@ from ptycho_streamd.ingest_metrics import IngestMetrics
 from ptycho_streamd.ingest_status import RateMeter, describe
 from ptycho_streamd.log_limit import LimitedLog
 from ptycho_streamd.recorder import EPOCH_KEY, Recorder
+from ptycho_streamd.security import Gate
 from ptycho_streamd.sources import Stream, open_sources
 from ptycho_streamd.stage import Stage, run_stage
 from ptycho_streamd.unsealed import Unsealed
@@ -100,9 +101,9 @@ class Ingest:
         self._received = 0
         self._answers: list[ev.Accepted | ev.Refuse] = []
         self._next_tick_ns = 0
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._gate = Gate(settings.security, self._metrics.registry)
         limits = WireLimits(max_shape_yx_px=settings.detector.max_shape_yx_px)
-        self._sources = open_sources(self._context, settings, limits)
+        self._sources = open_sources(self._gate, settings, limits)
         self._turn_messages = 1 if settings.detector.dialect == "slsdet" else ROUND_MESSAGES
         detector = settings.detector
         self._companion: Companion | None = None
@@ -130,7 +131,7 @@ class Ingest:
             self._stop()
         for source in self._sources:
             source.close()
-        self._context.term()
+        self._gate.close()
 
     # ---- the loop ------------------------------------------------------------------------------
 
@@ -304,6 +305,7 @@ class Ingest:
             source.watch()
         if self._companion is not None:
             self._companion.look(self._recorders)
+        self._gate.check()
         self._listen()
         self._metrics.open_scans.set(len(self._recorders))
         self._metrics.free.set(free)
@@ -421,7 +423,10 @@ class Ingest:
 
     def _recover(self) -> None:
         """Open again what a former incarnation left open, oldest first."""
-        recovered, failed = Catalogue(self._root).recover_all(self._is_ours)
+        catalogue = Catalogue(self._root)
+        if known := catalogue.ids():
+            new_scan_id.go_on_after(known[0])
+        recovered, failed = catalogue.recover_all(self._is_ours)
         self._metrics.unrecoverable.inc(len(failed))
         for found in reversed(recovered):
             try:
@@ -436,13 +441,15 @@ class Ingest:
                 self._metrics.unrecoverable.inc()
                 found.writer.close()
 
-    def _is_ours(self, header: ScanHeader) -> bool:
+    def _is_ours(self, header: ScanHeader | None) -> bool:
         """Whether a scan found open is for this process to take over: of its own detector, and
-        (for the reconstructed one) of those that are not in the settings any more.
+        (for the reconstructed one) of those that are not in the settings any more, or unreadable.
         """
         if self._companion is not None:
-            return header.detector == self._settings.detector.stored_as
-        return header.detector not in [one.name for one in self._settings.more_detectors]
+            return header is not None and header.detector == self._settings.detector.stored_as
+        return header is None or header.detector not in [
+            one.name for one in self._settings.more_detectors
+        ]
 
     def _seal_orphan(self, found: Recovered) -> None:
         """Seal a scan of a detector that is not in the settings any more."""
@@ -467,7 +474,7 @@ class Ingest:
         self._recorders[header.scan_id] = recorder
         self._housekeeper.attach(found.writer)
         self._metrics.recovered.inc()
-        self._metrics.torn.inc(found.report.dropped_records)
+        self._metrics.torn.inc(found.report.dropped_records + found.report.lost_frames)
         self._feed(event)
 
     def _stop(self) -> None:

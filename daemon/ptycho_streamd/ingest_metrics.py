@@ -98,7 +98,9 @@ class IngestMetrics:
             registry=registry,
         )
         self.torn = Counter(
-            "ptycho_stream_frames_torn", "Torn records that recovery cut", registry=registry
+            "ptycho_stream_frames_torn",
+            "Torn or damaged frame records that recovery cut or marked",
+            registry=registry,
         )
         self.open_scans = Gauge(
             "ptycho_stream_open_scans", "Scans that are not sealed", registry=registry

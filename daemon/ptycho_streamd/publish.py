@@ -8,26 +8,36 @@ it gets what it missed from the resync socket.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import secrets
 import time
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import zmq
 from numpy.typing import NDArray
 
 from ptycho_stream.errors import EndpointError, WireError
-from ptycho_stream.results import ImageState, Tile, TileKey
+from ptycho_stream.results import ImageState, MisfitTile, Tile, TileKey
 from ptycho_stream.settings import ResultSettings
 from ptycho_stream.wire import results as wire
+from ptycho_stream.wire.layers import Layer, LayerName, LayerUpdate, encode_layer, layer_tiles
+from ptycho_streamd.door import Door
+from ptycho_streamd.log_limit import LimitedLog
+from ptycho_streamd.security import Gate
 
 BEACON_INTERVAL_S = 1.0
 MAX_REQUESTS_PER_SERVE = 16
 MAX_PEERS = 1024
-MAX_REQUEST_BYTES = 32 << 20
+MAX_REQUEST_BYTES = 2 << 20
+MAX_SUBSCRIPTION_BYTES = 4096
+MAX_NOTICES_PER_SERVE = 1024
+MAX_SUBSCRIPTIONS = 256
+"""Of one connection, ends of subscriptions included: more than a client has any use for."""
 # Images of scans before the newest stay within reach of clients that come a little late.
 KEPT_IMAGES = 8
 KEPT_BYTES = 256 << 20
@@ -47,6 +57,7 @@ _WORDS = (
 """What may change in an image besides its arrays."""
 
 _log = logging.getLogger(__name__)
+AnyTile = TypeVar("AnyTile", bound=Tile | MisfitTile)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +92,7 @@ class Publisher:
     """Sends images to any number of subscribers and answers those that missed something.
 
     Args:
-        context: of this process.
+        gate: of this process.
         results: endpoints and the budget of bytes that may wait for a slow subscriber.
         epoch: names this run of the daemon; a suffix of its own makes it unique to this publisher,
             because sequence numbers and tile versions start again with it.
@@ -90,32 +101,39 @@ class Publisher:
         EndpointError: an endpoint cannot be bound.
     """
 
-    def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], results: ResultSettings, epoch: str
-    ):
+    def __init__(self, gate: Gate, results: ResultSettings, epoch: str):
         self.epoch = _unique(epoch)
         self.subscribers = 0
         self.resyncs = 0
+        self.refusals: Counter[str] = Counter()
         self._images: dict[str, _Sent] = {}
         self._updates_sent = 0
+        self._trouble = LimitedLog(_log)
         self._answered_s: OrderedDict[bytes, float] = OrderedDict()
         self._beacon_due_s = 0.0
-        self._xpub = context.socket(zmq.XPUB)
-        self._router = context.socket(zmq.ROUTER)
+        self._doors: list[Door] = []
+        self._xpub = gate.context.socket(zmq.XPUB)
+        # XPUB_VERBOSER: without it a second subscriber of a topic, and its leaving, go unseen.
+        self._xpub.setsockopt(zmq.XPUB_VERBOSER, 1)
+        messages = max(1, results.queue_bytes // wire.MAX_UPDATE_BYTES)
+        self._xpub.setsockopt(zmq.SNDHWM, messages)
+        self._xpub.setsockopt(zmq.MAXMSGSIZE, MAX_SUBSCRIPTION_BYTES)
+        # A final image must still leave when the process stops right after sending it.
+        self._xpub.setsockopt(zmq.LINGER, 500)
+        self._router = gate.context.socket(zmq.ROUTER)
+        # A peer that asks and does not read gets no more; it asks again if it lives.
+        self._router.setsockopt(zmq.SNDHWM, 4)
+        self._router.setsockopt(zmq.RCVHWM, 2)
+        self._router.setsockopt(zmq.MAXMSGSIZE, MAX_REQUEST_BYTES)
+        self._router.setsockopt(zmq.LINGER, 0)
+        places = (
+            (self._xpub, results.endpoint, "results.endpoint", "results"),
+            (self._router, results.resync_endpoint, "results.resync_endpoint", "resync"),
+        )
         try:
-            # XPUB_VERBOSER: without it a second subscriber of a topic, and its leaving, go unseen.
-            self._xpub.setsockopt(zmq.XPUB_VERBOSER, 1)
-            messages = max(1, results.queue_bytes // wire.MAX_UPDATE_BYTES)
-            self._xpub.setsockopt(zmq.SNDHWM, messages)
-            # A peer that asks and does not read gets no more; it asks again if it lives.
-            self._router.setsockopt(zmq.SNDHWM, 4)
-            self._router.setsockopt(zmq.RCVHWM, MAX_REQUESTS_PER_SERVE)
-            self._router.setsockopt(zmq.MAXMSGSIZE, MAX_REQUEST_BYTES)
-            # A final image must still leave when the process stops right after sending it.
-            self._xpub.setsockopt(zmq.LINGER, 500)
-            self._router.setsockopt(zmq.LINGER, 0)
-            _bind(self._xpub, results.endpoint, "results.endpoint")
-            _bind(self._router, results.resync_endpoint, "results.resync_endpoint")
+            for socket, endpoint, setting, name in places:
+                self._doors.append(gate.bind(socket, endpoint, setting, name, "subscribe"))
+            self._doors[0].max_messages = MAX_SUBSCRIPTIONS
         except EndpointError:
             self.close()
             raise
@@ -138,6 +156,7 @@ class Publisher:
         fresh = before is None or sent.versions is not before.versions
         new = bool(fresh or tiles or frames or probe)
         if before is not None and not new and _same_words(image, before.image):
+            before.image = image  # its other layers may have changed
             return _nothing_sent(before)
         self._images[image.scan_id] = sent
         topic = wire.IMAGE_TOPIC + image.scan_id.encode()
@@ -187,33 +206,39 @@ class Publisher:
         taken = self._take_subscriptions()
         for _ in range(MAX_REQUESTS_PER_SERVE):
             try:
-                peer, *parts = self._router.recv_multipart(zmq.NOBLOCK)
+                frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 break
-            self._reply(peer, self._answer(peer, parts))
             taken += 1
+            if self._doors[1].admits(frames[0]):
+                peer, *parts = [frame.bytes for frame in frames]
+                self._reply(peer, self._answer(peer, parts))
         if time.monotonic() >= self._beacon_due_s:
             self._beacon()
         return taken
 
     def close(self) -> None:
         """Give the sockets back."""
+        for door in self._doors:
+            door.close()
         self._xpub.close()
         self._router.close()
 
     def _take_subscriptions(self) -> int:
-        taken = 0
-        while True:
+        for taken in range(MAX_NOTICES_PER_SERVE):
             try:
-                notice = self._xpub.recv(zmq.NOBLOCK)
+                frame = self._xpub.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return taken
-            taken += 1
+            notice, door = frame.bytes, self._doors[0]
+            door.admits(frame)  # whose connection it is, so that it can be cut
+            door.count(frame)  # libzmq keeps each subscription, whatever its topic
             # Anything but a subscription (1) or its end (0) is a stranger's message.
             if notice[1:] in (wire.BEACON_TOPIC, b"") and notice[:1] in (b"\0", b"\1"):
                 self.subscribers += 1 if notice[0] else -1
                 # The newcomer need not wait a second to learn what there is.
                 self._beacon_due_s = min(self._beacon_due_s, time.monotonic() + 0.02)
+        return MAX_NOTICES_PER_SERVE
 
     def _beacon(self) -> None:
         self._beacon_due_s = time.monotonic() + BEACON_INTERVAL_S
@@ -236,7 +261,7 @@ class Publisher:
         try:
             request = wire.decode_resync(parts)
         except WireError as error:
-            _log.warning("resync request refused: %s", error)
+            self._trouble.warning("resync", f"resync request refused: {error}")
             return self._refuse(None, "bad_request", str(error))
         now = time.monotonic()
         wait_s = self._answered_s.get(peer, 0.0) + wire.MIN_RESYNC_INTERVAL_S - now
@@ -253,26 +278,57 @@ class Publisher:
         if held is None:
             return self._refuse(request.id, "unknown_scan", f"no image of scan {wanted} is held")
         self.resyncs += 1
+        if request.layer:
+            return encode_layer(self._newer_of_layer(held.image, request, request.layer))
         return wire.encode_image(replace(self._newer(held, request), reply_to=request.id))
 
     def _newer(self, held: _Sent, request: wire.ResyncRequest) -> wire.ImageUpdate:
         """The first message of what ``request`` lacks; its ``more`` makes the client ask again."""
         image = held.image
-        same = (request.epoch, request.scan_id, request.generation) == (
-            self.epoch,
-            image.scan_id,
-            image.generation,
-        )
-        has = {(ty, tx): version for ty, tx, version in request.tiles} if same else {}
-        tiles = {k: tile for k, tile in image.tiles.items() if tile.version > has.get(k, 0)}
+        same = self._is_of(image, request)
+        tiles = self._lacked(image, request, image.tiles)
         probe = not same or request.probe_version != held.probe_version
         first_frame = min(request.frames, held.frames) if same else 0
         update = next(_updates(held, tiles, max(first_frame, 0), probe))
         return replace(update, epoch=self.epoch, seq=held.seq)
 
+    def _newer_of_layer(
+        self, image: ImageState, request: wire.ResyncRequest, name: LayerName
+    ) -> LayerUpdate:
+        """The first tiles that ``request`` lacks of a layer beside the image."""
+        lacked = self._lacked(image, request, layer_tiles(image, name))
+        sizes = itertools.accumulate(tile.size_bytes for tile in lacked.values())
+        count = max(1, sum(size <= wire.MAX_UPDATE_BYTES for size in sizes))
+        content = Layer(
+            name=name,
+            scan_id=image.scan_id,
+            generation=image.generation,
+            tile_px=image.tile_px,
+            pixel_yx_m=image.pixel_yx_m,
+            tiles=dict(itertools.islice(lacked.items(), count)),
+        )
+        return LayerUpdate(request.id, self.epoch, count < len(lacked), content)
+
+    def _is_of(self, image: ImageState, request: wire.ResyncRequest) -> bool:
+        """Whether what ``request`` has is of this image."""
+        return (request.epoch, request.scan_id, request.generation) == (
+            self.epoch,
+            image.scan_id,
+            image.generation,
+        )
+
+    def _lacked(
+        self, image: ImageState, request: wire.ResyncRequest, tiles: Mapping[TileKey, AnyTile]
+    ) -> dict[TileKey, AnyTile]:
+        """Those of ``tiles`` of an image that ``request`` does not have, or only older."""
+        known = request.tiles if self._is_of(image, request) else ()
+        has = {(ty, tx): version for ty, tx, version in known}
+        return {key: tile for key, tile in tiles.items() if tile.version > has.get(key, 0)}
+
     def _refuse(
         self, reply_to: int | None, reason: str, message: str, retry_s: float = 0.0
     ) -> wire.Parts:
+        self.refusals[reason] += 1
         refusal = wire.Refusal(
             reply_to=reply_to,
             epoch=self.epoch,
@@ -368,14 +424,5 @@ def _same_words(image: ImageState, before: ImageState) -> bool:
 
 
 def _size_bytes(image: ImageState) -> int:
-    return sum(tile.size_bytes for tile in image.tiles.values())
-
-
-def _bind(socket: zmq.Socket[bytes], endpoint: str, setting: str) -> None:
-    try:
-        socket.bind(endpoint)
-    except zmq.ZMQError as error:
-        raise EndpointError(
-            f"cannot bind {setting} = {endpoint}: {error.strerror}; stop the program that holds "
-            f"it, or set another {setting}"
-        ) from error
+    layers = (image.tiles, image.predicted, image.misfit)
+    return sum(tile.size_bytes for layer in layers for tile in layer.values())

@@ -22,6 +22,8 @@ import zmq
 
 from ptycho_stream.errors import (
     ControlError,
+    DeviceError,
+    FileFormatError,
     GeometryError,
     ModelError,
     ProbeError,
@@ -40,14 +42,17 @@ from ptycho_stream.results import ImageState
 from ptycho_stream.scans.ulid import new_scan_id
 from ptycho_stream.settings import Settings, load_settings
 from ptycho_streamd.bus import StageRequest
+from ptycho_streamd.device_watch import DeviceWatch
 from ptycho_streamd.export_desk import ExportDesk
 from ptycho_streamd.image_store import ImageStore, Reprocessing
 from ptycho_streamd.lender import Lender
 from ptycho_streamd.misfit_watch import MisfitWatch
 from ptycho_streamd.publish import Publisher
 from ptycho_streamd.reconstruct_metrics import ReconstructMetrics
+from ptycho_streamd.security import Gate
 from ptycho_streamd.snapshots import snapshot
 from ptycho_streamd.stage import Stage, run_stage
+from ptycho_streamd.tries import end_tries
 
 log = logging.getLogger(__name__)
 
@@ -80,13 +85,14 @@ class ReconstructStage:
         self._images = ImageStore(settings)
         self._open: dict[str, OpenScan] = {}
         self._left_alone: set[str] = set()
+        self._devices = DeviceWatch(config.parent)
         self._recipe_tried_at_s = float("-inf")
         self._problem = ""
         self._frame_s = 0.0
         self._spare_time = SpareTime(self._metrics)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._publisher = Publisher(self._context, settings.results, new_scan_id())
-        self._lender = Lender(self._context, config.parent)
+        self._gate = Gate(settings.security, self._metrics.registry)
+        self._publisher = Publisher(self._gate, settings.results, new_scan_id())
+        self._lender = Lender(self._gate.context, config.parent)
         self._poller = zmq.Poller()
         for socket in (stage.socket, self._lender.socket, *self._publisher.sockets):
             self._poller.register(socket, zmq.POLLIN)
@@ -98,17 +104,24 @@ class ReconstructStage:
         self._exports = ExportDesk(stage, self._metrics, self._images)
 
     def run(self) -> None:
-        """Until the supervisor says stop."""
+        """Until the supervisor says stop.
+
+        Raises:
+            DeviceError: the GPU failed; another process may be able to use it.
+        """
         try:
             while not self._stage.stopping:
                 if not self.turn():
                     self._poller.poll(BUSY_POLL_MS if self._open else IDLE_POLL_MS)
             self._drain()
+        except RuntimeError as error:
+            recipe = self._images.recipe
+            raise self._devices.lost(error, recipe.device if recipe else None) from error
         finally:
             self._lender.close()
             self._exports.close()
             self._publisher.close()
-            self._context.term()
+            self._gate.close()
 
     def turn(self) -> bool:
         """One batch, else some refinement, and all that is due; whether there was any of it."""
@@ -122,6 +135,7 @@ class ReconstructStage:
         worked |= self._spare_time.use(self._open, between_batches=worked)
         self._publish_if_due()
         self._publisher.serve()
+        self._gate.check()
         self._finish_scans()
         self._save_if_due()
         self._exports.begin_partial(self._open.values())
@@ -130,7 +144,17 @@ class ReconstructStage:
         self._beat()
         return worked
 
+    def _count_subscribers(self) -> None:
+        publisher, metrics = self._publisher, self._metrics
+        metrics.subscribers.set(publisher.subscribers)
+        metrics.resyncs.inc(publisher.resyncs)
+        publisher.resyncs = 0
+        while publisher.refusals:
+            reason, count = publisher.refusals.popitem()
+            metrics.refusals.labels(reason).inc(count)
+
     def _beat(self, *, now: bool = False) -> None:
+        self._count_subscribers()
         self._stage.beat(self._status(), self._metrics.registry, now=now)
 
     # -- recipe and scans ---------------------------------------------------------------------
@@ -144,6 +168,7 @@ class ReconstructStage:
             log.error("the settings stay as they were: %s", error)
             return
         logging.getLogger().setLevel(self._settings.log_level.upper())
+        self._devices.forget()
         self._recipe_tried_at_s = float("-inf")
         self._load_recipe()
         log.info("settings read again")
@@ -162,10 +187,12 @@ class ReconstructStage:
                 log.error("network and probe are not loaded: %s%s", error, kept)
             self._problem = self._images.problem = str(error)
             self._metrics.recipe_failed()
+            if isinstance(error, DeviceError):
+                self._devices.failed(error)
 
     def _loaded(self, settings: Settings) -> tuple[Recipe, float]:
         """Network and probe of ``settings``, tried out, and the seconds that a frame takes."""
-        recipe = load_recipe(settings)
+        recipe = load_recipe(self._devices.settings(settings))
         self._beat(now=True)
         return recipe, recipe.warm_up()
 
@@ -180,6 +207,9 @@ class ReconstructStage:
             self._left_alone.clear()
             self._catalogue_seen = False
         log.info("reconstructing with model %s on %s", recipe.model, recipe.device)
+        self._metrics.fallen_back.set(self._devices.given_up(self._settings))
+        if problem := self._devices.problem(self._settings):
+            log.error("%s", problem)
         self._beat(now=True)  # who asked for it sees it in the status at once
 
     def _renew(self, scan_id: str) -> None:
@@ -235,7 +265,7 @@ class ReconstructStage:
         if scan is not None:
             if scan.reader.header.sealed:  # whoever waits for its end gets what there is
                 self._publish(scan, final=True)
-            scan.close()
+            self._close(scan)
 
     def _show_last(self, scan_id: str) -> None:
         """Publish the last finished image again, so that clients of a restarted daemon get it."""
@@ -380,6 +410,7 @@ class ReconstructStage:
                 scan.park()
                 continue
             self._images.keep_probe(scan)
+            self._keep_image(scan)
             self._exports.announce(scan.reader.directory)
             self._images.mark_done(scan_id)
             counts = scan.image.counts()
@@ -390,8 +421,15 @@ class ReconstructStage:
                 counts["reconstructed"],
             )
             self._exports.begin_final(scan.state(final=True))
-            scan.close()
+            self._close(scan)
             del self._open[scan_id]
+
+    def _keep_image(self, scan: OpenScan) -> None:
+        try:
+            self._images.keep_image(scan)
+        except FileFormatError as error:
+            log.error("scan %s: its final image is not kept: %s", scan.reader.scan_id, error)
+            self._metrics.saves_failed.inc()
 
     def _save_if_due(self) -> None:
         for scan in self._open.values():
@@ -414,7 +452,13 @@ class ReconstructStage:
             return False
         if took_s is not None:
             self._metrics.save_seconds.set(took_s)
+            end_tries(scan.reader.directory)
         return True
+
+    def _close(self, scan: OpenScan) -> None:
+        """Let go of a scan in order: the stage has not died at it."""
+        end_tries(scan.reader.directory)
+        scan.close()
 
     def _measure_if_due(self) -> None:
         """Measure the newest scan's misfit now and then, for who starts a fine-tuning by it."""
@@ -429,8 +473,12 @@ class ReconstructStage:
             self._metrics.misfit_excess.set(excess)
 
     def _drain(self) -> None:
-        """After stop: what the store holds already, for a while; the rest at the next start."""
-        until_s = time.monotonic() + DRAIN_S
+        """After stop: what the store holds already, for a while; the rest at the next start.
+
+        Nobody waits for a stage that ends alone: another one is about to take its place.
+        """
+        requested = self._stage.stop_reason == "requested"
+        until_s = time.monotonic() + (DRAIN_S if requested else 0.0)
         while time.monotonic() < until_s and any(not s.predicted for s in self._open.values()):
             if not self._help() and not self._work():
                 self._poller.poll(BUSY_POLL_MS)
@@ -441,7 +489,8 @@ class ReconstructStage:
             self._take_note_of_save(scan, wait=True)
             if scan.unsaved:
                 self._save(scan)
-            scan.close()
+            self._close(scan)
+        self._open.clear()
         self._beat(now=True)
 
     # -- requests -----------------------------------------------------------------------------
@@ -543,7 +592,9 @@ class ReconstructStage:
             "device": str(self._images.recipe.device) if self._images.recipe else None,
             "misfit": self._misfit.newest,
             **self._trusted(newest),
-            "problem": self._problem or (self._open[newest].image.problem if newest else ""),
+            "problem": self._problem
+            or self._devices.problem(self._settings)
+            or (self._open[newest].image.problem if newest else ""),
         }
 
     def _trusted(self, newest: str | None) -> dict[str, Any]:

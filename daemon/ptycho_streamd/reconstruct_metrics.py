@@ -91,6 +91,27 @@ class ReconstructMetrics:
             "Attempts to load the network and the probe that failed",
             registry=self.registry,
         )
+        self.subscribers = Gauge(
+            "ptycho_stream_results_subscribers",
+            "Subscribers of the results socket",
+            registry=self.registry,
+        )
+        self.resyncs = Counter(
+            "ptycho_stream_results_resyncs",
+            "Answers to subscribers that had missed something, or had just come",
+            registry=self.registry,
+        )
+        self.refusals = Counter(
+            "ptycho_stream_results_refusals",
+            "Resync requests that were refused, by reason",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.fallen_back = Gauge(
+            "ptycho_stream_device_fallback_state",
+            "1 while images are made on the CPU because the GPU has failed",
+            registry=self.registry,
+        )
         self.saves_failed = Counter(
             "ptycho_stream_image_saves_failed",
             "States of an image that could not be written to disk",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ptycho_stream.settings import Section, Settings
 
 FIXED: dict[str, frozenset[str] | None] = {
-    "data": frozenset({"directory", "frames_per_file"}),
+    "data": frozenset({"directory", "frames_per_file", "verify_reads"}),
     "detector": frozenset(
         {"dialect", "endpoint", "attach", "socket", "max_shape_yx_px", "queue_bytes"}
     ),
@@ -20,6 +20,8 @@ FIXED: dict[str, frozenset[str] | None] = {
     "results": None,
     "control": None,
     "http": None,
+    "viewer": None,
+    "security": frozenset({"key_path", "allowed_keys_path", "server_keys"}),
 }
 """Keys that need a restart, by table; None: the whole table."""
 

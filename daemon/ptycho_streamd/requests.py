@@ -9,21 +9,30 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ptycho_stream.errors import ControlError, PtychoStreamError, ScanNotFound
 from ptycho_stream.files.view_change import WORDS as VIEW_WORDS
 from ptycho_stream.files.view_change import asks_for_a_view
+from ptycho_stream.files.view_files import DARK_FRAMES, FILES, NONE
 from ptycho_stream.reconstruct.history import HistoryEntry, read_history
 from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_stream.scans.header import ScanHeader, read_header
 from ptycho_streamd.bus import Answer, Bus, Refusal, StageRequest
 from ptycho_streamd.child import Child
 from ptycho_streamd.control import ControlServer, Request
+from ptycho_streamd.readable_folders import checked_path
 from ptycho_streamd.snapshots import list_snapshots
 from ptycho_streamd.stage import stage_of_detector
+from ptycho_streamd.store_desk import Command, StoreDesk
+from ptycho_streamd.stored_frames import StoredFrames
+from ptycho_streamd.stored_images import stored_image
+
+MAX_PENDING = 256
+"""Requests that stages are at; one more is refused."""
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +93,8 @@ class Requests:
         local: commands that the supervisor itself answers, by name; they take the arguments and
             return plain values or raise :class:`ControlError`.
         catalogue: of the scans, for commands that go through several stages.
+        desk: answers commands that take long to read.
+        readable: the folders whose files requests may name, as they are now.
     """
 
     def __init__(
@@ -93,33 +104,43 @@ class Requests:
         children: dict[str, Child],
         local: dict[str, Callable[[dict[str, Any]], Any]],
         catalogue: Catalogue,
+        desk: StoreDesk,
+        readable: Callable[[], Sequence[Path]],
     ) -> None:
+        self._readable = readable
         self._control = control
         self._bus = bus
         self._children = children
         self._local = local
         self._catalogue = catalogue
+        self._desk = desk
         self._pending: dict[int, _Pending] = {}
         self._next_id = 1
 
     def serve(self) -> None:
         """Take what has come and answer or forward it; give up on what takes too long."""
         for request in self._control.poll():
-            try:
-                self._dispatch(request)
-            except ControlError as error:
-                self._control.fail(request, error.code, str(error))
-            except ScanNotFound as error:
-                self._control.fail(request, "not_found", str(error))
-            except PtychoStreamError as error:
-                self._control.fail(request, "failed", str(error))
-            except Exception as error:  # a fault of ours must not leave a client without answer
-                log.exception("command %s failed", request.command)
-                self._control.fail(request, "internal", f"{request.command} failed: {error!r}")
+            self._guarded(request, self._dispatch)
+        for request, outcome in self._desk.answered():
+            self._guarded(request, lambda one, told=outcome: self._control.reply(one, told()))
         now_s = time.monotonic()
         for request_id, pending in list(self._pending.items()):
             if now_s > pending.deadline_s:
                 self._fail(request_id, "timeout", f"stage {pending.stage} did not answer in time")
+
+    def _guarded(self, request: Request, action: Callable[[Request], None]) -> None:
+        """Do something for a request, and fail it if that does not work."""
+        try:
+            action(request)
+        except ControlError as error:
+            self._control.fail(request, error.code, str(error))
+        except ScanNotFound as error:
+            self._control.fail(request, "not_found", str(error))
+        except PtychoStreamError as error:
+            self._control.fail(request, "failed", str(error))
+        except Exception as error:  # a fault of ours must not leave a client without answer
+            log.exception("command %s failed", request.command)
+            self._control.fail(request, "internal", f"{request.command} failed: {error!r}")
 
     def answered(self, message: Answer | Refusal) -> None:
         """Pass a stage's answer on; one that comes too late is dropped."""
@@ -151,6 +172,9 @@ class Requests:
         if answer := self._local.get(request.command):
             self._control.reply(request, answer(request.arguments))
             return
+        if request.command in self._desk:
+            self._desk.submit(request)
+            return
         header = self._header_of(request.arguments.get("scan_id"))
         if header is not None and header.detector and request.command in OF_IMAGES:
             raise ControlError(
@@ -162,7 +186,7 @@ class Requests:
             self._reprocess(request)
             return
         if request.command not in FORWARDED:
-            known = ", ".join(sorted([*self._local, *FORWARDED, "reprocess"]))
+            known = ", ".join(sorted([*self._local, *self._desk.commands, *FORWARDED, "reprocess"]))
             raise ControlError(
                 "unknown_command", f"there is no command {request.command!r}; known are: {known}"
             )
@@ -183,16 +207,31 @@ class Requests:
     def _reprocess(self, request: Request) -> None:
         """First the view, which ingest writes; then the image, which is made anew with it."""
         scan_id = _named_or_newest(self._catalogue, request.arguments["scan_id"])
-        request = replace(request, arguments={**request.arguments, "scan_id": scan_id})
+        paths = self._checked_paths(request.arguments)
+        request = replace(request, arguments={**request.arguments, **paths, "scan_id": scan_id})
         self._running(REPROCESS.stage)  # else the view would change and nothing come of it
         steps = (REPROCESS,)
         if asks_for_a_view(request.arguments):
             steps = (SET_VIEW, REPROCESS)
         self._send(request, steps, {})
 
+    def _checked_paths(self, arguments: dict[str, Any]) -> dict[str, str]:
+        """The arguments that name files, as paths that may be read."""
+        named = {name: arguments[name] for name in ("probe", *FILES) if arguments[name] is not None}
+        folders = self._readable()
+        return {
+            name: checked_path(name, source, folders)
+            for name, source in named.items()
+            if source not in (NONE, DARK_FRAMES)
+        }
+
     def _send(self, request: Request, steps: tuple[Step, ...], told: dict[str, Any]) -> None:
         step, *following = steps
         pid = self._running(step.stage)
+        if len(self._pending) >= MAX_PENDING:
+            raise ControlError(
+                "unavailable", f"{MAX_PENDING} requests wait for stages: try again in a second"
+            )
         arguments = request.arguments
         if wanted := STEP_ARGUMENTS.get(step.command):
             arguments = {name: arguments[name] for name in wanted}
@@ -262,6 +301,21 @@ def store_commands(catalogue: Catalogue) -> dict[str, Callable[[dict[str, Any]],
         return {"scan_id": scan_id, "entries": [asdict(e) for e in _spread(entries, arguments)]}
 
     return {"scans": scans, "scan": scan, "snapshots": snapshots, "history": history}
+
+
+def desk_commands(catalogue: Catalogue) -> dict[str, Command]:
+    """The commands that read frames and images, which may take a while."""
+    frames = StoredFrames(catalogue)
+
+    def frame(arguments: dict[str, Any]) -> dict[str, Any]:
+        scan_id = _named_or_newest(catalogue, arguments["scan_id"])
+        return frames.frame(scan_id, arguments["frame"], arguments["look"])
+
+    def image(arguments: dict[str, Any]) -> dict[str, Any]:
+        scan_id = _named_or_newest(catalogue, arguments["scan_id"])
+        return stored_image(catalogue.directory(scan_id), {**arguments, "scan_id": scan_id})
+
+    return {"frame": frame, "image": image}
 
 
 def _named_or_newest(catalogue: Catalogue, scan_id: str | None) -> str:

@@ -16,25 +16,16 @@ from ptycho_stream.messages import Message
 from ptycho_stream.settings import Settings
 from ptycho_stream.wire import FrameDecoder, PatientDecoder, frame_decoders, position_decoder
 from ptycho_stream.wire.limits import WireLimits
+from ptycho_streamd.door import Door
 from ptycho_streamd.pva_source import PvaSource
-from ptycho_streamd.stream_health import Health
+from ptycho_streamd.security import Gate
+from ptycho_streamd.stream_health import WATCHED, Health
 
 PULL_QUEUE_MESSAGES = 64
 """Small: what we have not taken waits, counted, in the detector."""
 SUB_QUEUE_MESSAGES = (64, 20_000)
 """At least and at most, within the bytes allowed: what a PUB cannot get rid of is gone."""
 LARGEST_ITEM_BYTES = 4
-WATCHED = (
-    zmq.EVENT_CONNECTED
-    | zmq.EVENT_ACCEPTED
-    | zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_CLOSED
-    | zmq.EVENT_CONNECT_RETRIED
-    | zmq.EVENT_HANDSHAKE_SUCCEEDED
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-)
 
 
 class SocketSettings(Protocol):
@@ -95,7 +86,7 @@ class Source:
     """A stream of frames or positions.
 
     Args:
-        context: of this process.
+        gate: of this process.
         name: ``detector`` or ``positions``, the settings' table.
         endpoint: where it is.
         options: how to attach to it.
@@ -109,7 +100,7 @@ class Source:
 
     def __init__(
         self,
-        context: zmq.Context[zmq.Socket[bytes]],
+        gate: Gate,
         name: str,
         endpoint: str,
         options: SocketSettings,
@@ -119,11 +110,10 @@ class Source:
     ) -> None:
         self.name = name
         self.endpoint = endpoint
-        self.health = Health()
         self._options = options
         self._decoder = decoder
         self._patient = decoder if isinstance(decoder, PatientDecoder) else None
-        self.socket = context.socket(zmq.PULL if options.socket == "pull" else zmq.SUB)
+        self.socket = gate.context.socket(zmq.PULL if options.socket == "pull" else zmq.SUB)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.MAXMSGSIZE, limits.max_message_bytes)
         self.socket.setsockopt(zmq.RECONNECT_IVL, 100)
@@ -134,46 +124,47 @@ class Source:
         else:
             self.socket.setsockopt(zmq.RCVHWM, sub_queue_messages)
             self.socket.setsockopt(zmq.SUBSCRIBE, b"")
+        self._door: Door | None = None
+        if options.attach == "bind":
+            setting = f"{name}.endpoint"
+            self._door = gate.bind(self.socket, endpoint, setting, name, "publish")
+            self.health = self._door.health
+            return
+        self.health = Health()
+        gate.show_key(self.socket, endpoint)
         self._monitor = self.socket.get_monitor_socket(WATCHED)
         try:
-            (self.socket.bind if options.attach == "bind" else self.socket.connect)(endpoint)
+            self.socket.connect(endpoint)
         except zmq.ZMQError as error:
             self.close()
             raise EndpointError(
-                f"cannot {options.attach} {name}.endpoint = {endpoint}: {error.strerror}; stop the "
-                f"program that uses it or change {name}.endpoint"
+                f"cannot connect {name}.endpoint = {endpoint}: {error.strerror}; correct it"
             ) from error
 
     def receive(self) -> list[Message] | None:
         """What the next ZeroMQ message holds (it may be nothing yet); None if there is none."""
         try:
-            parts = self.socket.recv_multipart(zmq.NOBLOCK)
+            parts = self._parts()
         except zmq.Again:
             return (self._patient.overdue() or None) if self._patient is not None else None
         self.health.messages += 1
-        return self._decoder.receive(parts)
+        return self._decoder.receive(parts) if parts else []
+
+    def _parts(self) -> list[bytes]:
+        """The next message; empty if it comes from somebody who may not send any more."""
+        if self._door is None or not self._door.keyed:
+            return self.socket.recv_multipart(zmq.NOBLOCK)
+        frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        return [frame.bytes for frame in frames] if self._door.admits(frames[0]) else []
 
     def watch(self) -> None:
         """Take in what the monitor has seen; call now and then."""
+        if self._door is not None:  # the gate does that
+            return
         while self._monitor.poll(0):
-            event = recv_monitor_message(self._monitor)
-            kind = int(event["event"])
-            match kind:
-                case zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                    self.health.connected += 1
-                    self.health.peers += 1
-                case zmq.EVENT_DISCONNECTED:
-                    self.health.disconnected += 1
-                    self.health.peers = max(self.health.peers - 1, 0)
-                case (
-                    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-                    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-                    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-                ):
-                    self.health.handshakes_failed += 1
-                    self.health.last_failure = str(zmq.Event(kind).name).lower()
-                case _:
-                    pass
+            kind = int(recv_monitor_message(self._monitor)["event"])
+            self.health.take(kind)
+            self.health.peers = int(kind == zmq.EVENT_HANDSHAKE_SUCCEEDED)
 
     def describe(self) -> dict[str, Any]:
         """Plain values for ``ptycho-stream doctor`` and ``ctl endpoints``."""
@@ -188,6 +179,9 @@ class Source:
 
     def close(self) -> None:
         """Close the socket and its monitor."""
+        if self._door is not None:
+            self._door.close()
+            return
         self.socket.disable_monitor()
         self._monitor.close()
         self.socket.close()
@@ -205,9 +199,7 @@ def sub_queue_messages(queue_bytes: int, limits: WireLimits) -> int:
     return min(max(queue_bytes // max(frame_bytes, 1), least), most)
 
 
-def open_sources(
-    context: zmq.Context[zmq.Socket[bytes]], settings: Settings, limits: WireLimits
-) -> list[Stream]:
+def open_sources(gate: Gate, settings: Settings, limits: WireLimits) -> list[Stream]:
     """The stream of positions, if they come on their own, and those of the detector.
 
     Raises:
@@ -222,7 +214,7 @@ def open_sources(
             # Positions are small: they may wait in any number that a scan has.
             most = SUB_QUEUE_MESSAGES[1]
             opened.append(
-                Source(context, "positions", positions.endpoint, positions, decoder, limits, most)
+                Source(gate, "positions", positions.endpoint, positions, decoder, limits, most)
             )
         detector = settings.detector
         if detector.dialect == "pva":
@@ -232,7 +224,7 @@ def open_sources(
         decoders = frame_decoders(detector, limits)
         for endpoint, decoder in zip(detector.endpoints, decoders, strict=True):
             opened.append(
-                Source(context, detector.table, endpoint, detector, decoder, limits, queue_messages)
+                Source(gate, detector.table, endpoint, detector, decoder, limits, queue_messages)
             )
     except (EndpointError, SettingsError):
         for source in opened:

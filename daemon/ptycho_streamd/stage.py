@@ -11,7 +11,6 @@ import ctypes
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -37,6 +36,7 @@ from ptycho_streamd.bus import (
     encode,
     identity,
 )
+from ptycho_streamd.log_format import configure_logging
 from ptycho_streamd.metrics import snapshot
 
 BEAT_INTERVAL_S = 0.25
@@ -211,16 +211,6 @@ def run_stage(name: str, body: Callable[[Stage, Path, Settings], None]) -> int:
 def stage_of_detector(stage: str, detector: str) -> str:
     """What the supervisor calls a stage of a stored detector; of the other one (empty): itself."""
     return f"{stage}-{detector}" if detector else stage
-
-
-def configure_logging(level: str, process: str) -> None:
-    """One line a record to stderr, where systemd's journal or a terminal picks it up."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=level.upper(),
-        format=f"%(asctime)s %(levelname)s {process} %(name)s: %(message)s",
-        force=True,
-    )
 
 
 def end_with_parent() -> None:

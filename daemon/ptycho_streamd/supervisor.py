@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -20,6 +21,7 @@ import zmq
 from prometheus_client import CollectorRegistry
 
 from ptycho_stream import __version__
+from ptycho_stream.allow_list import AllowList, write_allow_list
 from ptycho_stream.errors import ControlError, MalformedMessage, PtychoStreamError, SettingsError
 from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_stream.settings import Settings, load_settings
@@ -30,32 +32,44 @@ from ptycho_streamd.data_lock import DataLock
 from ptycho_streamd.http_server import HttpServer
 from ptycho_streamd.job_metrics import JobMetrics
 from ptycho_streamd.jobs import Jobs
-from ptycho_streamd.metrics import MergedMetrics
+from ptycho_streamd.log_format import configure_logging
+from ptycho_streamd.log_limit import LimitedLog
+from ptycho_streamd.metrics import MergedMetrics, snapshot
 from ptycho_streamd.misfit_trigger import MisfitTrigger
 from ptycho_streamd.notify import Notifier
 from ptycho_streamd.process import StageProcess
 from ptycho_streamd.reload import merge_reloaded
-from ptycho_streamd.requests import Requests, store_commands
+from ptycho_streamd.requests import Requests, desk_commands, store_commands
+from ptycho_streamd.security import Gate
 from ptycho_streamd.settings_file import SETTINGS_NAME, write_settings
-from ptycho_streamd.stage import configure_logging, stage_of_detector
+from ptycho_streamd.stage import stage_of_detector
+from ptycho_streamd.store_desk import StoreDesk
 from ptycho_streamd.supervisor_metrics import SupervisorMetrics
 from ptycho_streamd.view_trigger import ViewTrigger
 
-STAGES = ("ingest", "reconstruct")
 STAGE_ENVIRONMENT = {
     # bitshuffle opens a parallel region for every block: 12 ms a frame instead of 0.4.
     "ingest": {"OMP_NUM_THREADS": "1"},
     # Threads that spin while they wait starve those that work when cores are shared: a batch took
     # 5 s instead of 0.08 beside another busy process on two cores.
     "reconstruct": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "viewer": {"OMP_NUM_THREADS": "1"},
     "helper": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
 """What each stage gets beside the daemon's own environment."""
+ALLOW_LIST_NAME = "allowed-keys"
+DESCRIPTORS = 65_536
 TURN_MS = 100
 STATUS_SETTINGS = 78
 """Exit status for settings that are wrong (EX_CONFIG of sysexits.h): to start again is no use."""
 
 log = logging.getLogger(__name__)
+
+
+def wanted_stages(settings: Settings) -> tuple[str, ...]:
+    """The processes of a daemon with these settings, by module name."""
+    stages = ("ingest", "reconstruct")
+    return (*stages, "viewer") if settings.viewer.enabled else stages
 
 
 class Supervisor:
@@ -70,7 +84,7 @@ class Supervisor:
         PtychoStreamError: the data directory or a port is taken; nothing is left behind.
     """
 
-    def __init__(self, config: Path, settings: Settings, stages: tuple[str, ...] = STAGES) -> None:
+    def __init__(self, config: Path, settings: Settings, stages: tuple[str, ...]) -> None:
         self._config = config.resolve()
         self._settings = settings
         self._started_ns = time.time_ns()
@@ -82,18 +96,26 @@ class Supervisor:
         self._registry.register(self._merged)
         self._metrics = SupervisorMetrics(self._registry)
         self._notifier = Notifier()
-        self._lock = DataLock(settings.data.directory)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._bus = Bus(self._context)
+        self._gate_metrics = CollectorRegistry()
+        self._gate = Gate(settings.security, self._gate_metrics)
+        try:
+            self._lock = DataLock(settings.data.directory)
+        except PtychoStreamError:
+            self._gate.close()
+            raise
+        self._bus = Bus(self._gate.context)
+        self._desk = StoreDesk(desk_commands(Catalogue(settings.data.directory)))
         self._stage_config = self._bus.folder / SETTINGS_NAME
+        self._stage_allowed: AllowList = {}
+        self._trouble = LimitedLog(log)
         self._reload_late: set[str] = set()
         self._control: ControlServer | None = None
         self._http: HttpServer | None = None
         self._children: dict[str, Child] = {}
         try:
-            write_settings(settings, self._stage_config)
-            self._control = ControlServer(self._context, settings.control.endpoint)
-            self._http = HttpServer(settings.http, self._registry, self.health)
+            self._write_for_stages(settings)
+            self._control = ControlServer(self._gate, settings.control.endpoint)
+            self._http = HttpServer(settings.http, self._registry, self.health, self.viewer_url)
         except PtychoStreamError:
             self._close()
             raise
@@ -119,6 +141,8 @@ class Supervisor:
                 **store_commands(catalogue),
             },
             catalogue,
+            self._desk,
+            self._readable_folders,
         )
         self._views = ViewTrigger(self._requests)
 
@@ -150,10 +174,12 @@ class Supervisor:
         signal.signal(signal.SIGTERM, self._on_stop)
         signal.signal(signal.SIGINT, self._on_stop)
         signal.signal(signal.SIGHUP, self._on_hangup)
+        _allow_descriptors()
         poller = zmq.Poller()
         assert self._control is not None
         poller.register(self._bus.socket, zmq.POLLIN)
         poller.register(self._control.socket, zmq.POLLIN)
+        poller.register(self._desk.wakes, zmq.POLLIN)
         try:
             for child in self._children.values():
                 child.begin()
@@ -170,14 +196,19 @@ class Supervisor:
             self._close()
 
     def health(self) -> tuple[bool, dict[str, Any]]:
-        """Whether every stage runs and was heard of lately, and the figures behind it."""
+        """Whether every stage lives and does its work, and the figures behind it."""
         limit_s = self._settings.supervisor.heartbeat_timeout_s
         stages: dict[str, dict[str, Any]] = {}
-        well = True
+        problems: list[str] = []
         for name, child in self._children.items():
             age_s = child.last_beat_age_s
             alive = age_s is not None and age_s < limit_s
-            well = well and alive
+            if not alive:
+                problems.append(
+                    f"stage {name} is not heard of: {child.last_words or 'see the log'}"
+                )
+            if refusing := child.status.get("refusing"):
+                problems.append(f"{name} refuses new scans: {refusing}")
             stages[name] = {
                 "alive": alive,
                 "pid": child.pid,
@@ -186,10 +217,16 @@ class Supervisor:
                 "error": child.last_words,
                 "status": child.status,
             }
-        return well, {"well": well, "stages": stages}
+        return not problems, {"well": not problems, "problems": problems, "stages": stages}
+
+    def viewer_url(self) -> str:
+        """Where the page for browsers is; empty while there is none."""
+        viewer = self._children.get("viewer")
+        return str(viewer.status.get("url", "")) if viewer else ""
 
     def _turn(self) -> None:
         self._listen()
+        self._watch_gate()
         for name, child in self._children.items():
             if child.check(self._settings.supervisor):
                 self._merged.stage_ended(name)
@@ -262,12 +299,13 @@ class Supervisor:
         self._jobs.wait_until(deadline_s)
 
     def _close(self) -> None:
+        self._desk.close()
         if self._http:
             self._http.close()
         if self._control:
             self._control.close()
         self._bus.close()
-        self._context.term()
+        self._gate.close()
         self._notifier.close()
         self._lock.close()
 
@@ -281,6 +319,7 @@ class Supervisor:
             "state": "starting" if not self._ready else "ready" if well else "degraded",
             "data_directory": str(self._settings.data.directory),
             "http": f"http://{self._settings.http.host}:{self._http.port if self._http else 0}",
+            "viewer": self.viewer_url(),
             "results": self._settings.results.endpoint,
             "resync": self._settings.results.resync_endpoint,
             "stages": health["stages"],
@@ -307,7 +346,8 @@ class Supervisor:
             self._notifier.reloading()
         try:
             outcome = merge_reloaded(self._settings, load_settings(self._config))
-            write_settings(outcome.settings, self._stage_config)
+            self._gate.read_again()
+            self._write_for_stages(outcome.settings)
         finally:
             if self._ready:
                 self._notifier.ready()
@@ -319,6 +359,34 @@ class Supervisor:
         for key in outcome.needs_restart:
             log.warning("%s has changed in the file: it needs a restart of the daemon", key)
         return {"applied": list(outcome.applied), "needs_restart": list(outcome.needs_restart)}
+
+    def _readable_folders(self) -> tuple[Path, ...]:
+        settings = self._settings
+        folders = settings.security.readable_folders
+        return (settings.data.directory, self._config.parent, *folders)
+
+    def _write_for_stages(self, settings: Settings) -> None:
+        """Settings and allow-list as the daemon goes by them: a stage that is started again must
+        not trip over a file that is being edited.
+        """
+        security = settings.security
+        if security.allowed_keys_path is not None:
+            copy = self._bus.folder / ALLOW_LIST_NAME
+            allowed = self._gate.allowed
+            write_allow_list(allowed, copy)
+            self._stage_allowed = allowed
+            security = security.model_copy(update={"allowed_keys_path": copy})
+        write_settings(settings.model_copy(update={"security": security}), self._stage_config)
+
+    def _watch_gate(self) -> None:
+        """Hand a changed allow-list on to the stages, which look at their copy by themselves."""
+        self._gate.check()
+        if self._gate.allowed is not self._stage_allowed and self._gate.keyed:
+            try:
+                self._write_for_stages(self._settings)
+            except SettingsError as error:  # no room: once more in the next turn
+                self._trouble.warning("stages", f"the stages keep the old allow-list: {error}")
+        self._merged.update("supervisor", os.getpid(), snapshot(self._gate_metrics))
 
     def _tell_to_reload(self, child: Child | None) -> None:
         if child is None:
@@ -344,6 +412,16 @@ class Supervisor:
         self._hangup = True
 
 
+def _allow_descriptors() -> None:
+    """Take what descriptors the system lets us have, for this process and its stages: connections
+    to a socket, which are limited, must never leave none for a scan's files.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The program ``ptycho-streamd``; returns its exit status (0, 1, 78; argparse exits with 2)."""
     parser = argparse.ArgumentParser(
@@ -365,7 +443,7 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stdout.write(f"{options.config}: no problem found\n")
             return 0
         logging.getLogger().setLevel(settings.log_level.upper())
-        return Supervisor(options.config, settings).run()
+        return Supervisor(options.config, settings, wanted_stages(settings)).run()
     except PtychoStreamError as error:
         log.error("%s", error)
         return STATUS_SETTINGS if isinstance(error, SettingsError) and not options.check else 1

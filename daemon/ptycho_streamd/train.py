@@ -24,7 +24,8 @@ from ptycho_stream.errors import PtychoStreamError, TrainingError
 from ptycho_stream.settings import Settings, load_settings
 from ptycho_stream.training.job import JobProgress
 from ptycho_streamd.job_files import JobFolder
-from ptycho_streamd.stage import Stage, configure_logging
+from ptycho_streamd.log_format import configure_logging
+from ptycho_streamd.stage import Stage
 
 POLL_MS = 100
 WRITE_INTERVAL_S = 10.0

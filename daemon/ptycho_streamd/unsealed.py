@@ -10,10 +10,9 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from ptycho_stream.errors import StoreError
 from ptycho_stream.scans.header import ScanHeader
+from ptycho_stream.scans.join_logs import count_positioned
 from ptycho_stream.scans.scan_events import SealScan
 from ptycho_stream.scans.writer import ScanWriter
 
@@ -60,14 +59,12 @@ class Unsealed:
     def _seal(self, sealing: SealScan) -> ScanHeader:
         writer, report = ScanWriter.recover(self._root, sealing.scan_id)
         with writer:
-            lost = max(sealing.counts.get("frames", 0) - writer.committed, 0)
-            paired = np.unique(writer.pairs()["slot"])
-            spared = np.setdiff1d(np.flatnonzero(writer.records()["flags"]), paired)
+            records = writer.records()
+            lost = max(sealing.counts.get("frames", 0) - len(records), 0)
             counts = {
                 **sealing.counts,
                 "missing": sealing.counts.get("missing", 0) + lost,
                 "torn": report.dropped_records,
-                "positioned": len(paired),
-                "unpositioned": writer.committed - len(paired) - len(spared),
+                **count_positioned(writer.header, records, writer.pairs()),
             }
             return writer.seal(sealing.state, counts, sealing.reason)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from ptycho_stream.files.images import grey_levels
+from ptycho_stream.pictures import grey_levels
 from ptycho_stream.simulate.experiment import simulate_experiment
 from ptycho_stream.simulate.optics import OPTICS
 from ptycho_stream.simulate.probes import probe_of_kind, zone_plate_probe

@@ -26,9 +26,11 @@ COMMANDS = {
     "ctl": ("ptycho_stream.cli.ctl", "app"),
     "train": ("ptycho_stream.cli.train", "train"),
     "export": ("ptycho_stream.cli.export", "export"),
+    "scans": ("ptycho_stream.cli.scans", "app"),
     "export-detectors": ("ptycho_stream.cli.export_detectors", "export_detectors"),
     "models": ("ptycho_stream.cli.models", "app"),
     "config": ("ptycho_stream.cli.config", "app"),
+    "keys": ("ptycho_stream.cli.keys", "app"),
     "doctor": ("ptycho_stream.cli.doctor", "doctor"),
 }
 
@@ -54,7 +56,6 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
         help="Live ptychography: a scan becomes an image while it is running.\n\n"
         "Example: ptycho-stream watch --once --out image.npz",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from ptycho_stream.cli import ctl_images, ctl_training
+from ptycho_stream.cli.key_options import give_keys
 from ptycho_stream.cli.options import (
     AsJson,
     Config,
@@ -16,8 +16,7 @@ from ptycho_stream.cli.options import (
     Timeout,
     call_daemon,
     print_result,
-    print_table,
-    utc,
+    print_scans,
 )
 
 app = typer.Typer(
@@ -63,29 +62,7 @@ def scans(
     if as_json:
         typer.echo(json.dumps(found))
         return
-    table = Table(box=None, pad_edge=False)
-    columns = ("scan", "detector", "state", "series", "began (UTC)", "expected", "counts", "reason")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for header in found:
-        counts = header.get("counts") or {}
-        table.add_row(
-            str(header["scan_id"]),
-            _detector_of(header),
-            str(header["state"]),
-            str(header.get("series", "")),
-            utc(header["created_ns"]) if "created_ns" in header else "",
-            str(header.get("expected_frames") or "-"),
-            ", ".join(f"{name} {count}" for name, count in counts.items() if count),
-            str(header.get("reason", "")),
-        )
-    print_table(table)
-
-
-def _detector_of(header: dict[str, Any]) -> str:
-    """A stored detector, and beside which scan its frames are; empty: the reconstructed one."""
-    name, beside = header.get("detector") or "", header.get("beside")
-    return f"{name} beside {beside}" if name and beside else name
+    print_scans(found)
 
 
 @app.command()
@@ -212,3 +189,6 @@ def endpoints(
     Example: ptycho-stream ctl endpoints
     """
     print_result(call_daemon("endpoints", {}, config, endpoint, timeout), as_json)
+
+
+give_keys(app)

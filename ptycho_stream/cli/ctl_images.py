@@ -1,14 +1,17 @@
-"""``ptycho-stream ctl snapshot``, ``snapshots`` and ``reprocess``: keep an image, make it anew."""
+"""``ptycho-stream ctl snapshot``, ``snapshots``, ``reprocess`` and ``frame``: images and frames."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.table import Table
 
+from ptycho_stream.atomic_file import atomic_file
 from ptycho_stream.cli.options import (
     AsJson,
     Config,
@@ -19,6 +22,7 @@ from ptycho_stream.cli.options import (
     print_table,
     utc,
 )
+from ptycho_stream.wire.stored import frame_of
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -78,6 +82,44 @@ def snapshots(
             str(held["path"]),
         )
     print_table(table)
+
+
+@app.command()
+def frame(
+    scan_id: ScanId = None,
+    number: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Of the frame; without it the newest.")
+    ] = None,
+    stored: Annotated[
+        bool, typer.Option("--stored", help="As it is stored, not as the network sees it.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npz", help="Write `counts` and `valid` into this file."),
+    ] = None,
+    config: Config = None,
+    endpoint: ControlEndpoint = None,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at a stored frame of a scan.
+
+    Example: ptycho-stream ctl frame --number 12 --out frame.npz
+    """
+    look = "stored" if stored else "view"
+    arguments = {"scan_id": scan_id, "frame": number, "look": look}
+    found = frame_of(call_daemon("frame", arguments, config, endpoint, timeout))
+    words = {
+        field.name: getattr(found, field.name)
+        for field in fields(found)
+        if not field.name.endswith("_yx")
+    }
+    words |= {"shape_yx": list(found.counts_yx.shape), "total": float(found.counts_yx.sum())}
+    words["masked"] = int((~found.valid_yx).sum())
+    if out is not None:
+        with atomic_file(out) as file:
+            np.savez(file, allow_pickle=False, counts=found.counts_yx, valid=found.valid_yx)
+    print_result(words, as_json)
 
 
 @app.command()

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from ptycho_stream.cli import training_options as training
+from ptycho_stream.cli.key_options import client_keys
 from ptycho_stream.cli.options import (
     AsJson,
     Config,
@@ -25,6 +27,9 @@ from ptycho_stream.cli.options import (
     print_table,
     utc,
 )
+
+if TYPE_CHECKING:
+    from ptycho_stream.client import Daemon
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -75,7 +80,7 @@ def finetune(
         "promote": promote,
         "device": device,
     }
-    _submit("finetune", arguments, control_endpoint(config, endpoint), timeout, wait, as_json)
+    _submit("finetune", arguments, config, endpoint, timeout, wait, as_json)
 
 
 @app.command()
@@ -118,20 +123,24 @@ def train(
         "promote": promote,
         "device": device,
     }
-    _submit("train", arguments, control_endpoint(config, endpoint), timeout, wait, as_json)
+    _submit("train", arguments, config, endpoint, timeout, wait, as_json)
 
 
 def _submit(
     command: str,
     arguments: Mapping[str, Any],
-    endpoint: str,
+    config: Path | None,
+    endpoint: str | None,
     timeout_s: float | None,
     wait: bool,
     as_json: bool,
 ) -> None:
-    job = call_daemon(command, arguments, None, endpoint, timeout_s)
+    from ptycho_stream.client import Daemon
+
+    job = call_daemon(command, arguments, config, endpoint, timeout_s)
     if wait:
-        job = _until_over(job, endpoint)
+        with Daemon(control_endpoint(config, endpoint), keys=client_keys(config)) as daemon:
+            job = _until_over(job, daemon)
     if as_json:
         typer.echo(json.dumps(job))
     elif wait:
@@ -142,11 +151,10 @@ def _submit(
         raise typer.Exit(1)
 
 
-def _until_over(job: dict[str, Any], endpoint: str) -> dict[str, Any]:
-    from ptycho_stream.client import Daemon
+def _until_over(job: dict[str, Any], daemon: Daemon) -> dict[str, Any]:
     from ptycho_stream.training.job import ENDED_STATES
 
-    with Daemon(endpoint) as daemon, training.JobBar(job["name"]) as bar:
+    with training.JobBar(job["name"]) as bar:
         while job["state"] not in ENDED_STATES:
             bar.show(job)
             time.sleep(POLL_S)

@@ -7,12 +7,14 @@ sockets, shows the image grow, and writes what came out and how fast.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
 import time
+import webbrowser
 from collections.abc import Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -62,13 +64,16 @@ def demo(
     frames: Annotated[int, typer.Option(min=50, help="Frames of the simulated scan.")] = 1000,
     rate: Annotated[float, typer.Option(min=1, help="Frames a second.")] = 40.0,
     seed: Annotated[int, typer.Option(help="Of sample, scan path and noise.")] = 1,
+    viewer: Annotated[
+        bool, typer.Option("--viewer", help="Open the page in a browser, and stay until Ctrl-C.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report only.")] = False,
 ) -> None:
     """Simulate a beamline and watch a scan become an image.
 
     Exit status 1 if a frame was lost or the image is bad.
 
-    Example:  ptycho-stream demo --frames 400 --rate 30
+    Example:  ptycho-stream demo --frames 400 --rate 30 --viewer
     """
     console = Console(stderr=as_json)
     config = out / "demo.toml"
@@ -84,20 +89,36 @@ def demo(
     settings = load_settings(config)
     console.print(f"starting ptycho-streamd with {config}, its log is {out / 'daemon.log'}")
     with _daemon(config, settings, out / "daemon.log"):
+        _show_page(settings, console, viewer)
         report, image = _run(settings, scan, rate, quiet=as_json)
-    image.save(out / "object.npz")
-    save_png(image, out / "preview.png")
-    text = json.dumps(report, indent=2)
-    (out / "report.json").write_text(text + "\n", encoding="utf-8")
-    if as_json:
-        typer.echo(text)
-    else:
-        console.print_json(text)
-        console.print(f"wrote object.npz, preview.png and report.json to {out}")
+        image.save(out / "object.npz")
+        save_png(image, out / "preview.png")
+        text = json.dumps(report, indent=2)
+        (out / "report.json").write_text(text + "\n", encoding="utf-8")
+        if as_json:
+            typer.echo(text)
+        else:
+            console.print_json(text)
+            console.print(f"wrote object.npz, preview.png and report.json to {out}")
+        if viewer:
+            console.print("the page stays until Ctrl-C")
+            with suppress(KeyboardInterrupt):
+                threading.Event().wait()
     problem = _problem(report)
     if problem:
         console.print(f"[red]{problem}")
         raise typer.Exit(1)
+
+
+def _show_page(settings: Settings, console: Console, viewer: bool) -> None:
+    """Say where the page is, and open it if that is wished."""
+    with Daemon(settings.control.endpoint) as daemon:
+        url = daemon.status()["viewer"]
+    console.print(f"watch it in a browser at {url}")
+    # Without a display the module would start a browser for terminals, in this one.
+    can_open = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
+    if viewer and not (can_open and webbrowser.open(url)):
+        console.print("[yellow]no browser could be opened from here: open the page yourself")
 
 
 def _simulate(out: Path, seed: int, frames: int) -> ScanFile:

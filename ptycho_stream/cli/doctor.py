@@ -16,13 +16,18 @@ from rich.table import Table
 
 from ptycho_stream.cli.checkup import Finding, check_files, check_machine
 from ptycho_stream.cli.endpoint_checkup import check_endpoints
+from ptycho_stream.cli.key_checkup import check_keys
+from ptycho_stream.cli.key_options import client_keys, keyed
 from ptycho_stream.cli.options import AsJson
 from ptycho_stream.cli.positions_checkup import check_known_positions
+from ptycho_stream.errors import KeyFileError
+from ptycho_stream.keys import ClientKeys
 from ptycho_stream.settings import load_settings
 
 _STYLES = {True: "green", False: "red"}
 
 
+@keyed
 def doctor(
     config: Annotated[Path, typer.Option("--config", "-c", help="The daemon's TOML file.")],
     timeout: Annotated[float, typer.Option(help="Seconds an endpoint may take to answer.")] = 2.0,
@@ -30,15 +35,17 @@ def doctor(
 ) -> None:
     """Check endpoints, files, disk and device of a configuration, without taking a frame.
 
-    Says of every endpoint whether it is OK, silent, refused, or asks for another key; and of the
-    probe, the model, the data directory and the GPU, and of positions from a file or a generated
-    path, whether they can be used. The exit status is 1 if something is wrong.
+    Says of every endpoint whether it is OK, silent, refused, or asks for another key; and of keys
+    and their permissions, the probe, the model, the data directory and the GPU, and of positions
+    from a file or a generated path, whether they can be used. The exit status is 1 if something is
+    wrong.
 
     Example: ptycho-stream doctor --config beamline.toml
     """
     settings = load_settings(config)
     findings = [
-        *check_endpoints(settings, timeout),
+        *check_endpoints(settings, timeout, _keys(config)),
+        *check_keys(settings),
         *check_known_positions(settings),
         *check_files(settings),
         *check_machine(settings),
@@ -49,6 +56,15 @@ def doctor(
         _print(findings)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+def _keys(config: Path) -> ClientKeys | None:
+    """To ask the daemon with; None where there are none that can be used, which is a finding."""
+    try:
+        return client_keys(config)
+    except KeyFileError as error:
+        typer.echo(f"the daemon is not asked: {error}", err=True)
+        return None
 
 
 def _print(findings: list[Finding]) -> None:

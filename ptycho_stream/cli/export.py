@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ptycho_stream.cli.image_words import line, summary
+from ptycho_stream.cli.key_options import client_keys, keyed
 from ptycho_stream.cli.options import (
     AsJson,
     Config,
@@ -32,12 +33,14 @@ from ptycho_stream.scans.header import read_header
 from ptycho_stream.scans.reader import ScanReader
 
 if TYPE_CHECKING:
+    from ptycho_stream.keys import ClientKeys
     from ptycho_stream.report.scan_report import ScanReport
     from ptycho_stream.results import Image
 
 REPORT_SUFFIXES = (".npz", ".png", ".html")
 
 
+@keyed
 def export(
     files: Annotated[
         list[Path] | None,
@@ -86,7 +89,8 @@ def export(
 
         image = load_image(image_file)
     else:
-        image = _newest(result_endpoints(config, results, resync), scan, timeout)
+        endpoints = result_endpoints(config, results, resync)
+        image = _newest(endpoints, client_keys(config), scan, timeout)
     written = files or [Path(f"{image.scan_id}-report{suffix}") for suffix in (".html", ".png")]
     if report:
         known = _known(image, folder, config, endpoint, timeout)
@@ -128,12 +132,17 @@ def _check(
         raise typer.BadParameter("--folder with --report needs --image")
 
 
-def _newest(endpoints: tuple[str, str], scan: str | None, timeout_s: float | None) -> Image:
+def _newest(
+    endpoints: tuple[str, str],
+    keys: ClientKeys | None,
+    scan: str | None,
+    timeout_s: float | None,
+) -> Image:
     from ptycho_stream.client import ResultStream
 
     silence_s = SILENCE_ONCE_S if timeout_s is None else timeout_s
     try:
-        with ResultStream(*endpoints, scan_id=scan, timeout_s=silence_s) as stream:
+        with ResultStream(*endpoints, scan_id=scan, timeout_s=silence_s, keys=keys) as stream:
             return fetch(stream, timeout_s)
     except ScanNotFound as error:
         raise ScanNotFound(
@@ -199,7 +208,8 @@ def _known(
         return ScanReport(image, read_history(folder), header)
     from ptycho_stream.client import Daemon
 
-    with Daemon(control_endpoint(config, endpoint), timeout_s=timeout_s or 10.0) as daemon:
+    asked, keys = control_endpoint(config, endpoint), client_keys(config)
+    with Daemon(asked, timeout_s=timeout_s or 10.0, keys=keys) as daemon:
         header = daemon.scan(image.scan_id)
         entries: list[dict[str, Any]] = daemon.history(image.scan_id)["entries"]
     for entry in entries:

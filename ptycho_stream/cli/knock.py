@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
-Answer = Literal["ok", "silent", "refused", "wrong key", "not zeromq"]
+Answer = Literal["ok", "keyed", "silent", "refused", "wrong key", "not zeromq"]
 
 # Peers of ZMTP 2 and later look at the first and last byte only; one of ZMTP 1 takes the rest for
 # the length of a message and waits for it, instead of taking us for a peer.
@@ -32,8 +32,8 @@ class Knocked:
     """What was found behind an endpoint.
 
     Attributes:
-        answer: ``ok`` if a ZeroMQ socket without keys is there, ``wrong key`` if one that asks for
-            a key, ``silent`` if something accepts and says nothing.
+        answer: ``ok`` if a ZeroMQ socket without keys is there, ``keyed`` if one that asks for a
+            key, ``silent`` if something accepts and says nothing.
         detail: a sentence for people.
         socket_type: ``PUSH``, ``PUB`` ...; None where the peer did not get so far.
     """
@@ -91,7 +91,7 @@ def _greet(line: socket.socket, deadline_s: float) -> Knocked:
     greeting = _read(line, _GREETING_BYTES - 11, deadline_s)
     mechanism = greeting[1:21].rstrip(b"\0").decode("ascii", errors="replace")
     if mechanism != "NULL":
-        return Knocked("wrong key", f"it asks for {mechanism} security, and no key is configured")
+        return Knocked("keyed", f"it asks for a key ({mechanism})")
     line.sendall(_REST_OF_GREETING)
     kind = _socket_type(_read_command(line, deadline_s))
     if kind is None:

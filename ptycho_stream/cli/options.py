@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ptycho_stream.cli.key_options import client_keys
 from ptycho_stream.errors import EndpointError
 
 Config = Annotated[
@@ -49,10 +50,13 @@ def result_endpoints(
     from ptycho_stream.client import RESULTS_ENDPOINT, RESYNC_ENDPOINT
 
     if config is not None:
-        from ptycho_stream.settings import load_settings
+        from ptycho_stream.settings import load_settings, reachable
 
         settings = load_settings(config).results
-        return results or settings.endpoint, resync or settings.resync_endpoint
+        return (
+            results or reachable(settings.endpoint),
+            resync or reachable(settings.resync_endpoint),
+        )
     if (results is None) != (resync is None):
         raise EndpointError(
             "only one of --results and --resync is given: they belong to one daemon, give both, "
@@ -73,9 +77,9 @@ def control_endpoint(config: Path | None, endpoint: str | None) -> str:
         return endpoint
     if config is None:
         return CONTROL_ENDPOINT
-    from ptycho_stream.settings import load_settings
+    from ptycho_stream.settings import load_settings, reachable
 
-    return load_settings(config).control.endpoint
+    return reachable(load_settings(config).control.endpoint)
 
 
 def print_table(table: Table) -> None:
@@ -84,6 +88,33 @@ def print_table(table: Table) -> None:
     if not console.is_terminal:
         console = Console(width=1000)
     console.print(table)
+
+
+def print_scans(headers: Sequence[Mapping[str, Any]]) -> None:
+    """Print a line for each scan, from what its header says."""
+    table = Table(box=None, pad_edge=False)
+    columns = ("scan", "detector", "state", "series", "began (UTC)", "expected", "counts", "reason")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for header in headers:
+        counts: Mapping[str, int] = header.get("counts") or {}
+        table.add_row(
+            str(header["scan_id"]),
+            _detector_of(header),
+            str(header["state"]),
+            str(header.get("series", "")),
+            utc(header["created_ns"]) if "created_ns" in header else "",
+            str(header.get("expected_frames") or "-"),
+            ", ".join(f"{name} {count}" for name, count in counts.items() if count),
+            str(header.get("reason", "")),
+        )
+    print_table(table)
+
+
+def _detector_of(header: Mapping[str, Any]) -> str:
+    """A stored detector, and beside which scan its frames are; empty: the reconstructed one."""
+    name, beside = header.get("detector") or "", header.get("beside")
+    return f"{name} beside {beside}" if name and beside else name
 
 
 def call_daemon(
@@ -97,11 +128,12 @@ def call_daemon(
 
     Raises:
         ControlError: it refused or failed.
-        EndpointError: it does not answer.
+        EndpointError: it does not answer, or does not let us in.
+        KeyFileError: a key that is to be shown cannot be used.
     """
     from ptycho_stream.client import Daemon
 
-    with Daemon(control_endpoint(config, endpoint)) as daemon:
+    with Daemon(control_endpoint(config, endpoint), keys=client_keys(config)) as daemon:
         return daemon.call(command, arguments, timeout_s)
 
 

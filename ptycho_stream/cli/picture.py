@@ -5,7 +5,6 @@ Used by ``ptycho-stream watch`` and ``demo``.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +14,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.style import Style
 from rich.text import Text
 
-from ptycho_stream.files.images import coloured, phase
+from ptycho_stream.pictures import coloured, phase, shrunk
 from ptycho_stream.results import Image
 
 UPPER_HALF = "\u2580"
@@ -36,24 +35,6 @@ class PhasePicture:
 def picture_of(image: Image, spare_rows: int = 3) -> PhasePicture:
     """The phase of an image, for a rich console or live display."""
     return PhasePicture(image.object_yx, spare_rows)
-
-
-def shrunk(
-    object_yx: NDArray[np.complex64], height_px: int, width_px: int
-) -> NDArray[np.complex64]:
-    """Means over square blocks, so that the result fits; NaN where a block saw nothing."""
-    height, width = object_yx.shape
-    step = max(1, math.ceil(height / height_px), math.ceil(width / width_px))
-    padded_shape = (-(-height // step) * step, -(-width // step) * step)
-    padded = np.full(padded_shape, complex(np.nan, np.nan), np.complex64)
-    padded[:height, :width] = object_yx
-    seen = np.isfinite(padded)
-    blocks = (padded_shape[0] // step, step, padded_shape[1] // step, step)
-    count = seen.reshape(blocks).sum((1, 3))
-    total = np.where(seen, padded, 0).reshape(blocks).sum((1, 3))
-    result = np.full(count.shape, complex(np.nan, np.nan), np.complex64)
-    np.divide(total, count, out=result, where=count > 0)
-    return result
 
 
 def phase_picture(object_yx: NDArray[np.complex64], rows: int, columns: int) -> Text:

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ptycho_stream.cli.image_words import layer_words, line, summary, trust_rows, warning
+from ptycho_stream.cli.key_options import client_keys, keyed
 from ptycho_stream.cli.options import (
     AsJson,
     Config,
@@ -155,6 +156,7 @@ class Screen:
         return table
 
 
+@keyed
 def watch(
     config: Config = None,
     results: ResultsEndpoint = None,
@@ -217,7 +219,8 @@ def watch(
     judge = VerdictJudge(wanted_verdicts(fail_on or []), after, hold)
     endpoints = result_endpoints(config, results, resync)
     silence_s = timeout if timeout is not None else SILENCE_ONCE_S if once else SILENCE_S
-    with ResultStream(*endpoints, scan_id=scan, timeout_s=silence_s) as stream:
+    keys = client_keys(config)
+    with ResultStream(*endpoints, scan_id=scan, timeout_s=silence_s, keys=keys) as stream:
         try:
             if once:
                 image = fetch(stream, timeout)

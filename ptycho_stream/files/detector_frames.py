@@ -5,7 +5,8 @@ Used by ``ptycho-stream export-detectors``.  Laid out as NeXus data:
 ==========================  ====================================================================
 ``/entry``                  attributes ``scan_id``, ``detector``, ``beside`` (empty: unknown),
                             ``series``, ``state``, ``metadata`` (JSON)
-``/entry/data/data``        (M, h, w), the stored pixels, by rising frame number
+``/entry/data/data``        (M, h, w), the stored pixels, by rising frame number, without
+                            frames that recovery marked as lost
 ``.../frame_number``        int64 (M,)
 ``.../start_ns``,           int64 (M,), UTC, -1 where the detector does not tell
 ``.../stop_ns``
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from ptycho_stream.files.hdf5_output import hdf5_output
 from ptycho_stream.scans.reader import ScanReader
+from ptycho_stream.scans.records import FRAME_FLAG_LOST
 
 _AT_ONCE: Final = 64
 _TIMES: Final = ("start_ns", "stop_ns", "received_ns")
@@ -44,6 +46,7 @@ def write_detector_frames(path: Path, scan: ScanReader, beside: ScanReader | Non
         StoreError: the scan cannot be read.
     """
     records = scan.records()
+    records = records[(records["flags"] & FRAME_FLAG_LOST) == 0]
     records = records[np.argsort(records["number"], kind="stable")]
     numbers = records["number"].astype(np.int64)
     with hdf5_output(path) as file:

@@ -6,6 +6,8 @@ ever opened. Used by all readers and writers of NPZ files in this package.
 
 from __future__ import annotations
 
+import mmap
+import struct
 import zipfile
 import zlib
 from collections.abc import Generator, Iterable, Mapping
@@ -22,6 +24,9 @@ from ptycho_stream.errors import FileFormatError
 
 MAX_NPZ_BYTES: Final = 16 * 1024**3
 """Of all arrays together, unpacked."""
+_LOCAL_HEADER_BYTES = 30
+_NAME_LENGTH_AT = 26
+"""Of a member's local header and in it (APPNOTE.TXT of the ZIP format, 4.3.7)."""
 
 
 @contextmanager
@@ -79,8 +84,8 @@ def npz_keys(path: Path) -> list[str]:
         return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
-def _check(file: IO[bytes], member: zipfile.ZipInfo) -> None:
-    """Compare what an array's header promises with the size of its member."""
+def _check(file: IO[bytes], member: zipfile.ZipInfo) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order (true: Fortran's) and dtype of an array, if its member is as long as that."""
     version = npy_format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise FileFormatError(f"{member.filename} has NPY version {version}: save it with numpy")
@@ -89,7 +94,7 @@ def _check(file: IO[bytes], member: zipfile.ZipInfo) -> None:
         if version == (1, 0)
         else (npy_format.read_array_header_2_0)
     )
-    shape, _, dtype = read(file)
+    shape, fortran, dtype = read(file)
     if dtype.hasobject:
         raise FileFormatError(
             f"{member.filename} holds Python objects, which are never opened: save numbers and "
@@ -102,6 +107,44 @@ def _check(file: IO[bytes], member: zipfile.ZipInfo) -> None:
             f"{member.filename} promises {promised} bytes and {there} are there: it is damaged, "
             "save it again"
         )
+    return shape, fortran, dtype
+
+
+def map_npz(path: Path, what: str = "NPZ file") -> dict[str, NDArray[Any]]:
+    """The arrays of an NPZ file as read-only maps of it: only what is looked at is read.
+
+    A file that is replaced by another one meanwhile stays readable.
+
+    Args:
+        path: of the file, whose arrays are not compressed (``np.savez``).
+        what: it should be, for errors.
+
+    Raises:
+        FileFormatError: it is missing, damaged, compressed, or holds pickled objects.
+    """
+    if not path.is_file():
+        raise FileFormatError(f"there is no {what} {path}")
+    with _faults(path, what), path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return {
+            member.filename.removesuffix(".npy"): _mapped(archive, member, whole)
+            for member in archive.infolist()
+            if member.filename.endswith(".npy")
+        }
+
+
+def _mapped(archive: zipfile.ZipFile, member: zipfile.ZipInfo, whole: mmap.mmap) -> NDArray[Any]:
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise FileFormatError(f"{member.filename} is compressed: save it with np.savez")
+    with archive.open(member) as stored:
+        shape, fortran, dtype = _check(stored, member)
+        header_bytes = stored.tell()
+    # The local header's name and extra field may be longer than those of the directory.
+    name, extra = struct.unpack_from("<HH", whole, member.header_offset + _NAME_LENGTH_AT)
+    first = member.header_offset + _LOCAL_HEADER_BYTES + name + extra + header_bytes
+    count = int(np.prod(shape))
+    flat = np.frombuffer(whole, dtype, count, first)
+    return flat.reshape(shape, order="F" if fortran else "C")
 
 
 def save_streamed(

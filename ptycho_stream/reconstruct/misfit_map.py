@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from ptycho_stream.errors import GeometryError
 from ptycho_stream.reconstruct.canvas import TileIndex
-
-BIN_PX = 4
-"""Canvas pixels along each side of a map pixel."""
+from ptycho_stream.results import MISFIT_BIN_PX as BIN_PX
+from ptycho_stream.results import MisfitTile, stitch_misfit
 
 
 class MisfitMap:
@@ -38,6 +37,8 @@ class MisfitMap:
         self._stamps: dict[TileIndex, NDArray[np.float64]] = {}
         self._tiles: dict[TileIndex, NDArray[np.float64]] = {}
         self._frames: dict[int, tuple[int, int, float]] = {}
+        self._versions: dict[TileIndex, int] = {}
+        self._snapshots: dict[TileIndex, MisfitTile] = {}
 
     def put(
         self,
@@ -71,6 +72,7 @@ class MisfitMap:
             for tx in range(x // t, (x + size - 1) // t + 1):
                 x0, x1 = max(x, tx * t), min(x + size, (tx + 1) * t)
                 tile = self._tiles.setdefault((ty, tx), np.zeros((2, t, t)))
+                self._versions[ty, tx] = self._versions.get((ty, tx), 0) + 1
                 part = stamp[y0 - y : y1 - y, x0 - x : x1 - x]
                 place = slice(y0 - ty * t, y1 - ty * t), slice(x0 - tx * t, x1 - tx * t)
                 tile[0][place] += excess * part
@@ -103,15 +105,15 @@ class MisfitMap:
         np.divide(numerator, denominator, out=mean, where=enough, casting="same_kind")
         return mean
 
+    def snapshots(self) -> dict[TileIndex, MisfitTile]:
+        """All tiles as they are now; those that have not changed are the same objects as before."""
+        for index, version in self._versions.items():
+            known = self._snapshots.get(index)
+            if known is None or known.version != version:
+                self._snapshots[index] = MisfitTile(version, self.tile(index))
+        return dict(self._snapshots)
+
     def picture(self, least_weight: float = 0.05) -> tuple[NDArray[np.float32], TileIndex]:
         """All tiles joined: the map (H, W), and the canvas pixel of its first corner."""
-        if not self._tiles:
-            return np.empty((0, 0), np.float32), (0, 0)
-        keys = np.array(self.tiles)
-        low, high = keys.min(0), keys.max(0) + 1
-        t = self._tile
-        whole = np.full(tuple((high - low) * t), np.nan, np.float32)
-        for ty, tx in self.tiles:
-            y, x = (ty - int(low[0])) * t, (tx - int(low[1])) * t
-            whole[y : y + t, x : x + t] = self.tile((ty, tx), least_weight)
-        return whole, (int(low[0]) * t * BIN_PX, int(low[1]) * t * BIN_PX)
+        tiles = {index: MisfitTile(1, self.tile(index, least_weight)) for index in self._tiles}
+        return stitch_misfit(tiles, self._tile * BIN_PX)

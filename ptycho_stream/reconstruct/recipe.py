@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 import xxhash
 
-from ptycho_stream.errors import ModelError, ProbeError
+from ptycho_stream.errors import DeviceError, ProbeError
 from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.networks.network import Network
 from ptycho_stream.physics.optics import ZonePlate
@@ -73,7 +73,7 @@ class Recipe:
             The seconds that one frame takes.
 
         Raises:
-            ModelError: the device refuses, for want of memory for example.
+            DeviceError: the device refuses, for want of memory for example.
         """
         try:
             predictor = Predictor(self.network, self.probe, self.device, 1)
@@ -81,7 +81,7 @@ class Recipe:
             started_s = time.monotonic()
             predictor.warm_up()
         except RuntimeError as error:  # torch's own, out of memory among them
-            raise ModelError(
+            raise DeviceError(
                 f"model {self.model} does not run on {self.device}: {str(error).splitlines()[0]}"
             ) from error
         return (time.monotonic() - started_s) / predictor.batch_size
@@ -127,7 +127,8 @@ def load_recipe(settings: Settings) -> Recipe:
 
     Raises:
         ProbeError: the probe file is missing, unusable, or not of ``reconstruct.size_px``.
-        ModelError: the model is missing or damaged, or this machine lacks the device.
+        ModelError: the model is missing or damaged.
+        DeviceError: this machine lacks the device.
     """
     size = settings.reconstruct.size_px
     if settings.probe.optics is not None:
@@ -161,7 +162,7 @@ def usable_device(name: str, key: str = "reconstruct.device") -> torch.device:
         key: of the setting that it comes from, for the error.
 
     Raises:
-        ModelError: this machine has no such device.
+        DeviceError: this machine has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -169,7 +170,7 @@ def usable_device(name: str, key: str = "reconstruct.device") -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(
+        raise DeviceError(
             f"{key} is {name!r} and cannot be used here: {str(error).splitlines()[0]}"
         ) from error
     return device

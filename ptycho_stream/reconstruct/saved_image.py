@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_stream.atomic_file import sync_path
 from ptycho_stream.errors import StoreError
 from ptycho_stream.reconstruct.generation import Generation
 from ptycho_stream.scans.reader import ScanReader
@@ -24,6 +27,13 @@ from ptycho_stream.scans.records import positions_of
 STATE_FILE = "reconstruct.npz"
 
 _log = logging.getLogger(__name__)
+_UNREADABLE = (
+    *(ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, EOFError),
+    *(MemoryError, NotImplementedError, RuntimeError, SyntaxError),
+    *(struct.error, zlib.error, zipfile.BadZipFile),
+)
+"""What numpy, zipfile and this module raise over a file that was altered: encrypted members and
+unknown compressions (RuntimeError, NotImplementedError), absurd shapes (MemoryError) among it."""
 _CURRENT, _FOLLOWING, _REFINED = "current.", "following.", "refined."
 
 
@@ -54,6 +64,7 @@ def write_state(directory: Path, arrays: dict[str, NDArray[Any]]) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        sync_path(directory)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise StoreError(
@@ -79,8 +90,7 @@ def load_state(reader: ScanReader) -> SavedImage:
     """
     path = reader.directory / STATE_FILE
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
-            arrays = {key: held[key] for key in held.files}
+        arrays = _arrays(path)
         refined = {k.removeprefix(_REFINED): v for k, v in arrays.items() if k.startswith(_REFINED)}
         return SavedImage(
             _generation(reader, arrays, _CURRENT),
@@ -89,10 +99,26 @@ def load_state(reader: ScanReader) -> SavedImage:
         )
     except FileNotFoundError:
         return SavedImage()
-    except (ValueError, TypeError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         _log.warning("the saved image %s is unusable (%s) and is made again", path, error)
         path.rename(path.with_suffix(".damaged"))
         return SavedImage()
+
+
+def state_problem(directory: Path) -> str:
+    """What is wrong with the file of a scan's saved image; empty: nothing, or there is none."""
+    try:
+        _arrays(directory / STATE_FILE)
+    except FileNotFoundError:
+        return ""
+    except _UNREADABLE as error:
+        return f"it cannot be read: {error}"
+    return ""
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
+        return {key: held[key] for key in held.files}
 
 
 def _generation(

@@ -487,6 +487,7 @@ class ScanImage:
             tiles=self._tiles_to_show(generation),
             frame_numbers=frames.number,
             position_yx_m=frames.position_yx_m,
+            predicted=dict(self._tiles) if refined is not None and refined.shown else {},
             probe=generation.probe if refined is None else refined.shown_probe,
             model=generation.identity.model,
             spread=generation.spread.spread,

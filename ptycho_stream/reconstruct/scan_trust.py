@@ -185,7 +185,10 @@ class ScanTrust:
         if self.report is None or state.generation != self._generation:
             return state
         report, reasons = self.report, (*self.report.reasons, *self.suggestions)
-        return replace(state, trust=report.figures, verdict=report.verdict, reasons=reasons)
+        misfit = {} if self._watch is None else self._watch.misfit_tiles()
+        return replace(
+            state, trust=report.figures, verdict=report.verdict, reasons=reasons, misfit=misfit
+        )
 
     def _usable(self, generation: Generation) -> bool:
         if not len(self._image.frames):

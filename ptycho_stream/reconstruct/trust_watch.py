@@ -37,7 +37,7 @@ from ptycho_stream.reconstruct.suspicion import MAX_FRAMES, Suspicion, suspectin
 from ptycho_stream.reconstruct.trust import FrameJudge, tile_windows
 from ptycho_stream.reconstruct.trust_record import TrustRecord, TrustSummary
 from ptycho_stream.reconstruct.verdict import Figures, Limits, verdict
-from ptycho_stream.results import Tile
+from ptycho_stream.results import MisfitTile, Tile
 
 _JUDGED_AT_ONCE = 16
 """Frames; at least so many at each look."""
@@ -203,14 +203,9 @@ class TrustWatch:
             if not (judged or worked) or time.monotonic() >= until:
                 return self._report(shown.layer)
 
-    def misfit_map(self) -> tuple[NDArray[np.float32], TileIndex]:
-        """Mean excess R where frames were judged, and the canvas pixel of its first corner.
-
-        float32 (h, w), one value for 4 x 4 pixels of the canvas, NaN where there is none.
-        """
-        if self._map is None:
-            return np.zeros((0, 0), np.float32), (0, 0)
-        return self._map.picture()
+    def misfit_tiles(self) -> dict[TileIndex, MisfitTile]:
+        """Mean excess R where frames were judged."""
+        return {} if self._map is None else self._map.snapshots()
 
     def _cover(self, probe: Probe) -> None:
         """Count anew what is covered, when there are a few frames more."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import io
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_stream.errors import FileFormatError
-from ptycho_stream.files.images import coloured, phase
+from ptycho_stream.errors import MissingPackage
+from ptycho_stream.pictures import draw_object, extent_um, say
 from ptycho_stream.report.scan_report import ScanReport
 from ptycho_stream.verdicts import VERDICTS
 
@@ -32,15 +32,12 @@ def draw(report: ScanReport) -> bytes:
     """The picture as PNG.
 
     Raises:
-        FileFormatError: matplotlib is not installed.
+        MissingPackage: matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise FileFormatError(
-            f"a report needs a package that is not installed ({error}): "
-            "pip install 'ptycho-stream[report]'"
-        ) from error
+        raise MissingPackage("a report", "report", error) from error
     figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")
     axes = figure.subplots(3, 3)
     image = report.image
@@ -58,31 +55,13 @@ def draw(report: ScanReport) -> bytes:
 
 def _pictures(report: ScanReport, axes: list[Axes]) -> None:
     image = report.image
-    shown = _thinned(image.object_yx)
-    (y_m, x_m), (height_m, width_m) = image.origin_yx_m, image.pixel_yx_m
-    rows, columns = image.object_yx.shape
-    left_um, top_um = (x_m - width_m / 2) * 1e6, (y_m - height_m / 2) * 1e6
-    # Where on the sample, in the stage's coordinates; y grows downwards.
-    extent_um = (
-        left_um,
-        left_um + columns * width_m * 1e6,
-        top_um + rows * height_m * 1e6,
-        top_um,
-    )
-    pictures = ((axes[0], "phase", phase(shown)), (axes[1], "amplitude", np.abs(shown)))
-    for ax, title, values in pictures:
-        ax.set_title(title)
-        if not values.size:
-            _says(ax, "nothing seen yet")
-            continue
-        ax.imshow(coloured(values), extent=extent_um, interpolation="nearest")
-        ax.set_xlabel("x / µm")
-        ax.set_ylabel("y / µm")
+    extent = extent_um(image.object_yx.shape, image.origin_yx_m, image.pixel_yx_m)
+    draw_object(axes[:2], _thinned(image.object_yx), extent)
     axes[2].set_title("probe, first mode")
     if image.probe.size:
         axes[2].imshow(np.abs(image.probe[0]), cmap="inferno")
     else:
-        _says(axes[2], "not known")
+        say(axes[2], "not known")
 
 
 def _thinned(object_yx: NDArray[np.complex64]) -> NDArray[np.complex64]:
@@ -131,7 +110,7 @@ def _lines(
     """Curves over the time; a dotted line where another generation of the image begins."""
     ax.set_title(title)
     if not any(np.isfinite(values).any() for values in curves.values()):
-        _says(ax, "not measured")
+        say(ax, "not measured")
         return
     for name, values in curves.items():
         if np.isfinite(values).any():
@@ -157,7 +136,7 @@ def _verdicts(ax: Axes, report: ScanReport) -> None:
     rows = {name: row for row, name in enumerate(_UNDECIDED_FIRST)}
     values = report.curve(lambda entry: rows.get(entry.verdict))
     if not np.isfinite(values).any():
-        _says(ax, "not judged")
+        say(ax, "not judged")
         return
     ax.plot(report.time_s, values, ".-", markersize=3, linewidth=1, drawstyle="steps-post")
     ax.set_yticks(range(len(rows)), list(rows), fontsize="small")
@@ -171,9 +150,3 @@ def _mark_generations(ax: Axes, report: ScanReport) -> None:
     for at, (now, before) in enumerate(zip(generations[1:], generations, strict=False), 1):
         if now != before:
             ax.axvline(report.time_s[at], linestyle=":", linewidth=1, color="grey")
-
-
-def _says(ax: Any, text: str) -> None:
-    """Words instead of a plot."""
-    ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, color="grey")
-    ax.set_axis_off()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,18 +71,35 @@ def replace_file(path: Path, data: bytes) -> None:
         DiskFull: there is no room; the old file is as it was.
         StoreError: the operating system refused otherwise.
     """
+    _put(path, data, os.fsync)
+    with disk_errors(path):
+        sync_path(path.parent)
+
+
+def copy_file(path: Path, data: bytes) -> None:
+    """Like :func:`replace_file` but for a loss of power, after which it may be old, empty or gone.
+
+    For what can be had elsewhere: nothing waits for the disk.
+
+    Raises:
+        DiskFull: there is no room; the old file is as it was.
+        StoreError: the operating system refused otherwise.
+    """
+    _put(path, data, lambda _fd: None)
+
+
+def _put(path: Path, data: bytes, sync: Callable[[int], None]) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with disk_errors(path, len(data)):
         try:
             with temporary.open("wb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                sync(file.fileno())
             temporary.replace(path)
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
-        sync_path(path.parent)
 
 
 def allocate(fd: int, size_bytes: int, path: Path) -> None:

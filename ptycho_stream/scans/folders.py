@@ -14,6 +14,8 @@ from ptycho_stream.errors import ScanNotFound
 from ptycho_stream.scans.disk import disk_errors
 from ptycho_stream.scans.ulid import is_scan_id
 
+MASK_NAME = "mask.npy"
+
 
 def scans_directory(root: Path) -> Path:
     """The folder of all scans."""
@@ -35,7 +37,7 @@ def scan_directory(root: Path, scan_id: str) -> Path:
 
 def mask_path(directory: Path) -> Path:
     """The optional mask of a scan's bad pixels."""
-    return directory / "mask.npy"
+    return directory / MASK_NAME
 
 
 def announce_change(root: Path) -> None:

@@ -1,27 +1,34 @@
 """The header of a scan: what is known of it besides its frames, kept as ``scan.json``.
 
 Written by the scan's writer on rare changes (state, view, end), each time replaced as a whole; read
-by the catalogue and by every reader.
+by the catalogue and by every reader.  The file carries a checksum and has a copy beside it, so that
+a disk that forgets a bit neither turns frames into others nor takes them away.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, cast, get_args
 
 import numpy as np
+import xxhash
 
 from ptycho_stream.errors import ScanNotFound, StoreError
 from ptycho_stream.geometry import View
 from ptycho_stream.messages import DetectorGeometry
-from ptycho_stream.scans.disk import replace_file
+from ptycho_stream.scans.disk import copy_file, replace_file
 from ptycho_stream.scans.ulid import is_scan_id
 
 FORMAT_VERSION: Final = 2
 HEADER_NAME: Final = "scan.json"
+HEADER_COPY_NAME: Final = "scan.copy.json"
+_CHECK_KEY: Final = "check"
+
+_log = logging.getLogger(__name__)
 
 ScanState = Literal[
     "armed", "running", "draining", "complete", "interrupted", "aborted", "unmatched"
@@ -178,32 +185,88 @@ def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_header(directory: Path) -> ScanHeader:
-    """The header of the scan in ``directory``.
+    """The header of the scan in ``directory``; of its copy where it is damaged.
 
     Raises:
         ScanNotFound: there is none.
-        StoreError: it cannot be read.
+        StoreError: neither can be read.
     """
-    path = directory / HEADER_NAME
     try:
-        text = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+        return read_header_file(directory / HEADER_NAME)
+    except FileNotFoundError:
         raise ScanNotFound(
             f"there is no scan {directory.name} in {directory.parent}: "
             "`ptycho-stream ctl scans` lists those that are there"
         ) from None
+    except StoreError as error:
+        try:
+            header = read_header_file(directory / HEADER_COPY_NAME)
+        except (FileNotFoundError, StoreError):
+            raise error from None
+        _log.warning("%s; its copy %s is used", error, HEADER_COPY_NAME)
+        return header
+
+
+def read_header_file(path: Path) -> ScanHeader:
+    """The header in one file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StoreError: it cannot be read, was altered, or is no header.
+    """
+    try:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(path) from None
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}") from error
     try:
-        return ScanHeader.from_json(text)
+        return ScanHeader.from_json(_without_check(text))
     except StoreError as error:
         raise StoreError(f"{path}: {error}") from error
 
 
 def write_header(directory: Path, header: ScanHeader) -> None:
-    """Replace the header of the scan in ``directory`` in one step.
+    """Replace the header of the scan in ``directory`` in one step, and then its copy.
 
     Raises:
         DiskFull: there is no room; the old header is as it was.
     """
-    replace_file(directory / HEADER_NAME, header.to_json())
+    text = _with_check(header.to_json())
+    replace_file(directory / HEADER_NAME, text)
+    try:
+        copy_file(directory / HEADER_COPY_NAME, text)
+    except StoreError as error:  # the header itself is safe; its copy is one state older
+        _log.warning("the header's copy is not renewed: %s", error)
+
+
+def _with_check(text: bytes) -> bytes:
+    raw: dict[str, Any] = json.loads(text)
+    return json.dumps(raw | {_CHECK_KEY: _check(raw)}, indent=1, ensure_ascii=False).encode()
+
+
+def _without_check(text: bytes) -> bytes:
+    """What :func:`_with_check` was given; text without a check is as older versions wrote it.
+
+    Raises:
+        StoreError: it was altered.
+    """
+    try:
+        raw = json.loads(text)
+        if not isinstance(raw, dict) or _CHECK_KEY not in raw:
+            return text
+        held = cast("dict[str, Any]", raw)
+        check = held.pop(_CHECK_KEY)
+        if check == _check(held):
+            return json.dumps(held).encode()
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"not a scan header: {error!r}") from error
+    raise StoreError(
+        "the header was altered since it was written, by the disk or by hand (whoever means it "
+        f'removes the key "{_CHECK_KEY}")'
+    )
+
+
+def _check(raw: Mapping[str, Any]) -> str:
+    """Of the values, however they are spelt."""
+    return xxhash.xxh3_64_hexdigest(json.dumps(raw, sort_keys=True).encode())

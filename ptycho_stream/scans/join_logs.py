@@ -15,12 +15,27 @@ from numpy.typing import NDArray
 
 from ptycho_stream.scans.append_log import PAIRS_LOG, POSITIONS_LOG, AppendLog
 from ptycho_stream.scans.counters import Counters
+from ptycho_stream.scans.header import ScanHeader
 from ptycho_stream.scans.records import (
     PAIR_RECORD,
     PAIR_RECORD_FORMAT,
     POSITION_RECORD,
     POSITION_RECORD_FORMAT,
 )
+
+
+def count_positioned(
+    header: ScanHeader, records: NDArray[np.void], pairs: NDArray[np.void]
+) -> dict[str, int]:
+    """How many of a scan's frames have a position and how many lack one, for its accounting.
+
+    Frames that are dark or gated need none, nor do those of a stored detector.
+    """
+    if header.detector:
+        return {"positioned": 0, "unpositioned": 0}
+    paired = np.unique(pairs["slot"])
+    spared = np.setdiff1d(records["slot"][records["flags"] != 0], paired)
+    return {"positioned": len(paired), "unpositioned": len(records) - len(paired) - len(spared)}
 
 
 class JoinLogs:

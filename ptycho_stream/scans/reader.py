@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from ptycho_stream.errors import CorruptRecord, ScanNotFound, StoreError
@@ -24,7 +23,14 @@ from ptycho_stream.scans.batch_files import batch_file_name
 from ptycho_stream.scans.counters import COUNTERS_NAME, Counters
 from ptycho_stream.scans.folders import mask_path, scan_directory
 from ptycho_stream.scans.header import HEADER_NAME, ScanHeader, read_header
-from ptycho_stream.scans.records import FRAME_RECORD, PAIR_RECORD, POSITION_RECORD, intact
+from ptycho_stream.scans.pixel_files import PixelFiles, frame_room
+from ptycho_stream.scans.records import (
+    FRAME_FLAG_LOST,
+    FRAME_RECORD,
+    PAIR_RECORD,
+    POSITION_RECORD,
+    intact,
+)
 
 # A map holds a file descriptor; frames handed out keep theirs alive after it has left the cache.
 _MAPS_KEPT: Final = 4
@@ -34,14 +40,18 @@ _RECORDS_AT_ONCE: Final = 65536
 class ScanReader:
     """Read access to one scan; made by :meth:`open`.  Belongs to one thread."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, verify_reads: bool = False) -> None:
         """Open the scan in ``directory``.
+
+        With ``verify_reads`` frames are read instead of mapped, and compared with their checksums
+        whenever they are asked for.
 
         Raises:
             ScanNotFound: there is none.
             StoreError: it cannot be read.
         """
         self._directory = directory
+        self._verify_reads = verify_reads
         self._header_identity = (0, 0)
         self._header = self._read_header()
         self._counters = Counters(directory / COUNTERS_NAME, writable=False)
@@ -52,14 +62,14 @@ class ScanReader:
         self._bad_slots: set[int] = set()
 
     @classmethod
-    def open(cls, root: Path, scan_id: str) -> Self:
-        """Open scan ``scan_id`` of the data directory ``root``.
+    def open(cls, root: Path, scan_id: str, *, verify_reads: bool = False) -> Self:
+        """Open scan ``scan_id`` of the data directory ``root``; see the constructor.
 
         Raises:
             ScanNotFound: there is no such scan.
             StoreError: it cannot be read.
         """
-        return cls(scan_directory(root, scan_id))
+        return cls(scan_directory(root, scan_id), verify_reads=verify_reads)
 
     @property
     def directory(self) -> Path:
@@ -133,7 +143,7 @@ class ScanReader:
             return np.load(path, allow_pickle=False)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, TypeError, EOFError, MemoryError) as error:
             raise StoreError(f"cannot read {path}: {error}") from error
 
     def records(self, start: int = 0, stop: int | None = None) -> NDArray[np.void]:
@@ -213,10 +223,12 @@ class ScanReader:
         """The pixels (h, w) of a committed frame: a read-only view of the mapped file.
 
         Raises:
-            CorruptRecord: its record is damaged.
+            CorruptRecord: its record is damaged; with ``verify_reads``, or its pixels are.
             StoreError: it is not committed, or its file is damaged.
         """
         self._require_whole(slot, slot + 1)
+        if self._verify_reads:
+            return self._verified(np.array([slot]))[0]
         index, within = divmod(slot, self._header.frames_per_file)
         return self._map(index)[within]
 
@@ -226,7 +238,7 @@ class ScanReader:
         A read-only view where ``slots`` is a run within one batch file, else gathered.
 
         Raises:
-            CorruptRecord: the record of one is damaged.
+            CorruptRecord: the record of one is damaged; with ``verify_reads``, or its pixels are.
             StoreError: one is not committed, or a file is damaged.
         """
         wanted = self._slots(slots)
@@ -234,6 +246,8 @@ class ScanReader:
             return np.zeros((0, *self._header.frame_shape_yx), self._header.dtype)
         low, high = int(wanted.min()), int(wanted.max())
         self._require_whole(low, high + 1, wanted)
+        if self._verify_reads:
+            return self._verified(wanted)
         per_file = self._header.frames_per_file
         run = bool((np.diff(wanted) == 1).all())
         if run and low // per_file == high // per_file:
@@ -263,27 +277,67 @@ class ScanReader:
             self._checked = end
         if self._bad_slots:
             asked = range(start, stop) if slots is None else slots.tolist()
-            bad = self._bad_slots.intersection(asked)
+            bad = self._still_bad(log, self._bad_slots.intersection(asked))
             if bad:
                 raise CorruptRecord(
                     f"the records of slots {sorted(bad)} of scan {self.scan_id} are damaged: "
                     "leave these frames out"
                 )
 
+    def _still_bad(self, log: AppendLog, slots: set[int]) -> set[int]:
+        """Which of ``slots`` are damaged when they are read again.
+
+        Where stores of another processor may be seen in another order than they were made (not on
+        x86), a record may have been looked at before it was there.
+        """
+        healed = {slot for slot in slots if not self._bad_records(log, slot, slot + 1)}
+        self._bad_slots -= healed
+        return slots - healed
+
     def _bad_records(self, log: AppendLog, start: int, stop: int) -> list[int]:
         return (start + np.flatnonzero(~_whole(log.read(start, stop), start))).tolist()
 
+    def _verified(self, slots: NDArray[np.int64]) -> NDArray[Any]:
+        """Frames (n, h, w), read and compared with their checksums."""
+        gathered = np.empty((len(slots), *self._header.frame_shape_yx), self._header.dtype)
+        log = self._open_logs()[0]
+        low = int(slots.min())
+        checksums = log.read(low, int(slots.max()) + 1)["checksum"][slots - low].tolist()
+        with PixelFiles(self._directory, self._header) as pixels:
+            bad = [
+                slot
+                for at, (slot, checksum) in enumerate(zip(slots.tolist(), checksums, strict=True))
+                if not pixels.read(slot, gathered[at], checksum)
+            ]
+        if bad:
+            raise CorruptRecord(
+                f"the pixels of slots {bad} of scan {self.scan_id} are not what was written: "
+                "leave these frames out"
+            )
+        return gathered
+
     def _map(self, index: int) -> NDArray[Any]:
         """Batch file ``index`` as a read-only array (frames_per_file, h, w)."""
+        path = self._directory / batch_file_name(index)
         frames = self._maps.get(index)
         if frames is not None:
             self._maps.move_to_end(index)
+            self._check_not_cut(path)
             return frames
-        frames = self._map_file(self._directory / batch_file_name(index))
+        frames = self._map_file(path)
         self._maps[index] = frames
         if len(self._maps) > _MAPS_KEPT:
             self._maps.popitem(last=False)
         return frames
+
+    def _check_not_cut(self, path: Path) -> None:
+        """Look whether a mapped file still has its size: pages past its end are a SIGBUS."""
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:  # deleted: what is mapped stays
+            return
+        if size < self._header.frames_per_file * self._header.frame_bytes:
+            raise StoreError(f"{path} was cut short to {size} bytes: the store is damaged")
 
     def _map_file(self, path: Path) -> NDArray[Any]:
         header = self._header
@@ -322,24 +376,18 @@ class ScanReader:
 
     def _damaged(self, start: int, stop: int) -> list[int]:
         damaged: list[int] = []
-        log = self._open_logs()[0]
-        for first in range(start, stop, _RECORDS_AT_ONCE):
-            end = min(first + _RECORDS_AT_ONCE, stop)
-            bad = set(self._bad_records(log, first, end))
-            checksums = log.read(first, end)["checksum"].tolist()
-            damaged += [
-                slot
-                for slot, checksum in enumerate(checksums, first)
-                if slot in bad or self._checksum_of_pixels(slot) != checksum
-            ]
+        log, room = self._open_logs()[0], frame_room(self._header)
+        with PixelFiles(self._directory, self._header) as pixels:
+            for first in range(start, stop, _RECORDS_AT_ONCE):
+                end = min(first + _RECORDS_AT_ONCE, stop)
+                bad = set(self._bad_records(log, first, end))
+                checksums = log.read(first, end)["checksum"].tolist()
+                damaged += [
+                    slot
+                    for slot, checksum in enumerate(checksums, first)
+                    if slot in bad or not pixels.read(slot, room, checksum)
+                ]
         return damaged
-
-    def _checksum_of_pixels(self, slot: int) -> int | None:
-        index, within = divmod(slot, self._header.frames_per_file)
-        try:
-            return xxhash.xxh3_64_intdigest(self._map(index)[within])
-        except StoreError:  # a file that is gone or short holds no whole frame
-            return None
 
     def _close_logs(self) -> None:
         for log in self._logs or ():
@@ -361,4 +409,5 @@ class ScanReader:
 
 def _whole(records: NDArray[np.void], start: int) -> NDArray[np.bool_]:
     """Which frame records (n,) of the slots from ``start`` on are as they were written."""
-    return intact(records) & (records["slot"] == np.arange(start, start + len(records)))
+    whole = intact(records) & (records["slot"] == np.arange(start, start + len(records)))
+    return whole & ((records["flags"] & FRAME_FLAG_LOST) == 0)

@@ -28,6 +28,8 @@ FRAME_FLAG_DARK: Final = 1
 """Taken without beam, for the background; such a frame has no pair."""
 FRAME_FLAG_SKIP: Final = 2
 """To be left out of the image; its pair, if it has a position, is flagged as gated."""
+FRAME_FLAG_LOST: Final = 1 << 31
+"""Damaged, which recovery has found out: the slot is taken, nothing else in the record is true."""
 
 FRAME_RECORD: Final = np.dtype(
     [

@@ -1,25 +1,31 @@
-"""Finding out what of an unsealed scan is whole after its writer, or the machine, went down.
+"""Finding out what of a scan is whole after its writer, the machine or the disk went down.
 
-Used by :meth:`ScanWriter.recover`.  Nothing is believed but the records' check words and, for
-frames not known to be synced, the checksum of their pixels; the counters are only a hint.
+Used by :meth:`ScanWriter.recover` and by ``ptycho-stream scans recover``.  Nothing is believed but
+the records' check words and, for frames not known to be synced, the checksum of their pixels; the
+counters are only a hint.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-import xxhash
+from numpy.typing import NDArray
 
 from ptycho_stream.scans.append_log import FRAMES_LOG, PAIRS_LOG, POSITIONS_LOG, AppendLog
-from ptycho_stream.scans.batch_files import batch_file_name
 from ptycho_stream.scans.counters import COUNTERS_NAME, Counters
-from ptycho_stream.scans.disk import read_up_to, replace_file
+from ptycho_stream.scans.disk import replace_file
 from ptycho_stream.scans.header import ScanHeader
-from ptycho_stream.scans.records import FRAME_RECORD, PAIR_RECORD, POSITION_RECORD
+from ptycho_stream.scans.pixel_files import PixelFiles, frame_room
+from ptycho_stream.scans.records import (
+    FRAME_FLAG_LOST,
+    FRAME_RECORD,
+    PAIR_RECORD,
+    POSITION_RECORD,
+    intact,
+)
 
 _RECORDS_AT_ONCE: Final = 8192
 
@@ -29,22 +35,26 @@ class RecoveryReport:
     """What recovery found.
 
     Attributes:
-        frames: whole frames that the scan now has.
+        frames: slots that the scan now has, lost ones among them.
+        whole_frames: of these, frames that are whole.
         adopted_frames: of these, whole ones that had been written but not yet committed.
+        lost_frames: frames that are damaged while later ones are whole; their slots are marked.
         dropped_records: frame records cut from the end, begun ones included.
-        dropped_positions: position records cut from the end.
-        dropped_pairs: pair records cut from the end, or belonging to frames that were cut.
+        dropped_positions: position records that were damaged, or cut from the end.
+        dropped_pairs: pair records that were damaged, cut, or belong to frames that are gone.
     """
 
     frames: int
+    whole_frames: int
     adopted_frames: int
+    lost_frames: int
     dropped_records: int
     dropped_positions: int
     dropped_pairs: int
 
 
 def recover_files(directory: Path, header: ScanHeader) -> RecoveryReport:
-    """Cut the logs of a scan to what is whole, and set its counters accordingly.
+    """Bring the logs of a scan to what is whole, and set its counters accordingly.
 
     The caller holds the scan's lock.  Readers that have the scan open go on.
 
@@ -56,72 +66,96 @@ def recover_files(directory: Path, header: ScanHeader) -> RecoveryReport:
         leftover.unlink()
     counters = Counters(directory / COUNTERS_NAME, writable=True)
     frame_log = AppendLog(directory / FRAMES_LOG, FRAME_RECORD, writable=True)
-    position_log = AppendLog(directory / POSITIONS_LOG, POSITION_RECORD, writable=True)
     try:
-        frames = _whole_frames(directory, header, frame_log, counters.durable)
+        # A sealed scan was synced as a whole: a pixel that has changed since is no reason to cut.
+        synced = frame_log.records_begun() if header.sealed else counters.durable
+        whole = _whole_frames(directory, header, frame_log, synced)
+        frames = len(whole)
         adopted = max(frames - counters.committed, 0)
-        dropped_pairs, pairs = _recover_pairs(directory / PAIRS_LOG, frames)
+        lost = _mark_lost(frame_log, whole)
+        gone = np.flatnonzero(~whole)
+        dropped_pairs, pairs = _recover_log(directory / PAIRS_LOG, PAIR_RECORD, frames, gone)
+        dropped_positions, positions = _recover_log(directory / POSITIONS_LOG, POSITION_RECORD)
         counters.committed = frames
         counters.durable = min(counters.durable, frames)
-        counters.positions = position_log.find_intact()
+        counters.positions = positions
         counters.pairs = pairs
         counters.recoveries += 1
         return RecoveryReport(
             frames=frames,
+            whole_frames=int(whole.sum()),
             adopted_frames=adopted,
+            lost_frames=lost,
             dropped_records=frame_log.cut(frames),
-            dropped_positions=position_log.cut(counters.positions),
+            dropped_positions=dropped_positions,
             dropped_pairs=dropped_pairs,
         )
     finally:
-        position_log.close()
         frame_log.close()
         counters.close()
 
 
-def _whole_frames(directory: Path, header: ScanHeader, log: AppendLog, synced: int) -> int:
-    """Number of frames, from the first, whose record and (from ``synced`` on) pixels are whole."""
-    there = log.find_intact()
-    for start in range(0, there, _RECORDS_AT_ONCE):
-        slots = log.read(start, min(start + _RECORDS_AT_ONCE, there))["slot"]
-        in_place = slots == np.arange(start, start + len(slots))
-        if not in_place.all():
-            there = start + int(np.argmin(in_place))
-            break
-    pixels = memoryview(bytearray(header.frame_bytes))
-    for start in range(min(synced, there), there, _RECORDS_AT_ONCE):
-        records = log.read(start, min(start + _RECORDS_AT_ONCE, there))
-        for slot, checksum in enumerate(records["checksum"].tolist(), start):
-            if not _pixels_are_whole(directory, header, slot, pixels, checksum):
-                return slot
-    return there
+def _whole_frames(
+    directory: Path, header: ScanHeader, log: AppendLog, synced: int
+) -> NDArray[np.bool_]:
+    """Of each frame up to the last whole one: whether record and (from ``synced``) pixels are."""
+    there = log.records_begun()
+    whole = np.zeros(there, bool)
+    room = frame_room(header)
+    with PixelFiles(directory, header) as pixels:
+        for start in range(0, there, _RECORDS_AT_ONCE):
+            records = log.read(start, min(start + _RECORDS_AT_ONCE, there))
+            slots = np.arange(start, start + len(records))
+            good = intact(records) & (records["slot"] == slots)
+            good &= (records["flags"] & FRAME_FLAG_LOST) == 0
+            for at in np.flatnonzero(good & (slots >= synced)).tolist():
+                good[at] = pixels.read(start + at, room, int(records["checksum"][at]))
+            whole[slots] = good
+    kept = np.flatnonzero(whole)
+    return whole[: kept[-1] + 1] if len(kept) else whole[:0]
 
 
-def _pixels_are_whole(
-    directory: Path, header: ScanHeader, slot: int, pixels: memoryview, checksum: int
-) -> bool:
-    index, within = divmod(slot, header.frames_per_file)
+def _mark_lost(log: AppendLog, whole: NDArray[np.bool_]) -> int:
+    """Write records that say so in the place of frames that are not whole; how many are new."""
+    new = 0
+    for slot in np.flatnonzero(~whole).tolist():
+        record = log.read(slot, slot + 1)
+        if intact(record)[0] and record["flags"][0] & FRAME_FLAG_LOST:
+            continue
+        record = np.zeros(1, FRAME_RECORD)
+        record["slot"], record["flags"] = slot, FRAME_FLAG_LOST
+        log.rewrite(slot, record)
+        new += 1
+    if new:
+        log.sync()
+    return new
+
+
+def _recover_log(
+    path: Path,
+    dtype: np.dtype[np.void],
+    frames: int | None = None,
+    gone: NDArray[np.int64] | None = None,
+) -> tuple[int, int]:
+    """Drop damaged records of positions or pairs, and pairs of frames that are gone.
+
+    Frames from ``frames`` on are gone, whose slots will be used again, and those of slots ``gone``.
+
+    Returns:
+        How many records were dropped, and how many are left.
+    """
+    log = AppendLog(path, dtype, writable=True)
     try:
-        fd = os.open(directory / batch_file_name(index), os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        there = read_up_to(fd, pixels, within * header.frame_bytes)
-    finally:
-        os.close(fd)
-    return there == len(pixels) and xxhash.xxh3_64_intdigest(pixels) == checksum
-
-
-def _recover_pairs(path: Path, frames: int) -> tuple[int, int]:
-    """Cut torn pairs, and drop those of frames that are gone: their slots will be used again."""
-    log = AppendLog(path, PAIR_RECORD, writable=True)
-    try:
-        count = log.find_intact()
-        dropped = log.cut(count)
-        pairs = log.read(0, count)
+        begun = log.records_begun()
+        records = log.read(0, begun)
+        kept = intact(records)
+        if frames is not None and gone is not None:
+            kept &= (records["slot"] < frames) & ~np.isin(records["slot"], gone)
+        left = int(kept.sum())
+        if kept[:left].all():
+            log.cut(left)
+            return begun - left, left
     finally:
         log.close()
-    kept = np.ascontiguousarray(pairs[pairs["slot"] < frames])
-    if len(kept) < count:
-        replace_file(path, kept.tobytes())
-    return dropped + count - len(kept), len(kept)
+    replace_file(path, np.ascontiguousarray(records[kept]).tobytes())
+    return begun - left, left

@@ -212,7 +212,7 @@ class ScanStateMachine:
             return self._by_series.get(what.series)
         if what.epoch is not None:
             return self._open.get(self._epochs.scan_of(what.epoch) or "")
-        return self._running()
+        return self._find(None, ("armed", "running"))
 
     # ---- starts and ends -----------------------------------------------------------------------
 
@@ -538,9 +538,6 @@ class ScanStateMachine:
             state: ScanState = "interrupted" if scan.ledger.count else "aborted"
             out += self._seal(scan, event.at_ns, state, "the daemon was stopped")
         return out
-
-    def _running(self) -> OpenedScan | None:
-        return next((s for s in reversed(self._open.values()) if s.state == "running"), None)
 
     def _find(self, scan_id: str | None, states: tuple[ScanState, ...]) -> OpenedScan | None:
         if scan_id is not None:

@@ -24,6 +24,11 @@ class UlidGenerator:
         self._lock = threading.Lock()
         self._last = 0
 
+    def go_on_after(self, scan_id: str) -> None:
+        """Make none from now on that sorts before ``scan_id``: the clock may have been set back."""
+        with self._lock:
+            self._last = max(self._last, decode_ulid(scan_id))
+
     def __call__(self) -> str:
         """The next ULID."""
         now = (time.time_ns() // 1_000_000) << _RANDOM_BITS | secrets.randbits(_RANDOM_BITS)
@@ -40,6 +45,18 @@ def encode_ulid(value: int) -> str:
     '0000000000000000000000000Z'
     """
     return "".join(_ALPHABET[value >> shift & 31] for shift in range(125, -1, -5))
+
+
+def decode_ulid(text: str) -> int:
+    """The value of 26 characters that :func:`is_scan_id` has accepted.
+
+    >>> decode_ulid("0000000000000000000000000Z")
+    31
+    """
+    value = 0
+    for character in text:
+        value = value << 5 | _ALPHABET.index(character)
+    return value
 
 
 def is_scan_id(text: str) -> bool:

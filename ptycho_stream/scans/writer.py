@@ -42,8 +42,8 @@ from ptycho_stream.scans.header import (
     read_header,
     write_header,
 )
-from ptycho_stream.scans.join_logs import JoinLogs
-from ptycho_stream.scans.records import FRAME_RECORD
+from ptycho_stream.scans.join_logs import JoinLogs, count_positioned
+from ptycho_stream.scans.records import FRAME_FLAG_LOST, FRAME_RECORD
 from ptycho_stream.scans.recovery import RecoveryReport, recover_files
 from ptycho_stream.scans.scan_lock import ScanLock
 from ptycho_stream.scans.spare import SpareFiles
@@ -147,7 +147,8 @@ class ScanWriter:
             if header.sealed:
                 raise ScanSealed(f"scan {scan_id} is {header.state}: there is nothing to recover")
             check_frame_size(header)
-            report = recover_files(directory, header)
+            with disk_errors(directory):
+                report = recover_files(directory, header)
             try_to_reserve_space(directory)
             writer = cls(root, header, lock)
         except BaseException:
@@ -187,8 +188,10 @@ class ScanWriter:
         return self._buffer.pending >= self._buffer.capacity
 
     def records(self, start: int = 0, stop: int | None = None) -> NDArray[np.void]:
-        """Committed frame records [start, stop): what a recovered scan already has."""
-        return self._frames.read(start, self._frames.count if stop is None else stop)
+        """Committed frame records of slots [start, stop) that are not lost: what is there."""
+        records = self._frames.read(start, self._frames.count if stop is None else stop)
+        lost = (records["flags"] & FRAME_FLAG_LOST) != 0
+        return records[~lost] if lost.any() else records
 
     def positions(self, start: int = 0, stop: int | None = None) -> NDArray[np.void]:
         """Position records [start, stop) written so far."""
@@ -415,9 +418,15 @@ class ScanWriter:
             raise ScanSealed(f"scan {self.scan_id} is closed already")
         try:
             release_reserve(self._directory)
+            pending = self._buffer.pending
             dropped = self._commit_or_drop()
             self.sync()
-            final = {**self._header.counts, **counts, "frames": self._committed}
+            with disk_errors(self._directory):  # nobody recovers a sealed scan
+                sync_path(self._directory / COUNTERS_NAME)
+            records = self.records()
+            final = {**self._header.counts, **counts, "frames": len(records)}
+            if pending and "positioned" in counts:  # what became of these is known only now
+                final |= count_positioned(self._header, records, self.pairs())
             for name, number in dropped.items():
                 final[name] = final.get(name, 0) + number
             header = replace(

@@ -98,7 +98,7 @@ def opened_scans(
         StoreError: a scan is gone, or cannot be read.
         TrainingError: a scan cannot be trained on, or has too few frames.
     """
-    catalogue = Catalogue(settings.data.directory)
+    catalogue = Catalogue(settings.data.directory, verify_reads=settings.data.verify_reads)
     with ExitStack() as stack:
         scans: list[SplitScan] = []
         for planned in plan.scans:

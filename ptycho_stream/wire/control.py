@@ -28,6 +28,9 @@ MAX_JOB_MINUTES = 7 * 24 * 60.0
 MAX_EXPECTED_FRAMES = 1 << 40
 MAX_HISTORY = 100_000
 MAX_CENTER_PX = 1 << 20
+MAX_CANVAS_PX = 1 << 40
+MAX_PIECE_SIDE = 1 << 18
+MAX_WORDS = 16
 ABSOLUTE_PATH = r"^/[^\x00-\x1f\x7f]{0,4095}\Z"
 MODEL_NAME = r"^[^\x00-\x1f\x7f]{1,256}\Z"
 SNAPSHOT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
@@ -36,7 +39,9 @@ SNAPSHOT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
 # What msgspec raises on bytes from outside: text that is not UTF-8 comes as a ValueError.
 UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
 
-RequestId = int | str
+RequestId = int | Annotated[str, msgspec.Meta(max_length=256)]
+_Id = Annotated[str, msgspec.Meta(max_length=64)]
+_Word = Annotated[str, msgspec.Meta(max_length=256)]
 
 
 class NoArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -52,7 +57,7 @@ class ScansArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class ScanArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Of ``scan``, ``snapshots``, ``stop`` and ``abort``: None means the newest."""
 
-    scan_id: str | None = None
+    scan_id: _Id | None = None
 
 
 class StartArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -76,23 +81,48 @@ class StartArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class ExportArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Of ``export``, into the daemon's export folder: None means the newest scan."""
 
-    scan_id: str | None = None
-    formats: tuple[str, ...] = ("npz",)
+    scan_id: _Id | None = None
+    formats: Annotated[tuple[_Word, ...], msgspec.Meta(max_length=MAX_WORDS)] = ("npz",)
 
 
 class SnapshotArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Of ``snapshot``: None means the newest scan."""
 
     name: Annotated[str, msgspec.Meta(pattern=SNAPSHOT_NAME)]
-    scan_id: str | None = None
+    scan_id: _Id | None = None
     force: bool = False
 
 
 class HistoryArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Of ``history``: None means the newest scan."""
 
-    scan_id: str | None = None
+    scan_id: _Id | None = None
     limit: Annotated[int, msgspec.Meta(ge=2, le=MAX_HISTORY)] = 10_000
+
+
+class FrameArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Of ``frame``: None means the newest scan, and its newest frame."""
+
+    scan_id: str | None = None
+    frame: Annotated[int, msgspec.Meta(ge=0, lt=MAX_EXPECTED_FRAMES)] | None = None
+    look: Literal["view", "stored"] = "view"
+
+
+_CanvasPx = Annotated[int, msgspec.Meta(ge=-MAX_CANVAS_PX, le=MAX_CANVAS_PX)]
+_PieceSize = Annotated[int, msgspec.Meta(ge=1, le=MAX_PIECE_SIDE)]
+
+
+class ImageArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Of ``image``: None means the newest scan, its final image, and the whole of it."""
+
+    scan_id: str | None = None
+    snapshot: Annotated[str, msgspec.Meta(pattern=SNAPSHOT_NAME)] | None = None
+    parts: Annotated[
+        tuple[Literal["object", "misfit", "probe", "positions"], ...], msgspec.Meta(max_length=4)
+    ] = ()
+    corner_yx_px: tuple[_CanvasPx, _CanvasPx] | None = None
+    shape_yx: tuple[_PieceSize, _PieceSize] | None = None
+    bin_px: Literal[1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096] | None = None
 
 
 _CenterPx = Annotated[float, msgspec.Meta(ge=0, le=MAX_CENTER_PX)]
@@ -105,7 +135,7 @@ _Background = (
 class ReprocessArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Of ``reprocess``: None means the newest scan, and what it is looked at or made with now."""
 
-    scan_id: str | None = None
+    scan_id: _Id | None = None
     orientation: Orientation | None = None
     center_yx_px: tuple[_CenterPx, _CenterPx] | None = None
     dc: Literal["center", "corner"] | None = None
@@ -123,33 +153,33 @@ class TrainingArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True)
     What values there may be is checked with the job that they come to.
     """
 
-    scan_ids: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_JOB_SCANS)] = ()
-    name: str | None = None
+    scan_ids: Annotated[tuple[_Id, ...], msgspec.Meta(max_length=MAX_JOB_SCANS)] = ()
+    name: _Word | None = None
     frames: tuple[int, int] | None = None
-    loss: str | None = None
+    loss: _Word | None = None
     minutes: Annotated[float, msgspec.Meta(gt=0, le=MAX_JOB_MINUTES)] | None = None
     steps: int | None = None
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
     batch_frames: int | None = None
     held_out: float | None = None
     seed: int | None = None
-    promote: str | None = None
-    device: str | None = None
+    promote: _Word | None = None
+    device: _Word | None = None
     devices: int | None = None
-    precision: str | None = None
-    loggers: tuple[str, ...] | None = None
+    precision: _Word | None = None
+    loggers: Annotated[tuple[_Word, ...], msgspec.Meta(max_length=MAX_WORDS)] | None = None
 
 
 class FinetuneArguments(TrainingArguments, frozen=True):
     """Of ``finetune``: None means the model in use."""
 
-    model: str | None = None
+    model: _Word | None = None
 
 
 class TrainArguments(TrainingArguments, frozen=True):
     """Of ``train``: the network that is trained from nothing, and its settings."""
 
-    architecture: str | None = None
+    architecture: _Word | None = None
     network: dict[str, Any] = {}
 
     def bounded(self) -> TrainArguments:
@@ -170,13 +200,13 @@ class JobsArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class JobArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Of ``job`` (None: the newest) and ``cancel`` (None: the one that runs)."""
 
-    job_id: str | None = None
+    job_id: _Id | None = None
 
 
 class ModelArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Of ``use_model``."""
 
-    name: str
+    name: _Word
 
 
 COMMANDS: Mapping[str, type[msgspec.Struct]] = {
@@ -198,6 +228,8 @@ COMMANDS: Mapping[str, type[msgspec.Struct]] = {
     "snapshot": SnapshotArguments,
     "snapshots": ScanArguments,
     "history": HistoryArguments,
+    "frame": FrameArguments,
+    "image": ImageArguments,
     "reprocess": ReprocessArguments,
     "reload": NoArguments,
     "endpoints": NoArguments,
@@ -208,7 +240,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One request; ``id`` is the client's, and comes back with the reply."""
 
     id: RequestId
-    command: str
+    command: _Word
     arguments: dict[str, Any] = {}
     v: int = VERSION
 

@@ -126,6 +126,8 @@ class Follower:
         heard: whether anything at all has come from the sender.
         empty: the sender says that it has no image yet.
         newest_scan_id: the newest scan of which the sender has an image; empty if none.
+        held: generation and newest update of each image that the sender holds, by scan, as its last
+            beacon told.
         undecodable: messages that were not understood; the last one's fault is in ``problem``.
     """
 
@@ -133,6 +135,7 @@ class Follower:
         self.heard = False
         self.empty = False
         self.newest_scan_id = ""
+        self.held: dict[str, tuple[int, int]] = {}
         self.undecodable = 0
         self.problem = ""
         self._wanted = wanted_scan_id
@@ -278,6 +281,7 @@ class Follower:
         self._enter_epoch(beacon.epoch)
         marks = {mark.scan_id: mark for mark in beacon.images}
         self.newest_scan_id = max(marks, default="")
+        self.held = {mark.scan_id: (mark.generation, mark.seq) for mark in beacon.images}
         self.empty = not marks
         mark = marks.get(self._wanted or self.newest_scan_id)
         self._note_absence(mark is None and self._wanted is not None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -32,7 +32,7 @@ MIN_RESYNC_INTERVAL_S = 0.05
 MAX_FRAMES_PER_UPDATE = 65_536
 MAX_TILE_PX = 4096
 MAX_PROBE_VALUES = 64 << 20
-MAX_HAVE_TILES = 1_000_000
+MAX_HAVE_TILES = 65_536
 
 # What msgspec raises on bytes from outside: text that is not UTF-8 comes as a ValueError.
 UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
@@ -143,7 +143,7 @@ class ResyncRequest(msgspec.Struct, tag="resync", tag_field="type", frozen=True,
     """What a client has, so that it gets what is newer; all of it for a new client.
 
     ``tiles`` are (ty, tx, version).  ``wanted_scan_id`` asks for one scan's image, None for the
-    newest.
+    newest; ``layer`` for another layer of it (:mod:`ptycho_stream.wire.layers`).
     """
 
     id: int
@@ -154,6 +154,7 @@ class ResyncRequest(msgspec.Struct, tag="resync", tag_field="type", frozen=True,
     probe_version: int = 0
     tiles: list[tuple[int, int, int]] = []
     wanted_scan_id: str | None = None
+    layer: Literal["", "predicted", "misfit"] = ""
     v: int = VERSION
 
 
@@ -215,12 +216,12 @@ def encode_image(update: ImageUpdate) -> Parts:
     )
     parts: Parts = [
         _encoder.encode(header),
-        _blob(content.frame_numbers, "<i8"),
-        _blob(content.position_yx_m, "<f8"),
-        _blob(content.probe, "<c8") if with_probe else b"",
+        blob(content.frame_numbers, "<i8"),
+        blob(content.position_yx_m, "<f8"),
+        blob(content.probe, "<c8") if with_probe else b"",
     ]
     for tile in content.tiles.values():
-        parts += [_blob(tile.object_yx, "<c8"), _blob(tile.weight_yx, "<f4")]
+        parts += [blob(tile.object_yx, "<c8"), blob(tile.weight_yx, "<f4")]
     return parts
 
 
@@ -238,8 +239,8 @@ def decode_resync(parts: Sequence[BytesLike]) -> ResyncRequest:
     """
     if len(parts) != 1:
         raise MalformedMessage(f"a resync request has one part, this one has {len(parts)}")
-    request = _read(_resync_decoder, parts[0])
-    _check_version(request.v)
+    request = read(_resync_decoder, parts[0])
+    check_version(request.v)
     if len(request.tiles) > MAX_HAVE_TILES:
         raise LimitExceeded(f"a resync request names {len(request.tiles)} tiles")
     return request
@@ -256,8 +257,8 @@ def decode_server_message(parts: Sequence[BytesLike]) -> ServerMessage:
     """
     if not parts:
         raise MalformedMessage("an empty message from the publisher")
-    header = _read(_server_decoder, parts[0])
-    _check_version(header.v)
+    header = read(_server_decoder, parts[0])
+    check_version(header.v)
     return _image_update(header, parts[1:]) if isinstance(header, _ImageHeader) else header
 
 
@@ -270,13 +271,8 @@ def _image_update(header: _ImageHeader, blobs: Sequence[BytesLike]) -> ImageUpda
         raise MalformedMessage(
             f"an image update with {len(header.tiles)} tiles has {len(blobs)} blobs"
         )
-    shape = (header.tile_px, header.tile_px)
     tiles = {
-        (ty, tx): Tile(
-            version,
-            _array(blobs[3 + 2 * i], "<c8", shape, "object tile"),
-            _array(blobs[4 + 2 * i], "<f4", shape, "weight tile"),
-        )
+        (ty, tx): tile(version, blobs[3 + 2 * i], blobs[4 + 2 * i], header.tile_px)
         for i, (ty, tx, version) in enumerate(header.tiles)
     }
     content = ImageState(
@@ -286,9 +282,9 @@ def _image_update(header: _ImageHeader, blobs: Sequence[BytesLike]) -> ImageUpda
         pixel_yx_m=header.pixel_yx_m,
         tile_px=header.tile_px,
         tiles=tiles,
-        frame_numbers=_array(blobs[0], "<i8", (header.frames,), "frame numbers"),
-        position_yx_m=_array(blobs[1], "<f8", (header.frames, 2), "positions"),
-        probe=_array(blobs[2], "<c8", _checked_probe_shape(header.probe_shape), "probe"),
+        frame_numbers=array(blobs[0], "<i8", (header.frames,), "frame numbers"),
+        position_yx_m=array(blobs[1], "<f8", (header.frames, 2), "positions"),
+        probe=array(blobs[2], "<c8", _checked_probe_shape(header.probe_shape), "probe"),
         model=header.model,
         layer=header.layer,
         counts=header.counts,
@@ -323,14 +319,24 @@ def _checked_probe_shape(shape: tuple[int, int, int] | None) -> tuple[int, int, 
     return shape
 
 
-def _read(decoder: msgspec.msgpack.Decoder[_T], part: BytesLike) -> _T:
+def read(decoder: msgspec.msgpack.Decoder[_T], part: BytesLike) -> _T:
+    """The header in ``part``.
+
+    Raises:
+        MalformedMessage: it is none.
+    """
     try:
         return decoder.decode(part)
     except UNREADABLE as error:
         raise MalformedMessage(f"not a message of the results protocol: {error}") from error
 
 
-def _check_version(version: int) -> None:
+def check_version(version: int) -> None:
+    """Refuse what is of another version of this protocol.
+
+    Raises:
+        MalformedMessage: it is.
+    """
     if version != VERSION:
         raise MalformedMessage(
             f"results protocol version {version}; this program speaks {VERSION}: use the same "
@@ -338,19 +344,39 @@ def _check_version(version: int) -> None:
         )
 
 
-def _blob(array: NDArray[Any], dtype: str) -> memoryview:
+def blob(array: NDArray[Any], dtype: str) -> memoryview:
+    """An array's memory, as it is sent."""
     # Empty arrays have no memory that memoryview could cast.
     return np.ascontiguousarray(array, dtype).data.cast("B") if array.size else memoryview(b"")
 
 
-def _array(blob: BytesLike, dtype: str, shape: tuple[int, ...], what: str) -> NDArray[Any]:
-    flat = memoryview(blob).cast("B")
+def tile(version: int, object_blob: BytesLike, weight_blob: BytesLike, tile_px: int) -> Tile:
+    """A tile of T = ``tile_px`` from its two blobs.
+
+    Raises:
+        MalformedMessage: they are not as long as that.
+    """
+    shape = (tile_px, tile_px)
+    return Tile(
+        version,
+        array(object_blob, "<c8", shape, "object tile"),
+        array(weight_blob, "<f4", shape, "weight tile"),
+    )
+
+
+def array(sent: BytesLike, dtype: str, shape: tuple[int, ...], what: str) -> NDArray[Any]:
+    """A read-only array over a blob that was sent.
+
+    Raises:
+        MalformedMessage: the blob is not as long as its header promises.
+    """
+    flat = memoryview(sent).cast("B")
     needed = np.dtype(dtype).itemsize * int(np.prod(shape))
     if flat.nbytes != needed:
         raise MalformedMessage(f"{what}: {flat.nbytes} bytes where the header promises {needed}")
-    array = np.frombuffer(flat, dtype).reshape(shape)
-    array.flags.writeable = False
-    return array
+    values = np.frombuffer(flat, dtype).reshape(shape)
+    values.flags.writeable = False
+    return values
 
 
 def _shape3(array: NDArray[Any]) -> tuple[int, int, int]:

@@ -17,12 +17,12 @@ pytestmark = [pytest.mark.interop, pytest.mark.timeout(180)]
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
-def printed(program: str, *options: object) -> dict[str, Any]:
+def printed(program: str, *options: object, limit_s: float = 170) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, str(FOLDER / program), *map(str, options)],
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=limit_s,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -39,6 +39,51 @@ def test_ingest(files: str, tmp_path: Path) -> None:
     assert figures["ingest_frames_per_s"] > 0
     ratio = figures["ingest_frames_per_s"] / figures["bare_frames_per_s"]
     assert figures["ratio"] == pytest.approx(ratio)
+    assert not list(tmp_path.iterdir()), "it deletes what it wrote"
+
+
+def test_viewer() -> None:
+    figures = printed("viewer.py", "--pairs", 1, "--seconds", 5, "--rate", 40, "--json")
+    (pair,) = figures["pairs"]
+    assert pair["without"]["frames_per_s"] > 0 and pair["with"]["frames_per_s"] > 0
+    assert pair["with"]["messages_per_s"] > 0 and pair["with"]["kB_per_s"] < 300
+    ratio = pair["with"]["frames_per_s"] / pair["without"]["frames_per_s"]
+    assert figures["ratio_median"] == pytest.approx(ratio, abs=0.01)
+
+
+@pytest.mark.timeout(600)
+def test_a_stopped_subscriber_and_slow_ones_go_on_with_the_newest_image() -> None:
+    figures = printed("subscribers.py", "--pairs", 1, "--frames", 200, "--slow", 20, limit_s=580)
+    assert figures["subscribers_that_went_on"] == 21
+    # What is kept for each that is slow (results.queue_bytes) bounds what the daemon grows by.
+    assert figures["memory_growth_mb"] < 21 * 64
+    (pair,) = figures["pairs"]
+    for key in ("ingest_frames_per_s", "reconstruct_frames_per_s"):
+        assert pair["without"][key] > 0 and pair["with"][key] > 0
+    # Ten times what is asked for on a machine that nobody shares.
+    assert figures["newest_image_after_s"]["most"] < 20
+
+
+@pytest.mark.timeout(600)
+def test_nothing_grows_in_three_minutes() -> None:
+    figures = printed("soak.py", "--minutes", 3, "--frames", 100, "--json", limit_s=580)
+    assert figures["scans"] >= 2
+    for key, held in figures["growth"].items():
+        before, after = held["second_third"], held["last_third"]
+        if key.endswith("_memory_mb"):
+            assert after - before < 20 + 0.1 * before, (key, held)
+        elif key == "files":
+            assert after - before <= 60, held  # one scan's more or less
+        elif key.endswith("_restarts"):
+            assert after == 0, (key, held)
+        else:
+            assert after - before <= 8, (key, held)
+
+
+def test_curve(tmp_path: Path) -> None:
+    figures = printed("curve.py", "--pairs", 1, "--frames", 2000, "--folder", tmp_path)
+    ratio = figures["keys_frames_per_s"] / figures["plain_frames_per_s"]
+    assert figures["ratio"] == pytest.approx(ratio) and ratio > 0
     assert not list(tmp_path.iterdir()), "it deletes what it wrote"
 
 
