@@ -7,8 +7,9 @@ the reconstruct stage (views, patch corners) and the simulators (the same, backw
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,18 @@ from numpy.typing import NDArray
 from ptycho_stream.errors import GeometryError
 
 PLANCK_TIMES_LIGHT_EV_M = 1.239841984e-6  # h*c, CODATA 2018
+
+METRES: Final[Mapping[str, float]] = {
+    **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1.0),
+    **dict.fromkeys(("cm",), 1e-2),
+    **dict.fromkeys(("mm", "millimeter", "millimeters", "millimetre", "millimetres"), 1e-3),
+    **dict.fromkeys(("um", "\N{MICRO SIGN}m", "\N{GREEK SMALL LETTER MU}m"), 1e-6),
+    **dict.fromkeys(("micron", "microns", "micrometer", "micrometers"), 1e-6),
+    **dict.fromkeys(("micrometre", "micrometres"), 1e-6),
+    **dict.fromkeys(("nm", "nanometer", "nanometers", "nanometre", "nanometres"), 1e-9),
+    **dict.fromkeys(("pm", "picometer", "picometers", "picometre", "picometres"), 1e-12),
+}
+"""Of units of length as streams and files name them, in lower case."""
 
 Orientation = Literal[
     "identity",

@@ -417,6 +417,12 @@ class PandaSettings(Section):
         names = [name for name in (self.y, self.x, self.i0, self.gate) if name is not None]
         if len(set(names)) < len(names):
             raise ValueError("names one dataset twice: y, x, i0 and gate are different ones")
+        if self.i0 is None and self.i0_from != "mean":
+            raise ValueError("i0_from is how the dataset `i0` is read: name i0 too")
+        if self.gate is None and (self.gate_open, self.gate_threshold) != ("above", 0.5):
+            raise ValueError(
+                "gate_open and gate_threshold are of the dataset `gate`: name gate too"
+            )
         return self
 
 

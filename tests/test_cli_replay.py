@@ -172,6 +172,9 @@ def test_wrong_files_and_options_end_with_a_status(scan_path: Path, tmp_path: Pa
     assert ended(started("replay", tmp_path / "none.npz"))[0] == 1
     assert ended(started("replay", scan_path, "--dialect", "morse"))[0] == 2
     assert ended(started("replay", scan_path, "--encoding", "zip"))[0] == 1
+    idle = ("--no-positions", "--positions-dialect", "panda")
+    status, _, err = ended(started("replay", scan_path, *idle))
+    assert status == 2 and "there is no positioner" in " ".join(err.split())
 
 
 def test_the_measured_scan_becomes_a_scan_file(data_folder: Path, tmp_path: Path) -> None:

@@ -1,16 +1,25 @@
 """Pairs that are lent to helpers: the image is the one that a process alone would have made."""
 
+from contextlib import closing
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
+import zmq
 from image_bench import Bench, running_scan, shipped_recipe
 
 from ptycho_stream.errors import MalformedMessage, ModelError
+from ptycho_stream.physics.probe import Probe
 from ptycho_stream.reconstruct.lending import LentScan, Loan, Made
+from ptycho_stream.reconstruct.open_scan import OpenScan
 from ptycho_stream.results import Image
 from ptycho_stream.scans import ScanReader
+from ptycho_stream.scans.append_log import FRAMES_LOG
+from ptycho_stream.scans.records import FRAME_RECORD
 from ptycho_stream.simulate.experiment import simulate_experiment
+from ptycho_streamd.lender import HELLO, MADE, Lender, endpoint_in
 
 SIZE = 64
 
@@ -113,6 +122,39 @@ def test_nothing_is_taken_for_a_generation_that_is_gone(bench, recipe):
     assert sorted(shown(image).frame_numbers.tolist()) == list(range(20))
 
 
+def test_nothing_is_taken_that_a_former_image_of_the_scan_has_lent(bench):
+    bench.write(range(20))
+    image = bench.open()
+    image.step(5, list[int]().extend)
+    image.save()
+    loan = image.lend(10)
+    made = help_with(bench, loan)
+    again = bench.open()  # as when the stage leaves a scan alone and comes back to it
+    while again.has_work:
+        again.step(20, list[int]().extend)
+    assert again.current.identity.to_json() == loan.identity
+    assert len(again.take_back(loan, made)) == len(again.take_back(loan, None)) == 0
+    assert not again.has_work and again.current.ledger.lent_count == 0
+    assert sorted(again.current.ledger.added.tolist()) == list(range(20))
+
+
+def test_nothing_is_taken_for_a_generation_that_was_dropped_and_begun_again(bench, recipe):
+    bench.write(range(60))
+    image, other = alone(bench), replace(recipe, model="renamed")
+    image.use(other)
+    image.step(10, list[int]().extend)
+    loan = image.lend(10)
+    made = help_with(bench, loan, other)
+    for wanted in (recipe, other):
+        image.use(wanted)
+        image.step(10, list[int]().extend)
+    while image.can_step:
+        image.step(20, list[int]().extend)
+    assert image.current.identity.to_json() == loan.identity
+    assert len(image.take_back(loan, made)) == 0
+    assert sorted(image.current.ledger.added.tolist()) == list(range(60))
+
+
 def test_a_new_generation_is_made_with_helpers_too(bench, recipe):
     bench.write(range(60))
     image = alone(bench)
@@ -127,17 +169,31 @@ def test_a_new_generation_is_made_with_helpers_too(bench, recipe):
     assert sorted(shown(image).frame_numbers.tolist()) == list(range(60))
 
 
-def test_a_helper_with_another_probe_or_model_refuses(bench, recipe):
+def test_a_helper_takes_the_probe_that_the_image_is_made_with(bench, recipe):
+    """The helper would take another one: that of a scan which has ended since, for example."""
+    bench.write(range(40))
+    image = bench.open()
+    image.step(5, list[int]().extend)
+    other = replace(recipe, probe=Probe(np.flip(recipe.probe.modes, -1).copy() * 1j))
+    while image.has_work:
+        loan = image.lend(40)
+        assert loan is not None
+        assert len(image.take_back(loan, help_with(bench, loan, other))) == 35
+    held, wanted = shown(image), shown(alone(bench))
+    seen = np.isfinite(wanted.object_yx)
+    error = np.abs(held.object_yx - wanted.object_yx)[seen]
+    assert error.max() <= 1e-5 * np.abs(wanted.object_yx[seen]).max()
+
+
+def test_a_helper_with_another_model_or_without_a_probe_refuses(bench, recipe):
     bench.write(range(20))
     image = bench.open()
     image.step(5, list[int]().extend)
     loan = image.lend(5)
-    for other in (
-        replace(recipe, model_sha256="0" * 64),
-        replace(recipe, probe=recipe.probe.normalised(2.0)),
-    ):
-        with pytest.raises(ModelError, match="another model or probe"):
-            help_with(bench, loan, other)
+    with pytest.raises(ModelError, match="another model"):
+        help_with(bench, loan, replace(recipe, model_sha256="0" * 64))
+    with pytest.raises(MalformedMessage, match="without its probe"):
+        help_with(bench, loan.to_who_has_the_probe())
 
 
 def test_damaged_frames_are_named_to_who_lent_them(bench):
@@ -155,6 +211,69 @@ def test_damaged_frames_are_named_to_who_lent_them(bench):
     assert made.damaged == [slot]
     image.take_back(loan, made)
     assert image.counts()["skipped"] == 1 and not image.has_work
+
+
+@pytest.fixture
+def context():
+    with zmq.Context() as held:
+        yield held
+
+
+def test_a_loan_of_a_stage_that_died_is_not_taken_for_one_of_the_next(bench, context, tmp_path):
+    bench.write(range(60))
+    helper, loans = context.socket(zmq.DEALER), list[Loan]()
+    with helper:
+        helper.setsockopt(zmq.LINGER, 0)
+        helper.connect(endpoint_in(tmp_path))
+        numbers = list[bytes]()
+        for _ in range(2):
+            image = bench.open()
+            image.step(4, list[int]().extend)
+            scans = cast("dict[str, OpenScan]", {"s": SimpleNamespace(parked=False, image=image)})
+            lender = Lender(context, tmp_path)
+            with closing(lender):
+                helper.send_multipart([HELLO, b"0.05"])
+                assert lender.socket.poll(10_000)
+                assert not list(lender.returned()) and lender.helpers == 1
+                lender.lend(scans, enough=0)
+                for _ in range(2):
+                    assert helper.poll(10_000)
+                    number, data = helper.recv_multipart()
+                    numbers.append(number)
+                    loans.append(Loan.decode(data))
+                first, second = loans[-2:]
+                assert first.probe is not None and second.probe is None
+                made = help_with(bench, loans[0]).encode()
+                helper.send_multipart([MADE, numbers[0], b"0.05", made])
+                assert lender.socket.poll(10_000)
+                returned = list(lender.returned())
+                assert len(returned) == (1 if len(numbers) == 2 else 0)
+    assert len(set(numbers)) == 4
+
+
+@pytest.mark.parametrize("slot", [0, 3])
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_frame_whose_record_is_damaged_is_left_out_and_stops_no_other(bench, saved, slot):
+    bench.write(range(20))
+    image = bench.open()
+    if saved:
+        image.step(10, list[int]().extend)
+        image.save()
+    log = next(bench.root.rglob(FRAMES_LOG))
+    data = bytearray(log.read_bytes())
+    data[slot * FRAME_RECORD.itemsize + 8] ^= 0xFF
+    log.write_bytes(data)
+    image, damaged = bench.open(), list[int]()
+    while image.can_step:
+        image.step(5, damaged.extend)
+        loan = image.lend(5)
+        if loan is not None:
+            made = help_with(bench, loan)
+            damaged += made.damaged
+            image.take_back(loan, made)
+    assert not image.has_work
+    assert saved or damaged == [slot]
+    assert set(range(20)) - set(image.current.ledger.added.tolist()) == set(damaged)
 
 
 @pytest.mark.parametrize("data", [b"", b"nonsense", b"\x94\xa1a\x01\xa1b\xa1c"])

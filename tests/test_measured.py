@@ -341,6 +341,14 @@ def test_positions_in_a_file_of_their_own(tmp_path):
     np.testing.assert_allclose(found.positions_yx_m, np.delete(scan.positions_yx_m, 4, 0))
 
 
+def test_a_table_of_positions_is_of_the_frames_and_has_a_unit_of_its_own(tmp_path):
+    path, table = write_nexus(tmp_path), tmp_path / "table.csv"
+    table.write_text("frame,y_m,x_m\n1000,0,0\n")
+    refused(path, "no frame has a position", MeasuredChoice(positions_file=table))
+    idle = MeasuredChoice(positions_file=table, xy="points", position_unit="um")
+    refused(path, "metres.*no use for xy, position_unit", idle)
+
+
 def test_ptychopinn_files_of_others_are_read_when_they_are_explained(tmp_path):
     found = load_measured(write_ptychopinn(tmp_path), AMPLITUDE)
     scan = asymmetric_scan()
@@ -499,7 +507,7 @@ def test_unknown_versions_are_refused(tmp_path):
                 "_metadata": json.dumps({"measurement_domain": "amplitude"}),
             },
             AMPLITUDE,
-            "amplitude and counts: correct measurement_domain",
+            "amplitude and counts: correct measurement_domain there$",
         ),
         (
             {"diff3d": np.asarray(asymmetric_scan().counts), "measurement_domain": "amplitude"},
@@ -512,6 +520,14 @@ def test_unknown_versions_are_refused(tmp_path):
         ({"xcoords": None}, AMPLITUDE, "that is no scan of ours"),
         ({"ycoords": None}, AMPLITUDE, "key ycoords is missing"),
         ({"xcoords": np.zeros(3)}, AMPLITUDE, r"\(18, 32, 32\), with 3 xcoords"),
+        (
+            {
+                "diff3d": np.zeros((0, SIZE, SIZE), np.float32),
+                **dict.fromkeys(("xcoords", "ycoords"), np.zeros(0)),
+            },
+            AMPLITUDE,
+            "no frame has a position",
+        ),
         (
             {"diff3d": np.moveaxis(np.sqrt(good_counts(asymmetric_scan()) / 1e4), 0, -1)},
             AMPLITUDE,

@@ -99,6 +99,8 @@ def test_a_file_of_positions_is_read(tmp_path) -> None:
             positions("panda", PANDA.replace('"/X"', '"/Y"'), endpoint="ipc:///a"),
             "names one dataset twice",
         ),
+        (positions("panda", PANDA + 'i0_from = "sum"\n', endpoint="ipc:///a"), "name i0 too"),
+        (positions("panda", PANDA + 'gate_open = "below"\n', endpoint="ipc:///a"), "gate too"),
         (
             positions("bluesky", BLUESKY + "first_frame = 1\n", endpoint="ipc:///a"),
             "name that too",

@@ -426,6 +426,19 @@ def epoch_started(m: Machine, epoch: str, series: str | None = None, **fields: A
     return m.feed(ev.EpochStarted(m.now_ns, PositionsStart(epoch, series, **fields)))
 
 
+def test_batches_without_positions_are_not_held_and_match_nothing(measured: Machine):
+    """Each would take memory, and none would count for the bound of what is held."""
+    m = measured
+    epoch_started(m, "p")
+    for _ in range(3):
+        assert m.positions("p", range(0)) == []
+    held = m.machine._epochs["p"].held
+    assert held == []
+    m.start("1")
+    m.frames(range(3))
+    assert kinds(m.positions("p", range(3))) == ["BindEpoch", "StorePositions"]
+
+
 def test_an_epoch_armed_ahead_of_its_scan_is_not_taken_by_one_that_had_none(measured: Machine):
     """Of the first scan all positions were lost, and the next one's positioner is armed first."""
     m = measured

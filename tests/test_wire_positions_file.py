@@ -48,6 +48,7 @@ def test_a_csv_is_read_bit_exact_in_any_order_of_columns(tmp_path: Path) -> None
         ({"positions_yx_m": WHERE.astype(complex)}, "numbers"),
         ({"positions_yx_m": np.array([[None, 1]])}, "numbers"),
         ({"positions_yx_m": np.full((3, 2), np.nan)}, "y positions are all NaN"),
+        ({"positions_yx_m": [[np.nan, 1.0], [1.0, np.nan]]}, "no frame has both y and x"),
         ({"positions_yx_m": WHERE, "frame_numbers": [0, 1]}, "frame_numbers"),
         ({"positions_yx_m": WHERE, "frame_numbers": [0, 1, 1]}, "twice"),
         ({"positions_yx_m": WHERE, "frame_numbers": [0, 1, -2]}, "negative"),

@@ -16,7 +16,6 @@ from pathlib import Path
 from ptycho_stream.errors import ControlError, FileFormatError
 from ptycho_stream.results import Image, ImageState
 from ptycho_stream.scans.leases import Lease
-from ptycho_stream.scans.ulid import new_scan_id
 from ptycho_stream.settings import ExportFormat, ExportSettings
 from ptycho_streamd.bus import StageRequest
 from ptycho_streamd.export_files import ExportOutcome, ExportTask
@@ -90,15 +89,18 @@ class Exports:
     def close(self) -> None:
         """Give up what is not done; what is half written is deleted."""
         self._closed = True
-        if self._process is not None:
-            self._process.terminate()
+        process = self._process  # which the thread takes away when it has ended
+        if process is not None:
+            process.terminate()
         self._worker.shutdown(cancel_futures=True)
 
     def _carry_out(
         self, export: Export, settings: ExportSettings, formats: tuple[ExportFormat, ...]
     ) -> ExportOutcome:
         """In the thread: hand the image over to the program as a file, and wait for it."""
-        handed_over = export.folder / f"export-{new_scan_id()}.npz.tmp"
+        handed_over = (
+            export.folder / "export.npz.tmp"
+        )  # one at a time; of a killed stage: taken over
         try:
             Image(export.state).save(handed_over)
             task = ExportTask(

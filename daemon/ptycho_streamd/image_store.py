@@ -19,7 +19,6 @@ from ptycho_stream.reconstruct.open_scan import OpenScan
 from ptycho_stream.reconstruct.probe_life import probe_of_scan_before, save_probe
 from ptycho_stream.reconstruct.recipe import Recipe
 from ptycho_stream.reconstruct.scan_image import ScanImage
-from ptycho_stream.reconstruct.scan_trust import ScanTrust
 from ptycho_stream.results import Image, ImageState
 from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_stream.scans.disk import replace_file
@@ -82,27 +81,11 @@ class ImageStore:
             recipe = self.recipe_for(reader.header)
             if reader.pair_count:
                 begin_try(reader.directory)
+            return OpenScan.of(reader, lease, recipe, self.settings)
         except Exception:
             reader.close()
             lease.release()
             raise
-        refinement, trust = self.settings.refine, self.settings.trust
-        tile_px = self.settings.reconstruct.tile_px
-        image = ScanImage(reader, recipe, tile_px, refinement if refinement.enabled else None)
-        judge = ScanTrust(
-            image,
-            trust,
-            recipe.device,
-            positions_move=refinement.positions,
-            mask_pixels=self.settings.view.hot_pixels == "auto",
-        )
-        return OpenScan(
-            image,
-            lease,
-            trust=judge if trust.enabled else None,
-            refine_s=refinement.seconds,
-            trust_s=trust.seconds,
-        )
 
     def recipe_for(self, header: ScanHeader) -> Recipe:
         """What the image of a scan is made with: the settings' recipe, but for the probe that

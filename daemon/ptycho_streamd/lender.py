@@ -44,9 +44,16 @@ def endpoint_in(folder: Path) -> str:
 
 @dataclass(slots=True)
 class _Helper:
-    """One that said hello: the seconds that it takes for a frame, and its loans by number."""
+    """One that said hello.
+
+    Attributes:
+        frame_s: the seconds that it takes for a frame.
+        has_probe_of: purpose of its newest loan.
+        loans: by number, with the time of each.
+    """
 
     frame_s: float
+    has_probe_of: tuple[str, int, str] | None = None
     rests_until_s: float = 0.0
     loans: dict[bytes, tuple[Loan, float]] = field(default_factory=dict[bytes, tuple[Loan, float]])
 
@@ -68,7 +75,8 @@ class Lender:
         self.socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self.socket.bind(endpoint_in(folder))
         self._helpers: dict[bytes, _Helper] = {}
-        self._lent = 0
+        # A helper may send what it made for a stage that died: no number comes a second time.
+        self._lent = time.monotonic_ns()
 
     def close(self) -> None:
         """Close the socket; what is lent is lost."""
@@ -94,7 +102,10 @@ class Lender:
                 self._lent += 1
                 number = str(self._lent).encode()
                 helper.loans[number] = (loan, now_s)
-                self.socket.send_multipart([name, number, loan.encode()])
+                known = helper.has_probe_of == loan.purpose
+                told = loan.to_who_has_the_probe() if known else loan
+                helper.has_probe_of = loan.purpose
+                self.socket.send_multipart([name, number, told.encode()])
 
     def returned(self) -> Iterator[tuple[Loan, Made | None]]:
         """Loans that have come back, and what was made of them; None: nothing."""
@@ -125,6 +136,7 @@ class Lender:
         if kind == CANNOT:
             log.warning("%s: %s", name.decode(), parts[1].decode())
             helper.rests_until_s = time.monotonic() + REST_S
+            helper.has_probe_of = None
             yield loan, None
             return
         helper.frame_s = float(parts[1])

@@ -29,6 +29,7 @@ from ptycho_stream.simulate.detector import (
     play,
 )
 from ptycho_stream.simulate.outlet import SocketKind
+from ptycho_stream.simulate.position_series import PositionOptions
 from ptycho_stream.simulate.pva_detector import DEFAULT_SERVER, PvaDetectorSimulator
 from ptycho_stream.simulate.series import DetectorOptions, Dialect
 from ptycho_stream.wire.dectris_v1_parts import HeaderDetail
@@ -138,6 +139,12 @@ def replay(
         serializer,
         pages,
     )
+    alone = no_positions or positions == "inline"
+    if alone and (motion != PositionOptions() or positions_socket is not None):
+        raise typer.BadParameter(
+            "there is no positioner: leave out --positions-dialect, --positions-from, "
+            "--positions-socket and what goes with them"
+        )
     options = DetectorOptions(dialect, encoding, header_detail, rate, one_part_each, modules)
     plan = _Plan(scan, positions, series, repeat, stop_after, positions_batch)
     with ExitStack() as stack:
@@ -155,7 +162,7 @@ def replay(
                 DetectorSimulator(bind, options, timeout_s=timeout, kind=detector_socket)
             )
         positioner = None
-        if not (no_positions or positions == "inline"):
+        if not alone:
             kind = positioner_given.socket_kind(positions_socket, motion.dialect)
             positioner = stack.enter_context(
                 PositionSimulator(positions_bind, kind, timeout_s=timeout, options=motion)

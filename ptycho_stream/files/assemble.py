@@ -135,6 +135,10 @@ def _answered(found: Found, choice: MeasuredChoice) -> Found:
 def _check_shape(found: Found, choice: MeasuredChoice) -> None:
     count, h, w = found.frames.shape
     dtype, wanted = found.frames.dtype, len(found.position_yx)
+    if not wanted:
+        raise FileFormatError(
+            f"{found.where}: no frame has a position; name positions of these frames"
+        )
     if dtype.kind not in "uif":
         raise FileFormatError(f"{found.where} is {dtype}, not numbers: name another dataset")
     if found.rows is not None or count == wanted:

@@ -7,7 +7,7 @@ are followed; what is too large is refused before memory is allocated.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self, cast
@@ -25,12 +25,6 @@ MAX_FRAME_BYTES: Final = 512 * 1024**2
 _NAMES_TOLD: Final = 12
 _PLUGIN_FILTERS: Final = {32008: "bitshuffle", 32004: "LZ4", 32001: "Blosc", 32015: "Zstandard"}
 
-UNITS_M: Final = {
-    **dict.fromkeys(("m", "metre", "metres", "meter", "meters"), 1.0),
-    **dict.fromkeys(("mm", "millimetre", "millimeter", "millimeters"), 1e-3),
-    **dict.fromkeys(("um", "µm", "μm", "micron", "microns", "micrometer", "micrometers"), 1e-6),
-    **dict.fromkeys(("nm", "nanometer", "nanometers"), 1e-9),
-}
 UNITS_EV: Final = {"ev": 1.0, "kev": 1e3, "mev": 1e6, "j": 1 / 1.602176634e-19}
 
 
@@ -151,7 +145,7 @@ class Hdf5Input:
         value = float(np.asarray(read_dataset(dataset, ())).reshape(-1)[0])
         return value if 0 < value < np.inf else None
 
-    def measure(self, units: dict[str, float], *paths: str) -> float | None:
+    def measure(self, units: Mapping[str, float], *paths: str) -> float | None:
         """Like :meth:`number`, in the unit that the dataset's ``units`` attribute names.
 
         Raises:

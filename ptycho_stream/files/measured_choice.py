@@ -15,11 +15,9 @@ from ptycho_stream.errors import FileFormatError
 
 Domain = Literal["counts", "amplitude"]
 LengthUnit = Literal["m", "mm", "um", "nm", "px"]
+"""``px`` are object pixels."""
 Axis = Literal["first", "last"]
 Negative = Literal["refuse", "zero"]
-
-METRES = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9}
-"""Length units by name; ``px`` are object pixels."""
 
 
 @dataclass(frozen=True)

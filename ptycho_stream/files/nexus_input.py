@@ -16,13 +16,13 @@ from ptycho_stream.errors import FileFormatError
 from ptycho_stream.files.assemble import Found, assembled
 from ptycho_stream.files.hdf5_input import (
     UNITS_EV,
-    UNITS_M,
     Hdf5Frames,
     Hdf5Input,
     units_of,
 )
-from ptycho_stream.files.measured_choice import METRES, MeasuredChoice
+from ptycho_stream.files.measured_choice import MeasuredChoice
 from ptycho_stream.files.npz import Pair, ScanFile
+from ptycho_stream.geometry import METRES
 from ptycho_stream.wire.positions_file import load_positions
 
 FRAME_PATHS: Final = (
@@ -68,9 +68,9 @@ def load_nexus(file: Hdf5Input, choice: MeasuredChoice, eager_bytes: int) -> Sca
         positions,
         in_pixels=in_pixels,
         numbers=numbers,
-        rows=None if numbers is None else numbers,
+        rows=numbers,
         photon_energy_eV=choice.photon_energy_eV or file.measure(UNITS_EV, *_ENERGIES),
-        detector_distance_m=choice.detector_distance_m or file.measure(UNITS_M, *_DISTANCES),
+        detector_distance_m=choice.detector_distance_m or file.measure(METRES, *_DISTANCES),
         detector_pixel_yx_m=choice.detector_pixel_yx_m or _detector_pixel(file),
         bad_pixels=_mask(file, choice),
         metadata={key: text for key, paths in _TEXTS.items() if (text := file.text(*paths))},
@@ -99,6 +99,7 @@ def _positions(
     """Positions (M, 2), whether they are in pixels, and of which frames; None: of all, in order."""
     source = choice.positions_file
     if source is not None and source.suffix.lower() in (".csv", ".npz"):
+        _check_table(f"{file.path}: {source}", choice)
         told = load_positions(source)
         known = np.isfinite(told.position_yx_m).all(1)
         inside = known & (told.numbers >= 0) & (told.numbers < count)
@@ -110,6 +111,16 @@ def _positions(
         with Hdf5Input(source) as other:
             position, in_pixels = _named_positions(other, choice, datasets)
     return position, in_pixels, None
+
+
+def _check_table(where: str, choice: MeasuredChoice) -> None:
+    """Refuse answers that a table of positions leaves no room for."""
+    idle = [name for name in ("y", "x", "xy", "position_unit") if getattr(choice, name) is not None]
+    if idle:
+        raise FileFormatError(
+            f"{where} has its positions by frame and in metres, and no use for "
+            f"{', '.join(idle)}: leave out"
+        )
 
 
 def _named_positions(
@@ -153,12 +164,12 @@ def _column(
     if choice.position_unit is not None:
         return held.astype(np.float64), METRES.get(choice.position_unit, 1.0)
     unit = units_of(dataset)
-    if unit is None or unit.lower() not in UNITS_M:
+    if unit is None or unit.lower() not in METRES:
         told = "no unit" if unit is None else f"the unit {unit!r}"
         raise FileFormatError(
             f"{file.path}: {path} tells {told}: say position_unit (m, mm, um, nm or px)"
         )
-    return held.astype(np.float64), UNITS_M[unit.lower()]
+    return held.astype(np.float64), METRES[unit.lower()]
 
 
 def _on_raster(
@@ -173,7 +184,7 @@ def _on_raster(
 
 
 def _detector_pixel(file: Hdf5Input) -> Pair | None:
-    y, x = (file.measure(UNITS_M, f"{_DETECTOR}/{axis}_pixel_size") for axis in "yx")
+    y, x = (file.measure(METRES, f"{_DETECTOR}/{axis}_pixel_size") for axis in "yx")
     return None if y is None or x is None else (y, x)
 
 

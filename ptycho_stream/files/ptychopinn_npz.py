@@ -223,7 +223,7 @@ def told_domain(
     if len(told) > 1:
         raise FileFormatError(
             f"{path} says of its frames that they are {' and '.join(sorted(told))}: correct "
-            "measurement_domain, or say which with domain"
+            "measurement_domain there"
         )
     domain = next(iter(told), None)
     if domain is not None and domain not in get_args(Domain):

@@ -23,7 +23,6 @@ class PairLedger:
 
     Attributes:
         count: how many are done, added or skipped.
-        lent_count: how many are lent.
     """
 
     def __init__(
@@ -36,7 +35,7 @@ class PairLedger:
         self._added = [empty if added is None else added]
         self._skipped = [empty if skipped is None else skipped]
         self._waiting: set[int] = set()
-        self.lent_count = 0
+        self._lent: list[NDArray[np.int64]] = []
         self._taken = np.zeros(1024, bool)
         self._all_taken_below = 0
         self._offered_below = 0
@@ -66,6 +65,11 @@ class PairLedger:
     def waiting_count(self) -> int:
         """How many wait."""
         return len(self._waiting)
+
+    @property
+    def lent_count(self) -> int:
+        """How many are lent."""
+        return sum(map(len, self._lent))
 
     @property
     def taken(self) -> int:
@@ -112,12 +116,19 @@ class PairLedger:
 
     def lend(self, indices: NDArray[np.int64]) -> None:
         """Pairs that another process works on."""
-        self.lent_count += len(indices)
+        self._lent.append(indices)
         self._take(indices)
+
+    def has_lent(self, indices: NDArray[np.int64]) -> bool:
+        """Whether this very array was lent here, and not taken back yet.
+
+        Equal ones may have been lent by a former image of the scan.
+        """
+        return any(lent is indices for lent in self._lent)
 
     def take_back(self, indices: NDArray[np.int64]) -> None:
         """Pairs that were lent, and are offered again."""
-        self.lent_count -= len(indices)
+        self._lent = [lent for lent in self._lent if lent is not indices]
         self._taken[indices] = False
         if len(indices):
             self._all_taken_below = min(self._all_taken_below, int(indices.min()))

@@ -10,14 +10,15 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_stream.errors import MalformedMessage, ModelError
+from ptycho_stream.errors import GeometryError, MalformedMessage, ModelError
+from ptycho_stream.physics.probe import Probe
 from ptycho_stream.reconstruct.generation import Generation, GenerationIdentity
 from ptycho_stream.reconstruct.patches import PatchMaker
 from ptycho_stream.reconstruct.recipe import Recipe
@@ -25,24 +26,41 @@ from ptycho_stream.reconstruct.scan_pairs import ScanPairs
 from ptycho_stream.scans.reader import ScanReader
 
 _MADE = "made."
+_Told = tuple[str, int, str, bytes, tuple[tuple[int, int, int], bytes] | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Loan:
     """Pairs of a scan, by their ``indices`` int64 (n,) in its log, and what to make of them.
 
-    ``identity`` is that of the generation that they are for, as JSON, ``generation`` its number.
+    Attributes:
+        scan_id: of the scan.
+        generation: number of the one that they are for.
+        identity: of that, as JSON.
+        indices: int64 (n,).
+        probe: complex64 (modes, N, N), of that; None for who has it of an earlier loan. Which probe
+            it is nobody else can know: that of the scan before may have been saved since.
     """
 
     scan_id: str
     generation: int
     identity: str
     indices: NDArray[np.int64]
+    probe: NDArray[np.complex64] | None
+
+    @property
+    def purpose(self) -> tuple[str, int, str]:
+        """What it is for: loans of one purpose are made with one probe."""
+        return self.scan_id, self.generation, self.identity
+
+    def to_who_has_the_probe(self) -> Loan:
+        """The same loan without its probe."""
+        return replace(self, probe=None)
 
     def encode(self) -> bytes:
         """As bytes, for :meth:`decode`."""
-        told = (self.scan_id, self.generation, self.identity, self.indices.tobytes())
-        return msgspec.msgpack.encode(told)
+        probe = None if self.probe is None else (self.probe.shape, self.probe.tobytes())
+        return msgspec.msgpack.encode((*self.purpose, self.indices.tobytes(), probe))
 
     @classmethod
     def decode(cls, data: bytes) -> Loan:
@@ -52,8 +70,11 @@ class Loan:
             MalformedMessage: it did not write this.
         """
         try:
-            told = msgspec.msgpack.decode(data, type=tuple[str, int, str, bytes])
-            return cls(*told[:3], np.frombuffer(told[3], np.int64))
+            scan_id, number, identity, indices, held = msgspec.msgpack.decode(data, type=_Told)
+            probe = None
+            if held is not None:
+                probe = np.frombuffer(held[1], np.complex64).reshape(held[0])
+            return cls(scan_id, number, identity, np.frombuffer(indices, np.int64), probe)
         except (msgspec.MsgspecError, ValueError) as error:
             raise MalformedMessage(f"not a loan: {error}") from error
 
@@ -108,34 +129,37 @@ class LentScan:
 
     Args:
         reader: of the scan.
-        recipe: what its image is made with, as this process would make it.
-        loan: the first of the generation's.
+        recipe: network and device; the probe is the loan's.
+        loan: the first of the generation's, with its probe.
 
     Raises:
-        ModelError: what the loan's generation is made with is not what this process would take.
+        ModelError: the loan's generation is made with another network than this process has.
+        MalformedMessage: it came without a probe.
+        GeometryError: it is of another view, or its probe does not fit the scan.
     """
 
     def __init__(self, reader: ScanReader, recipe: Recipe, loan: Loan) -> None:
         self.reader = reader
         self._pairs = ScanPairs(reader)
-        self._loan = loan
+        self._purpose = loan.purpose
         self._identity = GenerationIdentity.from_json(loan.identity)
         self._viewed = self._pairs.viewed
-        wanted, identity = (recipe.model_sha256, recipe.probe_digest), self._identity
-        if wanted != (identity.model_sha256, identity.probe_digest):
+        if recipe.model_sha256 != self._identity.model_sha256:
             raise ModelError(
-                f"scan {reader.scan_id}: its image is made with another model or probe than this "
-                "helper has loaded"
+                f"scan {reader.scan_id}: its image is made with another model than this helper has "
+                "loaded"
             )
-        if reader.header.view.version != identity.view_version:
-            raise ModelError(f"scan {reader.scan_id}: its view has changed")
-        self._maker = PatchMaker(self._viewed, recipe, identity.photons)
+        if loan.probe is None:
+            raise MalformedMessage(f"scan {reader.scan_id}: the loan came without its probe")
+        if reader.header.view.version != self._identity.view_version:
+            raise GeometryError(f"scan {reader.scan_id}: its view has changed")
+        recipe = replace(recipe, probe=Probe(loan.probe))
+        self._maker = PatchMaker(self._viewed, recipe, self._identity.photons)
         self._batch_frames = recipe.batch_frames
 
     def is_for(self, loan: Loan) -> bool:
         """Whether ``loan`` is of the same generation, and frames are looked at as they were."""
-        mine = (self._loan.scan_id, self._loan.generation, self._loan.identity)
-        return mine == (loan.scan_id, loan.generation, loan.identity) and self._viewed.is_current
+        return self._purpose == loan.purpose and self._viewed.is_current
 
     def make(self, loan: Loan, between: Callable[[], None]) -> Made:
         """Predict what is lent; ``between`` is called after each batch.

@@ -31,8 +31,6 @@ from ptycho_stream.physics.probe import load_probe
 from ptycho_stream.reconstruct.history import losses_of
 from ptycho_stream.reconstruct.open_scan import OpenScan
 from ptycho_stream.reconstruct.recipe import Recipe, load_recipe
-from ptycho_stream.reconstruct.scan_image import ScanImage
-from ptycho_stream.reconstruct.scan_trust import ScanTrust
 from ptycho_stream.reconstruct.spare_time import SpareTime
 from ptycho_stream.reconstruct.trust_watch import TrustReport
 from ptycho_stream.results import Image
@@ -197,27 +195,7 @@ def _open(root: Path, scan_id: str, settings: Settings, recipe: Recipe) -> OpenS
     catalogue = Catalogue(root)
     lease = catalogue.lease(scan_id, "reconstruct-file")
     reader = catalogue.open(scan_id)
-    refinement, trust = settings.refine, settings.trust
-    image = ScanImage(
-        reader,
-        recipe.made_for(reader.header),
-        settings.reconstruct.tile_px,
-        refinement if refinement.enabled else None,
-    )
-    judge = ScanTrust(
-        image,
-        trust,
-        recipe.device,
-        positions_move=refinement.positions,
-        mask_pixels=settings.view.hot_pixels == "auto",
-    )
-    return OpenScan(
-        image,
-        lease,
-        trust=judge if trust.enabled else None,
-        refine_s=refinement.seconds,
-        trust_s=trust.seconds,
-    )
+    return OpenScan.of(reader, lease, recipe.made_for(reader.header), settings)
 
 
 def _finish(root: Path, scan: OpenScan, settings: Settings, recipe: Recipe, report: Report) -> None:

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_stream.errors import StoreError
 from ptycho_stream.reconstruct.allowance import Allowance
+from ptycho_stream.reconstruct.recipe import Recipe
 from ptycho_stream.reconstruct.saved_image import write_state
 from ptycho_stream.reconstruct.scan_image import ScanImage
 from ptycho_stream.reconstruct.scan_trust import ScanTrust
 from ptycho_stream.results import ImageState
 from ptycho_stream.scans.leases import Lease
 from ptycho_stream.scans.reader import ScanReader
+from ptycho_stream.settings import Settings
 
 HEADER_POLL_S = 0.02
 RETRY_S = 5.0
@@ -69,6 +72,31 @@ class OpenScan:
         self._partial_frames = 0
         self._saving: Future[None] | None = None
         self._writer = ThreadPoolExecutor(1, "save-image")
+
+    @classmethod
+    def of(cls, reader: ScanReader, lease: Lease, recipe: Recipe, settings: Settings) -> Self:
+        """The image of ``reader``'s scan, made with ``recipe``, refined and judged by settings."""
+        refinement, trust = settings.refine, settings.trust
+        image = ScanImage(
+            reader,
+            recipe,
+            settings.reconstruct.tile_px,
+            refinement if refinement.enabled else None,
+        )
+        judge = ScanTrust(
+            image,
+            trust,
+            recipe.device,
+            positions_move=refinement.positions,
+            mask_pixels=settings.view.hot_pixels == "auto",
+        )
+        return cls(
+            image,
+            lease,
+            trust=judge if trust.enabled else None,
+            refine_s=refinement.seconds,
+            trust_s=trust.seconds,
+        )
 
     @property
     def reader(self) -> ScanReader:

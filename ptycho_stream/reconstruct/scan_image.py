@@ -216,18 +216,20 @@ class ScanImage:
         if not len(indices):
             return None
         target.ledger.lend(indices)
-        return Loan(self.reader.scan_id, target.number, target.identity.to_json(), indices)
+        identity = target.identity.to_json()
+        return Loan(self.reader.scan_id, target.number, identity, indices, target.probe)
 
     def take_back(self, loan: Loan, made: Made | None) -> NDArray[np.int64]:
         """Take what a helper made of a loan; None: nothing, and its pairs are to be done again.
 
         Returns:
-            As :meth:`step`. A loan of a generation that is gone adds nothing.
+            As :meth:`step`. A loan of a generation that is gone, or of a former image of the scan,
+            adds nothing: its pairs are done again already.
         """
         self.patches_collapsed = self.patches_not_finite = 0
         held = (one for one in (self.current, self.following) if one is not None)
-        target = next((one for one in held if one.number == loan.generation), None)
-        if target is None or target.identity.to_json() != loan.identity:
+        target = next((one for one in held if one.ledger.has_lent(loan.indices)), None)
+        if target is None:
             return np.empty(0, np.int64)
         target.ledger.take_back(loan.indices)
         if made is None:

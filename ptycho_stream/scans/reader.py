@@ -155,6 +155,16 @@ class ScanReader:
         """
         return self._read_checked(0, start, stop, self.committed, "frame")
 
+    def whole_records(self, start: int, stop: int) -> NDArray[np.void]:
+        """Frame records of slots [start, stop); damaged ones are left out.
+
+        Raises:
+            StoreError: the range is not committed.
+        """
+        self._require_range(start, stop, self.committed, "frame")
+        records = self._open_logs()[0].read(start, stop)
+        return records[_whole(records, start)]
+
     def positions(self, start: int = 0, stop: int | None = None) -> NDArray[np.void]:
         """Position records (n,) [start, stop) as received, checked.
 
@@ -285,10 +295,7 @@ class ScanReader:
         return slots - healed
 
     def _bad_records(self, log: AppendLog, start: int, stop: int) -> list[int]:
-        records = log.read(start, stop)
-        whole = intact(records) & (records["slot"] == np.arange(start, stop))
-        whole &= (records["flags"] & FRAME_FLAG_LOST) == 0
-        return (start + np.flatnonzero(~whole)).tolist()
+        return (start + np.flatnonzero(~_whole(log.read(start, stop), start))).tolist()
 
     def _verified(self, slots: NDArray[np.int64]) -> NDArray[Any]:
         """Frames (n, h, w), read and compared with their checksums."""
@@ -398,3 +405,9 @@ class ScanReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _whole(records: NDArray[np.void], start: int) -> NDArray[np.bool_]:
+    """Which frame records (n,) of the slots from ``start`` on are as they were written."""
+    whole = intact(records) & (records["slot"] == np.arange(start, start + len(records)))
+    return whole & ((records["flags"] & FRAME_FLAG_LOST) == 0)

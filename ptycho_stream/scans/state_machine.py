@@ -366,6 +366,8 @@ class ScanStateMachine:
         positions = event.positions
         out: list[ev.Instruction] = []
         epoch = self._begin_epoch(positions.epoch, positions.series, event.at_ns, out)
+        if not positions.numbers.size:  # what is held is bounded by its number
+            return out
         epoch.since_ns = epoch.since_ns or event.at_ns
         out += self._try_to_bind(epoch)
         if epoch.scan_id is None:

@@ -78,10 +78,10 @@ class ViewedScan:
         """Pixels (N, N) that measure.
 
         Those that the stream's mask, the view's mask, flat field and background, and the values in
-        the first frame do not call bad.
+        the first frame that is not damaged do not call bad.
 
         Raises:
-            StoreError: there is no frame yet, or a file cannot be read.
+            StoreError: there is no such frame yet, or a file cannot be read.
         """
         masks = [self.reader.bad_pixels, self._file(self.view.bad_pixels)]
         flat, background = self._file(self.view.flat_field), self._file(self.view.background)
@@ -90,27 +90,31 @@ class ViewedScan:
         if background is not None:
             masks.append(~np.isfinite(background))
         bad = [mask for mask in masks if mask is not None]
-        return self.view.valid(self.reader.frame(0), np.logical_or.reduce(bad) if bad else None)
+        first = next(
+            (slot for slot in range(self.reader.committed) if not self.reader.verify([slot])), 0
+        )
+        return self.view.valid(self.reader.frame(first), np.logical_or.reduce(bad) if bad else None)
 
     def usable(self, pairs: NDArray[Any]) -> NDArray[np.bool_]:
         """Which of ``pairs`` (n,) may be in an image, as far as flags and bad frames go."""
         return (pairs["flags"] == 0) & ~self._is_bad_frame(pairs["number"])
 
     def first_open(self, limit: int) -> NDArray[np.int64]:
-        """Slots of the first frames that are neither dark, nor gated, nor listed as bad.
+        """Slots of the first frames that are neither dark, gated, listed as bad, nor damaged.
 
         Args:
             limit: at most so many.
 
         Raises:
-            CorruptRecord: the record of one is damaged.
+            StoreError: a file of the view cannot be read.
         """
         committed = self.reader.committed
         while len(self._open_slots) < limit and self._records_seen < committed:
-            first, last = self._records_seen, min(self._records_seen + 1024, committed)
-            records = self.reader.records(first, last)
+            first, last = self._records_seen, min(self._records_seen + limit, committed)
+            records = self.reader.whole_records(first, last)
             good = (records["flags"] == 0) & ~self._is_bad_frame(records["number"])
-            self._open_slots += (first + np.flatnonzero(good)).tolist()
+            slots = records["slot"][good]
+            self._open_slots += slots[~np.isin(slots, self.reader.verify(slots))].tolist()
             self._records_seen = last
         return np.array(self._open_slots[:limit], np.int64)
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_stream.errors import LimitExceeded, MalformedMessage, TornMessage, WireError
+from ptycho_stream.geometry import METRES
 from ptycho_stream.messages import (
     BytesLike,
     Message,
@@ -41,16 +42,6 @@ QUIET_NS: Final = 1_000_000_000
 """Without a document, after which events of a run that has ended are not expected any more."""
 MAX_RUNS: Final = 64
 """Of which something is remembered; the oldest are forgotten."""
-METRES: Final[Mapping[str, float]] = {
-    **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1.0),
-    **dict.fromkeys(("cm",), 1e-2),
-    **dict.fromkeys(("mm", "millimeter", "millimeters", "millimetre", "millimetres"), 1e-3),
-    **dict.fromkeys(("um", "\N{MICRO SIGN}m", "\N{GREEK SMALL LETTER MU}m"), 1e-6),
-    **dict.fromkeys(("micron", "microns", "micrometer", "micrometers", "micrometre"), 1e-6),
-    **dict.fromkeys(("nm", "nanometer", "nanometers", "nanometre", "nanometres"), 1e-9),
-    **dict.fromkeys(("pm", "picometer", "picometers", "picometre"), 1e-12),
-}
-"""Of the units that a field's description may name, in lower case."""
 RENAMED: Final[Mapping[str, str]] = {
     "uid": "run_uid",
     "scan_id": "scan_number",

@@ -34,7 +34,7 @@ def load_positions(path: Path, epoch: str = "file", series: str | None = None) -
 
     Raises:
         FileFormatError: the file is missing or unreadable, lacks a key or column, holds no numbers,
-            negative or repeated frame numbers, or nothing but NaN along an axis.
+            negative or repeated frame numbers, or no position without a NaN.
     """
     if not path.is_file():
         raise FileFormatError(f"there is no positions file {path}: correct positions.path")
@@ -107,3 +107,5 @@ def _check(path: Path, numbers: NDArray[np.int64], position: NDArray[np.float64]
     for axis, name in enumerate("yx"):
         if not np.isfinite(position[:, axis]).any():
             raise FileFormatError(f"{path}: the {name} positions are all NaN or infinite")
+    if not np.isfinite(position).all(axis=1).any():
+        raise FileFormatError(f"{path}: no frame has both y and x, one is always NaN or infinite")
