@@ -51,10 +51,11 @@ lint: .venv/installed
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not interop and not slow and not long' --durations=25
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/interop -m 'not interop and not slow and not long' --durations=25
 
 test-interop: .venv/interop .venv-tickit/installed .readers/installed chromium prometheus
-	$(BIN)/python -m pytest -m 'interop or slow' --durations=25
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow --durations=25 tests
+	$(BIN)/python -m pytest -m interop --durations=25
 
 # Debian's programs for these tests; without one its tests are skipped and say so.
 chromium prometheus:

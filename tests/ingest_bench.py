@@ -137,7 +137,7 @@ class IngestBench:
 
     def __exit__(self, *_: object) -> None:
         self._ingest._stop()
-        self._ingest._context.term()
+        self._ingest._gate.close()
 
     def metric(self, name: str, **labels: str) -> float:
         found = self._ingest._metrics.registry.get_sample_value(name, labels or None)

@@ -143,6 +143,7 @@ def test_any_recorded_scan_is_streamed(scan_path: Path, tmp_path: Path) -> None:
     assert status == 1 and "say domain = 'amplitude' or 'counts'" in " ".join(err.split())
 
 
+@pytest.mark.slow
 def test_a_scan_is_reconstructed_and_its_image_written(scan_path: Path, tmp_path: Path) -> None:
     outputs = [tmp_path / "object.cxi", tmp_path / "object.png"]
     words = [word for output in outputs for word in ("--out", output)]

@@ -135,6 +135,7 @@ def test_the_confidence_head_starts_at_one_half_and_learns(tensors):
     assert made.log_error.bias.grad is not None and (made.log_error.bias.grad > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size_px", "gridsize"), [(64, 1), (64, 2), (128, 1)])
 def test_training_through_the_forward_model_falls_and_does_not_collapse(size_px, gridsize):
     scan = simulate_experiment(seed=1, frames=32, size_px=size_px, photons=1e6)

@@ -30,7 +30,7 @@ from ptycho_stream.simulate.experiment import simulate_experiment
 from ptycho_stream.simulate.scan_file import scan_file_of
 from ptycho_stream.wire import NativeEncoder
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
 FRAMES, SIZE = 60, 64
 DETECTOR, CORNER = (150, 170), (9, 20)
 DARKS = 6

@@ -76,6 +76,7 @@ def test_a_round_probe_leaves_few_ways_to_tell():
     assert len(layout_classes(focus)) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 5])
 def test_random_faults_are_named(network, number):
     """benchmarks/diagnosis.py has a hundred."""

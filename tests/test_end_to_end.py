@@ -95,6 +95,7 @@ def test_a_scan_becomes_an_image_while_it_runs(daemon, scan):
     assert 0 < status["latency_p50_ms"] <= status["latency_p99_ms"]
 
 
+@pytest.mark.slow
 def test_scans_in_a_row_do_not_mix(daemon, different_scans, tmp_path):
     """Series numbers start again at 1; positions come before, during and after; two are aborted."""
     course = [("before", None), ("after", 40), ("after", None), ("during", 33), ("during", None)]

@@ -23,7 +23,7 @@ from ptycho_streamd.export_desk import PENDING_FILE
 from ptycho_streamd.image_store import DONE_FILE
 
 FRAMES = 60
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

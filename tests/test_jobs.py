@@ -20,6 +20,8 @@ from scan_samples import make_scan
 from ptycho_stream.errors import ControlError
 from ptycho_stream.models.folders import model_folder
 
+pytestmark = pytest.mark.slow
+
 STAND_IN = str(Path(__file__).parent / "stand_in_training")
 PIXEL = {"pixel_yx_m": (1e-8, 1e-8)}
 

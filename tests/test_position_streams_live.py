@@ -7,11 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pytest
 from beamline import Beamline, sealed_headers
 from daemon_harness import DaemonHarness, wait_for
 from mangled_scans import Story, check
 
 from ptycho_stream.scans.catalogue import Catalogue
+
+pytestmark = pytest.mark.slow
 
 STORIES = (("native", 1), ("panda-1", 1), ("panda-10", 1), ("bluesky-scale", 1))
 PACE = 0.2

@@ -24,6 +24,8 @@ from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_stream.scans.header import ScanHeader
 from ptycho_stream.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 FRAMES = 30
 REPLAY = "import sys; from ptycho_stream.cli import main; sys.exit(main())"
 SHOULD_BE = {

@@ -81,6 +81,7 @@ def test_a_resumed_run_equals_an_undisturbed_one(tmp_path):
         torch.testing.assert_close(tensor, resumed.network.state_dict()[name])
 
 
+@pytest.mark.slow
 def test_the_loss_falls(tmp_path):
     short = _train(tmp_path / "short", 1)
     longer = _train(tmp_path / "long", 150)

@@ -37,7 +37,10 @@ from ptycho_stream.training.epoch_figures import EpochFigures
 from ptycho_stream.training.group_fit import Groups
 from ptycho_stream.training.group_objectives import GroupBatch, KnownPatches, Misfit
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's own deprecations
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # Lightning's own deprecations
+    pytest.mark.slow,
+]
 
 CPU = ExecutionConfig(device="cpu", threads=1)
 FRAMES = 48

@@ -28,6 +28,8 @@ from ptycho_stream.keys import ClientKeys, load_private_key, new_key
 from ptycho_stream.scans.catalogue import Catalogue
 from ptycho_stream.wire import NativeEncoder
 
+pytestmark = pytest.mark.slow
+
 REFUSED = 'ptycho_stream_peers_refused_total{{{}reason="{}",socket="{}"}}'
 FLUO = "more_detectors.fluo"
 SOCKETS = {

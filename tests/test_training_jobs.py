@@ -40,6 +40,7 @@ from ptycho_stream.training.validation import Judgement, judge
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # Lightning's own deprecations
     pytest.mark.timeout(180),
+    pytest.mark.slow,
 ]
 
 

@@ -135,6 +135,7 @@ def test_bad_frames_are_named(network):
     assert len(report.bad_frames) <= 9
 
 
+@pytest.mark.slow
 def test_a_mirrored_detector_is_suspected_with_what_undoes_it(sound, network):
     scan = sound.told(counts=np.ascontiguousarray(np.roll(sound.counts[:, ::-1], 1, axis=1)))
     watch = watch_of(scan, predictor=Predictor(network, scan.beam))
