@@ -15,17 +15,18 @@ import torch
 from daemon_harness import DaemonHarness, wait_for
 
 from ptycho_stream.client import ResultStream
-from ptycho_stream.errors import ControlError, ModelError
+from ptycho_stream.errors import ControlError, ModelError, StoreError
 from ptycho_stream.files.npz import ScanFile
 from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.physics.probe import Probe
 from ptycho_stream.reconstruct.recipe import Recipe
 from ptycho_stream.results import Image
-from ptycho_stream.settings import ModelSettings
+from ptycho_stream.settings import ModelSettings, ReconstructSettings
 from ptycho_stream.simulate.detector import DetectorSimulator, PositionSimulator, play
 from ptycho_stream.simulate.experiment import simulate_experiment
 from ptycho_stream.simulate.scan_file import scan_file_of
 from ptycho_streamd.reconstruct import ReconstructStage
+from ptycho_streamd.reconstruct_metrics import ReconstructMetrics
 
 FRAMES = 40
 pytestmark = pytest.mark.timeout(90)
@@ -194,3 +195,33 @@ def test_a_device_without_room_for_a_model_is_an_error_of_the_package(monkeypatc
     recipe = Recipe(network, shipped.name, "", probe, None, torch.device("cpu"), 1)
     with pytest.raises(ModelError, match="no room"):
         recipe.warm_up()
+
+
+def test_a_scan_that_cannot_say_whether_it_is_ready_waits_and_no_other_does(monkeypatch):
+    def unreadable(*_args: object) -> bool:
+        raise StoreError("the flat field of the view cannot be read")
+
+    stage = object.__new__(ReconstructStage)
+    parked, worked = list[str](), list[str]()
+    scans = {
+        name: SimpleNamespace(
+            reader=SimpleNamespace(scan_id=name, header=SimpleNamespace(sealed=False)),
+            refresh=lambda: None,
+            ready=ready,
+            to_rebuild=False,
+            faults=0,
+            park=lambda name=name: parked.append(name),
+        )
+        for name, ready in (("2", unreadable), ("1", lambda *_: True))
+    }
+    for name, value in (
+        ("_open", scans),
+        ("_frame_s", 0.0),
+        ("_metrics", ReconstructMetrics()),
+        ("_settings", SimpleNamespace(reconstruct=ReconstructSettings())),
+        ("_step", lambda scan, _limit: worked.append(scan.reader.scan_id)),
+    ):
+        monkeypatch.setattr(stage, name, value, raising=False)
+    assert stage._work()
+    assert parked == ["2"] and worked == ["1"]
+    assert "flat field" in stage._problem

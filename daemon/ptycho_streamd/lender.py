@@ -15,7 +15,7 @@ from pathlib import Path
 
 import zmq
 
-from ptycho_stream.errors import MalformedMessage
+from ptycho_stream.errors import MalformedMessage, PtychoStreamError
 from ptycho_stream.reconstruct.lending import Loan, Made
 from ptycho_stream.reconstruct.open_scan import OpenScan
 
@@ -156,8 +156,13 @@ class Lender:
 def _loan(scans: Mapping[str, OpenScan], frames: int, enough: int) -> Loan | None:
     for scan_id in sorted(scans, reverse=True):
         scan = scans[scan_id]
-        if not scan.parked and scan.image.pending > enough:
+        if scan.parked or scan.image.pending <= enough:
+            continue
+        try:
             loan = scan.image.lend(frames)
-            if loan is not None:
-                return loan
+        except PtychoStreamError as error:
+            log.debug("scan %s: nothing is lent: %s", scan_id, error)  # its next step says so
+            continue
+        if loan is not None:
+            return loan
     return None

@@ -288,8 +288,8 @@ class ReconstructStage:
         for scan_id in newest_first:
             self._guarded(scan_id, self._open[scan_id].refresh)
         scans = [self._open[scan_id] for scan_id in newest_first if scan_id in self._open]
-        waited_for = (scan for scan in scans if scan.ready(limit, deadline_ns))
-        to_rebuild = (scan for scan in scans if scan.to_rebuild)
+        waited_for = (s for s in scans if self._asked(s, partial(s.ready, limit, deadline_ns)))
+        to_rebuild = (s for s in scans if self._asked(s, lambda s=s: s.to_rebuild))
         scan = next(waited_for, None) or next(to_rebuild, None)
         if scan is None:
             return False
@@ -368,6 +368,14 @@ class ReconstructStage:
             if scan.faults >= MAX_FAULTS and scan.reader.header.sealed:
                 self._leave_alone(scan_id, error)
 
+    def _asked(self, scan: OpenScan, question: Callable[[], bool]) -> bool:
+        """The answer to a question about an open scan; False where a fault keeps it from one."""
+        answers = list[bool]()
+        scan_id = scan.reader.scan_id
+        if scan_id in self._open:
+            self._guarded(scan_id, lambda: answers.append(question()))
+        return any(answers)
+
     def _on_damaged(self, slots: list[int]) -> None:
         log.error("stored frames whose checksums do not match are left out: slots %s", slots)
         self._metrics.frames_damaged.inc(len(slots))
@@ -399,7 +407,7 @@ class ReconstructStage:
 
     def _finish_scans(self) -> None:
         for scan_id, scan in list(self._open.items()):
-            if scan.parked or not scan.over:
+            if scan.parked or not self._asked(scan, lambda scan=scan: scan.over):
                 continue
             scan.reader.refresh()
             if not scan.finished:
