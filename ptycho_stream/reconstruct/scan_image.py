@@ -202,7 +202,9 @@ class ScanImage:
     def lend(self, limit: int) -> Loan | None:
         """Up to ``limit`` pairs for another process to predict; None where there are none.
 
-        Networks that take frames in groups predict here alone: groups hang on the order of pairs.
+        The oldest ones, which lie together, so that few tiles come back; :meth:`step` covers the
+        whole scan meanwhile. Networks that take frames in groups predict here alone: groups hang on
+        the order of pairs.
         """
         target = self.current
         if target is not None and (target.number not in self._makers or not self.pending):
@@ -212,7 +214,7 @@ class ScanImage:
             return None
         if not self._is_present(target):
             return None
-        indices = target.ledger.spread(self.reader.pair_count, limit)
+        indices = target.ledger.pending(self.reader.pair_count, limit)
         if not len(indices):
             return None
         target.ledger.lend(indices)
