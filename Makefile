@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo docs test test-interop test-long fuzz lint bench pretrain pictures chromium prometheus setup constraints clean
+.PHONY: demo docs test test-interop test-long fuzz lint bench bench-compare pretrain pictures chromium prometheus setup constraints clean
 
 setup: .venv/installed
 
@@ -76,10 +76,11 @@ fuzz: .venv/installed
 	PYTHONPATH=tests $(BIN)/python tests/fuzz.py
 
 bench: .venv/interop
-	$(BIN)/python benchmarks/ingest.py
-	$(BIN)/python benchmarks/curve.py
-	$(BIN)/python benchmarks/live.py
-	$(BIN)/python benchmarks/viewer.py
+	$(BIN)/python benchmarks/suite.py --out out/bench/figures.json
+
+# What make bench found, beside the figures that are kept.
+bench-compare: .venv/installed
+	$(BIN)/python benchmarks/suite.py --compare docs/benchmarks/baseline.json out/bench/figures.json
 
 # The recipe of the shipped weights in one run (docs/models.md); 140 minutes on two cores.
 pretrain: .venv/installed

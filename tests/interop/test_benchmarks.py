@@ -98,3 +98,16 @@ def test_live() -> None:
     assert figures["updates"] > 10
     assert 0 < figures["latency_p50_ms"] <= figures["latency_p99_ms"] < 60_000
     assert "memory" not in figures
+
+
+def test_a_suite_is_kept_and_compared(tmp_path: Path) -> None:
+    """One short program of it, against itself."""
+    kept = tmp_path / "figures.json"
+    suite = [sys.executable, str(FOLDER / "suite.py")]
+    subprocess.run([*suite, "--only", "crop", "--out", str(kept)], check=True, timeout=170)
+    figures = json.loads(kept.read_text())
+    assert figures["machine"]["versions"]["torch"] and figures["crop"]["ratio"] > 0
+    compared = subprocess.run(
+        [*suite, "--compare", str(kept), str(kept)], capture_output=True, text=True, check=True
+    ).stdout
+    assert "crop.ratio" in compared and "1.00" in compared and "machine" not in compared
