@@ -54,7 +54,7 @@ test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/interop -m 'not interop and not slow and not long' --durations=25
 
 test-interop: .venv/interop .venv-tickit/installed .readers/installed chromium prometheus
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow --durations=25 tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/interop -m 'slow and not long' --durations=25
 	$(BIN)/python -m pytest -m interop --durations=25
 
 # Debian's programs for these tests; without one its tests are skipped and say so.
@@ -65,7 +65,7 @@ chromium prometheus:
 
 # The screenshots in the documents.
 pictures: .venv/interop chromium
-	$(BIN)/python -m pytest tests/interop/test_viewer.py --update-pictures
+	$(BIN)/python -m pytest tests/interop/test_browser.py --update-pictures
 
 test-long: .venv/interop
 	$(BIN)/python -m pytest -m long

@@ -17,7 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-pictures",
         action="store_true",
-        help="write the screenshots of the documents anew (tests/interop/test_viewer.py)",
+        help="write the screenshots of the documents anew (tests/interop/test_browser.py)",
     )
 
 

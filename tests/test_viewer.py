@@ -1,7 +1,7 @@
 """The viewer as a stage of a real daemon: pages over real sockets, hostile ones too.
 
 Images come from a publisher in the test, so that no torch is loaded; the page in a browser is
-tested in ``interop/test_viewer.py``.
+tested in ``interop/test_browser.py``.
 """
 
 from __future__ import annotations
