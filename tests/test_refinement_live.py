@@ -203,7 +203,8 @@ def test_a_stop_while_refining_is_in_time_and_refinement_goes_on(daemon, scan):
 @pytest.mark.parametrize("diagnosis", ["auto", "suggest"])
 def test_a_detector_that_is_the_wrong_way_round(daemon, scan, mirrored, diagnosis):
     """Found by the frames; corrected only where the settings say so."""
-    daemon.write_config({"trust": {"diagnosis": diagnosis}})
+    # Time enough to try all orientations, however busy the machine is.
+    daemon.write_config({"trust": {"diagnosis": diagnosis, "seconds": 60.0}})
     daemon.start()
     with line(daemon) as beamline:
         beamline.play(mirrored)
