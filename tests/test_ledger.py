@@ -62,3 +62,13 @@ def test_few_that_come_leave_room_for_those_left_out():
     assert len(batch) == 10 and 12 <= np.diff(batch[:7]).min() <= np.diff(batch[:7]).max() <= 15
     assert ledger.spread(103, 200).tolist() == ledger.pending(103, 200).tolist()
     assert ledger.spread(103, 0).tolist() == []
+
+
+def test_a_spread_choice_is_that_many_pairs_none_of_them_twice_whatever_the_rounding():
+    for waiting in range(1, 140):
+        for limit in range(1, 40):
+            ledger = PairLedger()
+            for _ in range(2):  # all of them are fresh at first, then all are older
+                chosen = ledger.spread(waiting, limit)
+                assert len(set(chosen.tolist())) == len(chosen) == min(waiting, limit)
+                assert 0 <= chosen.min() and chosen.max() < waiting

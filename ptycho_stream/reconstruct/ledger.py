@@ -168,4 +168,5 @@ def _evenly(values: NDArray[np.int64], most: int, phase: float) -> NDArray[np.in
     if len(values) <= most:
         return values
     at = (np.arange(most) + phase) * (len(values) / max(most, 1))
-    return values[np.maximum(np.ceil(at).astype(np.int64) - 1, 0)]
+    # Rounding may carry the last one past the end.
+    return values[np.clip(np.ceil(at).astype(np.int64) - 1, 0, len(values) - 1)]
