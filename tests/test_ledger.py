@@ -71,4 +71,4 @@ def test_a_spread_choice_is_that_many_pairs_none_of_them_twice_whatever_the_roun
             for _ in range(2):  # all of them are fresh at first, then all are older
                 chosen = ledger.spread(waiting, limit)
                 assert len(set(chosen.tolist())) == len(chosen) == min(waiting, limit)
-                assert 0 <= chosen.min() and chosen.max() < waiting
+                assert chosen.min() >= 0 and chosen.max() < waiting
