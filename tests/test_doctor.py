@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -282,6 +284,24 @@ def test_optics_are_tried_out_where_the_geometry_is_known(tmp_path: Path) -> Non
     assert "come nearer to the waist" in wide.detail
 
 
+@contextmanager
+def hanging_up(endpoint: str) -> Iterator[None]:
+    """Something that listens at an endpoint and closes every connection, as a proxy may."""
+    host, port = endpoint.removeprefix("tcp://").split(":")
+
+    class Server(socketserver.TCPServer):
+        allow_reuse_address = True
+
+    with Server((host, int(port)), socketserver.BaseRequestHandler) as server:
+        serving = threading.Thread(target=server.serve_forever, args=(0.05,))
+        serving.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            serving.join()
+
+
 def test_a_running_daemon_is_asked_and_loses_no_frame(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     scan = ScanFile(
@@ -294,6 +314,8 @@ def test_a_running_daemon_is_asked_and_loses_no_frame(tmp_path: Path) -> None:
         settings = daemon.settings
         before = states(settings)
         assert (before["control"], before["detector"]) == ("OK", "refused")
+        with hanging_up(daemon.detector_endpoint):
+            wait_for(lambda: states(settings)["detector"] == "no handshake")
         with (
             DetectorSimulator(daemon.detector_endpoint, DetectorOptions(rate_hz=200)) as detector,
             PositionSimulator(daemon.positions_endpoint) as positions,

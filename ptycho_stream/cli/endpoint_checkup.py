@@ -139,8 +139,11 @@ def _as_daemon_says(name: str, endpoint: str, known: list[Mapping[str, Any]]) ->
         text = f"the daemon waits; nobody is connected, {failed} were not let in"
         return Finding(name, "silent", endpoint, text)
     if failed:
-        failure = f"the handshake failed ({stream['last_failure']}): wrong key or kind of socket"
-        return Finding(name, "wrong key", endpoint, failure, ok=False)
+        failure = (
+            f"something answers, but the handshake fails ({stream['last_failure']}): it is not "
+            "ZeroMQ or another kind of socket, or the key is wrong; check the address first"
+        )
+        return Finding(name, "no handshake", endpoint, failure, ok=False)
     return Finding(name, "refused", endpoint, "the daemon cannot connect: start the sender", False)
 
 
