@@ -66,10 +66,6 @@ size_px = {size}
 threads = {threads}
 helpers = {helpers}
 batch_frames = {batch}
-[refine]
-enabled = false
-[trust]
-enabled = false
 [results]
 endpoint = "tcp://127.0.0.1:{2}"
 resync_endpoint = "tcp://127.0.0.1:{3}"
@@ -81,15 +77,19 @@ port = {5}
 enabled = false
 """
 
+NETWORK_ALONE = "[refine]\nenabled = false\n[trust]\nenabled = false\n"
+"""More settings: nothing is refined or judged."""
+
 
 class Beamline:
     """The daemon, the simulated detector and positioner, and a subscriber."""
 
-    def __init__(self, folder: Path, threads: int, helpers: int = 0) -> None:
+    def __init__(self, folder: Path, threads: int, *, helpers: int = 0, more: str = "") -> None:
         ports = free_ports(6)
         self.config = folder / "daemon.toml"
         self.config.write_text(
             CONFIG.format(*ports, size=SIZE_PX, threads=threads, helpers=helpers, batch=BATCH)
+            + more
         )
         self.endpoints = [f"tcp://127.0.0.1:{port}" for port in ports]
         self.control = Daemon(self.endpoints[4])
@@ -264,7 +264,7 @@ def main() -> None:
         experiment = simulate_experiment(seed=1, frames=DIFFERENT, size_px=SIZE_PX)
         np.savez(folder / "probe.npz", probe=experiment.probe.modes)
         scan = scan_file_of(experiment)
-        beamline = Beamline(folder, options.threads)
+        beamline = Beamline(folder, options.threads, more=NETWORK_ALONE)
         with beamline.running():
             figures = measure(beamline, scan, folder / "probe.npz", options)
     print(json.dumps(figures, indent=None if options.json else 2))

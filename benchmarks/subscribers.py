@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from live import Beamline, bare_network, memory_kb, pin, repeated, sustained
+from live import NETWORK_ALONE, Beamline, bare_network, memory_kb, pin, repeated, sustained
 
 from ptycho_stream.client import ResultStream
 from ptycho_stream.files.npz import ScanFile
@@ -153,9 +153,7 @@ def main() -> None:
         folder = Path(name)
         experiment = simulate_experiment(seed=1, frames=DIFFERENT, size_px=SIZE_PX)
         np.savez(folder / "probe.npz", probe=experiment.probe.modes)
-        beamline = Beamline(folder, 1)
-        more = "[refine]\nenabled = false\n[trust]\nenabled = false\n"
-        beamline.config.write_text(beamline.config.read_text() + more)
+        beamline = Beamline(folder, 1, more=NETWORK_ALONE)
         scan = repeated(scan_file_of(experiment), options.frames)
         with beamline.running():
             figures = compare(beamline, folder, scan, options)

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from live import DIFFERENT, SIZE_PX, Beamline, repeated, sustained
+from live import DIFFERENT, NETWORK_ALONE, SIZE_PX, Beamline, repeated, sustained
 
 from ptycho_stream.files.npz import ScanFile
 from ptycho_stream.simulate.experiment import simulate_experiment
@@ -37,7 +37,7 @@ def frames_per_s(folder: Path, scan: ScanFile, helpers: int) -> float:
     """Of the image's growth, in a daemon of its own."""
     folder.mkdir()
     np.savez(folder / "probe.npz", probe=scan.probe)
-    beamline = Beamline(folder, threads=1, helpers=helpers)
+    beamline = Beamline(folder, threads=1, helpers=helpers, more=NETWORK_ALONE)
     with beamline.running():
         pin(beamline)
         return sustained(beamline.scan(scan, None))

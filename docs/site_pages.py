@@ -26,7 +26,7 @@ from ptycho_stream.settings import Settings
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 # Of the repository's root -> of the site.
-FRONT = {"README.md": "index.md"}
+FRONT = {"README.md": "index.md", "SECURITY.md": "threat-model.md"}  # security.md is there, too
 FRONT |= {name: name for name in ("CONTRIBUTING.md", "CHANGELOG.md")}
 LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)#\s]+)")
 
