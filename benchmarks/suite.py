@@ -69,7 +69,7 @@ def run(only: list[str]) -> dict[str, Any]:
             timeout=LIMIT_S,
         )
         if done.returncode == 0:
-            figures[name] = json.loads(done.stdout)
+            figures[name] = json.loads(done.stdout[done.stdout.index("{") :])  # after its table
         else:
             figures[name] = {"failed": done.stderr.strip().splitlines()[-1:]}
     return figures
