@@ -57,8 +57,11 @@ def machine() -> dict[str, Any]:
     }
 
 
-def run(only: list[str]) -> dict[str, Any]:
-    """The figures of each program, or the last line that it said where it failed."""
+def run(only: list[str], out: Path) -> None:
+    """Write the figures of each program, or the last line that it said where it failed.
+
+    They are in the file as soon as a program has ended.
+    """
     figures: dict[str, Any] = {"machine": machine()}
     for name in track(only, description="benchmarks", console=Console(stderr=True)):
         program, *options = PROGRAMS[name]
@@ -72,7 +75,7 @@ def run(only: list[str]) -> dict[str, Any]:
             figures[name] = json.loads(done.stdout[done.stdout.index("{") :])  # after its table
         else:
             figures[name] = {"failed": done.stderr.strip().splitlines()[-1:]}
-    return figures
+        out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def numbers(figures: Any, path: str = "") -> Iterator[tuple[str, float]]:
@@ -114,7 +117,7 @@ def main() -> None:
         Console().print(compare(before, after))
         return
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(run(options.only), indent=1) + "\n")
+    run(options.only, options.out)
     print(options.out)
 
 
