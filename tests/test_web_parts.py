@@ -21,8 +21,10 @@ from results_source import SCANS, grown, tile
 
 from ptycho_stream.errors import ControlError, EndpointError, MalformedMessage
 from ptycho_stream.results import Image
+from ptycho_stream.settings import ViewerSettings
 from ptycho_stream.wire.stored import StoredFrame, StoredImage, image_of
 from ptycho_streamd.stored_images import IMAGE_FILE, stored_image
+from ptycho_streamd.viewer_metrics import ViewerMetrics
 from ptycho_streamd.web.alarms import RestartWatch, alarms
 from ptycho_streamd.web.application import static_files
 from ptycho_streamd.web.budget import NEW_PICTURE_S, SAVED_S, Budget
@@ -37,6 +39,7 @@ from ptycho_streamd.web.messages import (
     encode_binary,
 )
 from ptycho_streamd.web.security_headers import security_headers
+from ptycho_streamd.web.session import MAX_UNANSWERED, Session
 from ptycho_streamd.web.thumbnails import SIDE_PX, Thumbnails
 
 # -- who may talk to it --------------------------------------------------------------------------
@@ -117,6 +120,27 @@ def test_what_no_page_says_is_refused(text):
 def test_whatever_comes_is_a_message_or_refused(value):
     with contextlib.suppress(MalformedMessage):
         decode_page_message(json.dumps(value))
+
+
+def test_a_page_that_commands_and_never_takes_the_answers_is_closed():
+    async def never(_message: str | bytes) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async def flood() -> None:
+        hub: Any = None  # no page may give this command: nobody is asked
+        session = Session(hub, ViewerSettings(), ViewerMetrics(), never)
+        telling = asyncio.create_task(session.run())
+        try:
+            for number in range(MAX_UNANSWERED):
+                await session.hear(json.dumps({"type": "command", "id": number, "command": "no"}))
+                await asyncio.sleep(0)
+            with pytest.raises(MalformedMessage, match="answers"):
+                await session.hear('{"type": "command", "id": 1, "command": "no"}')
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+
+    asyncio.run(flood())
 
 
 def test_binary_messages_come_apart_again():
