@@ -43,7 +43,7 @@ FIGURES = {
     "nrmse",
 }
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = [pytest.mark.timeout(150), pytest.mark.slow]
 
 
 @pytest.fixture
@@ -131,7 +131,6 @@ def test_it_writes_a_good_image_and_its_report(tmp_path: Path) -> None:
         assert json.loads(str(held["metadata"]))["sample"] == "simulated"
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("demo_ports")
 @pytest.mark.parametrize(
     ("code", "says", "received"),

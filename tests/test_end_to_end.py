@@ -211,6 +211,7 @@ def test_stages_killed_at_random_change_nothing(daemon, scan, seed, tmp_path):
     assert_same_image(final, undisturbed(daemon.settings, final.scan_id, tmp_path / "again"))
 
 
+@pytest.mark.slow
 def test_everything_killed_at_once_recovers(daemon, scan, tmp_path):
     """Ingest stands still before the kill, so that frames are in flight for certain."""
     with line(daemon, rate_hz=40) as beamline, playing(beamline, scan):
@@ -236,6 +237,7 @@ def test_everything_killed_at_once_recovers(daemon, scan, tmp_path):
     assert_same_image(final, undisturbed(daemon.settings, final.scan_id, tmp_path / "again"))
 
 
+@pytest.mark.slow
 def test_after_a_restart_the_last_image_is_still_there(daemon, scan):
     with line(daemon) as beamline:
         beamline.play(scan)
@@ -274,6 +276,7 @@ def test_sighup_with_another_probe_opens_a_new_generation(daemon, scan, tmp_path
     assert sorted(final.frame_numbers.tolist()) == list(range(FRAMES))
 
 
+@pytest.mark.slow
 def test_a_missing_probe_is_said_and_costs_no_frame(daemon, scan, tmp_path):
     daemon.stop()
     probe = tmp_path / "probe.npz"

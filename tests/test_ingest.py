@@ -476,6 +476,7 @@ def test_a_full_disk_interrupts_the_scan_and_after_space_is_freed_the_next_works
         assert d.status()["stages"]["ingest"]["restarts"] == 0
 
 
+@pytest.mark.slow
 def test_old_scans_make_room_for_new_ones_before_those_are_refused(tmp_path, small_disk):
     tables = {
         "data": {"directory": str(small_disk), "min_free_bytes": 3_000_000, "frames_per_file": 32},

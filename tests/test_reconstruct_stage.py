@@ -29,7 +29,7 @@ from ptycho_streamd.reconstruct import ReconstructStage
 from ptycho_streamd.reconstruct_metrics import ReconstructMetrics
 
 FRAMES = 40
-pytestmark = pytest.mark.timeout(90)
+pytestmark = [pytest.mark.timeout(90), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -70,6 +70,7 @@ def alter(path: Path, offset: int, data: bytes) -> None:
         file.write(data)
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_any_time_loses_no_committed_frame(tmp_path: Path) -> None:
     scan_id = new_scan_id()
     chance = random.Random(4)

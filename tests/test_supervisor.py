@@ -95,6 +95,7 @@ def test_a_port_that_a_stage_cannot_bind_ends_the_start(tmp_path):
     assert "the daemon cannot start: cannot bind detector.endpoint" in daemon.log
 
 
+@pytest.mark.slow
 def test_a_second_daemon_on_the_same_data_is_refused(daemon, tmp_path):
     folder = tmp_path / "second"
     folder.mkdir()

@@ -110,6 +110,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_suspected_and_named(sound, fault):
     rng = np.random.default_rng(1)
