@@ -244,6 +244,13 @@ def test_a_scan_that_cannot_be_locked_does_not_stop_retention(tmp_path: Path) ->
     assert stored(tmp_path) == [stuck]
 
 
+def test_files_of_others_among_the_spares_do_not_stop_retention(tmp_path: Path) -> None:
+    scan_id = make_scan(tmp_path, 10)
+    (tmp_path / "spare" / "not-ours.bin").touch()
+    assert Catalogue(tmp_path).retain(0).deleted == (scan_id,)
+    assert inodes(tmp_path / "spare") == {(tmp_path / "spare" / "not-ours.bin").stat().st_ino}
+
+
 def test_a_spare_file_is_taken_once(tmp_path: Path) -> None:
     scan_id = make_scan(tmp_path, 10)
     spare = SpareFiles(tmp_path)

@@ -76,7 +76,8 @@ class SpareFiles:
 
     def _files(self) -> list[Path]:
         try:
-            return sorted(self._directory.glob("*-*.bin"))
+            found = self._directory.glob("*-*.bin")
+            return sorted(path for path in found if path.name.partition("-")[0].isdecimal())
         except FileNotFoundError:
             return []
 
