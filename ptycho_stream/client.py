@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import closing
 from typing import Self, TypeVar
 
 import zmq
@@ -167,22 +168,23 @@ class _Link:
         follower, until_s = self.follower, _until(timeout_s)
         wanted = scan_id or self._scan_id
         follower.want(wanted)
-        while True:
-            step = follower.take()
-            if on_image is not None and step is not None and step.scan_id > after:
-                on_image(step)
-            image = follower.settled()
-            if image is not None and image.scan_id > after:
-                if image.final:
-                    break
-                if wanted is None:
-                    wanted = image.scan_id
-                    follower.want(wanted)
-            if timeout_s is not None and time.monotonic() >= until_s:
-                raise self._late("final image", timeout_s)
-            yield until_s
-        follower.want(self._scan_id)
-        return image
+        try:
+            while True:
+                step = follower.take()
+                if on_image is not None and step is not None and step.scan_id > after:
+                    on_image(step)
+                image = follower.settled()
+                if image is not None and image.scan_id > after:
+                    if image.final:
+                        return image
+                    if wanted is None:
+                        wanted = image.scan_id
+                        follower.want(wanted)
+                if timeout_s is not None and time.monotonic() >= until_s:
+                    raise self._late("final image", timeout_s)
+                yield until_s
+        finally:  # given up or interrupted, too: the stream goes on as before
+            follower.want(self._scan_id)
 
     def _late(self, what: str, timeout_s: float) -> EndpointError:
         """The error for ``what`` not having come in time."""
@@ -328,12 +330,13 @@ class ResultStream:
         return image
 
     def _run(self, steps: _Steps[_T]) -> _T:
-        while True:
-            try:
-                until_s = next(steps)
-            except StopIteration as end:
-                return end.value
-            self._turn(until_s)
+        with closing(steps):
+            while True:
+                try:
+                    until_s = next(steps)
+                except StopIteration as end:
+                    return end.value
+                self._turn(until_s)
 
     def _turn(self, until_s: float) -> None:
         self._link.ask()
@@ -424,11 +427,12 @@ class AsyncResultStream:
         return image
 
     async def _run(self, steps: _Steps[_T]) -> _T:
-        while True:
-            try:
-                until_s = next(steps)
-            except StopIteration as end:
-                return end.value
-            self._link.ask()
-            await self._poller.poll(self._link.wait_ms(until_s))
-            self._link.drain()
+        with closing(steps):
+            while True:
+                try:
+                    until_s = next(steps)
+                except StopIteration as end:
+                    return end.value
+                self._link.ask()
+                await self._poller.poll(self._link.wait_ms(until_s))
+                self._link.drain()

@@ -368,8 +368,11 @@ class Image:
 
     def _repr_html_(self) -> str:
         """For Jupyter: the same picture, and what there is to know of it in words."""
-        picture = self._repr_png_()
         shown = "nothing seen yet"
+        try:
+            picture = self._repr_png_()
+        except FileFormatError as error:
+            picture, shown = None, html.escape(str(error))
         if picture is not None:
             data = base64.b64encode(picture).decode("ascii")
             shown = (

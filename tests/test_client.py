@@ -198,6 +198,22 @@ def test_wait_complete_says_why_it_gives_up(monkeypatch):
             results.wait_complete(SCANS[0], timeout_s=10)
 
 
+def test_a_wait_that_was_given_up_leaves_the_stream_with_the_newest_scan():
+    def interrupt(_image):
+        raise KeyboardInterrupt
+
+    with Source() as source, ResultStream(*source.endpoints, timeout_s=5) as results:
+        source.publish(grown(2, SCANS[0]))
+        with pytest.raises(KeyboardInterrupt):
+            results.wait_complete(SCANS[0], on_image=interrupt)
+        source.publish(grown(1, SCANS[1]))
+        assert images_until(results, lambda image: image.scan_id == SCANS[1])
+        with pytest.raises(EndpointError, match="final image"):
+            results.wait_complete(timeout_s=0.3)
+        source.publish(grown(1, SCANS[2]))
+        assert images_until(results, lambda image: image.scan_id == SCANS[2])
+
+
 def test_silence_is_an_error_that_says_what_to_check():
     settings = free_settings()
     results = ResultStream(settings.endpoint, settings.resync_endpoint, timeout_s=0.3)
@@ -358,6 +374,21 @@ def test_the_asyncio_twin_does_the_same():
         async with AsyncResultStream(*source.endpoints, scan_id=SCANS[0]) as results:
             async for image in results:
                 assert image.final
+
+    with Source() as source:
+        asyncio.run(follow(source))
+
+
+def test_a_cancelled_wait_of_the_asyncio_twin_leaves_it_with_the_newest_scan():
+    async def follow(source):
+        async with AsyncResultStream(*source.endpoints, timeout_s=5) as results:
+            source.publish(grown(2, SCANS[0]))
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(results.wait_complete(SCANS[0]), 0.3)
+            source.publish(grown(1, SCANS[1]))
+            async with asyncio.timeout(10):
+                while (await anext(results)).scan_id != SCANS[1]:
+                    pass
 
     with Source() as source:
         asyncio.run(follow(source))

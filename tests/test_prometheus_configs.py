@@ -13,6 +13,8 @@ import pytest
 import yaml
 from prometheus_page import EVERYWHERE, ROOT, documented
 
+from ptycho_stream.verdicts import HARMLESS
+
 PROMETHEUS = ROOT / "configs" / "prometheus"
 GRAFANA = ROOT / "configs" / "grafana"
 DASHBOARDS = sorted((GRAFANA / "dashboards").glob("*.json"))
@@ -78,6 +80,11 @@ def test_alerts_say_what_is_wrong_and_what_to_do():
         assert rule["labels"]["severity"] in ("info", "warning", "critical")
         assert set(rule["annotations"]) == {"summary", "action"}
         assert "$labels.instance" in rule["annotations"]["summary"]
+
+
+def test_the_alert_for_verdicts_spares_those_that_accuse_nobody():
+    (query,) = [r["expr"] for r in rules("alerts.yml") if r["alert"] == "PtychoStreamImageSuspect"]
+    assert f'verdict!~"{"|".join(HARMLESS)}"' in query
 
 
 @pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda path: path.stem)

@@ -54,6 +54,7 @@ def test_stray_tiles_do_not_make_it_larger_than_memory(tmp_path):
         image.save(tmp_path / "image.npz")
     assert not list(tmp_path.iterdir())
     assert "2 tiles too far apart" in repr(image)
+    assert "2 tiles too far apart" in image._repr_html_() and "<img" not in image._repr_html_()
 
 
 def test_only_the_last_image_of_a_whole_scan_is_complete():

@@ -12,11 +12,13 @@ import pytest
 from page_mirror import PageMirror
 from results_source import grown
 
+from ptycho_stream.errors import ControlError
 from ptycho_stream.results import Image, ImageState, MisfitTile, Tile
 from ptycho_stream.wire import control
 from ptycho_stream.wire.stored import StoredImage, image_of
 from ptycho_streamd.stored_images import IMAGE_FILE, stored_image
 from ptycho_streamd.web import pane as pane_module
+from ptycho_streamd.web import pictures as pictures_module
 from ptycho_streamd.web.messages import Look
 from ptycho_streamd.web.pane import Pane
 from ptycho_streamd.web.pictures import GrowingPicture, KeptPicture, Picture
@@ -179,6 +181,47 @@ def test_a_wish_that_changes_while_tiles_are_fetched_makes_no_mixture(picture):
     changing = Changing(T)
     changing.show(picture.tiles)
     assert page.turn(changing) == []
+
+
+def test_a_tile_that_cannot_be_read_just_now_costs_no_other(picture):
+    page = Page()
+
+    class Troubled(GrowingPicture):
+        read = 0
+
+        async def tile(self, quantity: Any, level: int, key: Any) -> Any:
+            self.read += 1
+            if self.read == 3:
+                raise ControlError("timeout", "the disk is too slow: try again")
+            return await super().tile(quantity, level, key)
+
+    troubled = Troubled(T)
+    troubled.show(picture.tiles)
+    assert len(page.turn(troubled)) == 2, "those that were read before it are sent"
+    assert page.all(troubled) | set(page.mirror.levels) == {(0, *key) for key in picture.tiles}
+    troubled.read = 2
+    with pytest.raises(ControlError):
+        Page().turn(troubled)
+
+
+def test_tiles_that_look_the_same_take_no_more_time_than_others(picture, monkeypatch):
+    page = Page()
+    page.all(picture)
+    monkeypatch.setattr(pane_module, "WORK_S", 0.0)
+    nearly = np.complex64(1 + 1e-5j)
+    picture.show(
+        {k: replace(held, object_yx=held.object_yx * nearly) for k, held in picture.tiles.items()}
+    )
+    made: list[Any] = []
+    quantised = pictures_module.quantised
+    monkeypatch.setattr(
+        pictures_module, "quantised", lambda *given: made.append(1) or quantised(*given)
+    )
+    assert page.turn(picture) == []
+    assert len(made) == 1, "a turn gives way to other pages"
+    for _ in picture.tiles:
+        page.turn(picture)
+    assert len(made) == len(picture.tiles), "and the next one goes on with the others"
 
 
 def test_bounds_are_of_what_was_seen(picture):

@@ -21,10 +21,13 @@ from results_source import SCANS, grown, tile
 
 from ptycho_stream.errors import ControlError, EndpointError, MalformedMessage
 from ptycho_stream.results import Image
+from ptycho_stream.settings import ViewerSettings
 from ptycho_stream.wire.stored import StoredFrame, StoredImage, image_of
 from ptycho_streamd.stored_images import IMAGE_FILE, stored_image
+from ptycho_streamd.viewer_metrics import ViewerMetrics
 from ptycho_streamd.web.alarms import RestartWatch, alarms
 from ptycho_streamd.web.application import static_files
+from ptycho_streamd.web.beside import Beside
 from ptycho_streamd.web.budget import NEW_PICTURE_S, SAVED_S, Budget
 from ptycho_streamd.web.frame_and_probe import frame_bytes, probe_bytes
 from ptycho_streamd.web.messages import (
@@ -37,6 +40,8 @@ from ptycho_streamd.web.messages import (
     encode_binary,
 )
 from ptycho_streamd.web.security_headers import security_headers
+from ptycho_streamd.web.session import MAX_UNANSWERED, Session
+from ptycho_streamd.web.sources import Shown
 from ptycho_streamd.web.thumbnails import SIDE_PX, Thumbnails
 
 # -- who may talk to it --------------------------------------------------------------------------
@@ -119,6 +124,27 @@ def test_whatever_comes_is_a_message_or_refused(value):
         decode_page_message(json.dumps(value))
 
 
+def test_a_page_that_commands_and_never_takes_the_answers_is_closed():
+    async def never(_message: str | bytes) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async def flood() -> None:
+        hub: Any = None  # no page may give this command: nobody is asked
+        session = Session(hub, ViewerSettings(), ViewerMetrics(), never)
+        telling = asyncio.create_task(session.run())
+        try:
+            for number in range(MAX_UNANSWERED):
+                await session.hear(json.dumps({"type": "command", "id": number, "command": "no"}))
+                await asyncio.sleep(0)
+            with pytest.raises(MalformedMessage, match="answers"):
+                await session.hear('{"type": "command", "id": 1, "command": "no"}')
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+
+    asyncio.run(flood())
+
+
 def test_binary_messages_come_apart_again():
     head, payload = taken_apart(encode_binary("tiles", b"abc" * 50, count=2, pane="a"))
     assert head == {"type": "tiles", "count": 2, "pane": "a"} and payload == b"abc" * 50
@@ -170,6 +196,43 @@ def test_a_frame_is_sent_as_the_logarithm_of_its_counts():
     assert (words["total"], words["most"]) == (1008, 999)
     dark = frame_bytes(replace(frame, counts_yx=0 * counts))
     assert set(dark[1]) == {0, 1}
+
+
+def test_a_frame_that_was_asked_for_another_scan_is_not_shown():
+    asked: list[tuple[str, int | None]] = []
+    told: list[str] = []
+
+    class Frames:
+        async def frame(self, scan_id: str, number: int | None, look: str) -> StoredFrame:
+            asked.append((scan_id, number))
+            raise ControlError("not_found", f"{scan_id} has no frame {number} to {look}")
+
+    async def tell(message: str) -> None:
+        told.append(json.loads(message)["reason"])
+
+    async def nothing(*_: Any, **__: Any) -> int:
+        raise AssertionError("there is no frame")
+
+    async def turns() -> None:
+        hub: Any = Frames()
+        beside = Beside(hub, 1e6, tell, nothing)
+
+        async def turn(scan_id: str) -> None:
+            image = Shown(None, {"scan_id": scan_id}, *3 * (np.zeros(0),))  # type: ignore[arg-type]
+            await beside.turn(image, 1)
+            await asyncio.sleep(0)
+
+        beside.wish(Watch(frame=True))
+        await turn(SCANS[0])
+        beside.begin()
+        await turn(SCANS[1])
+        beside.wish(Watch(frame=True, frame_number=7))
+        await turn(SCANS[1])
+        await turn(SCANS[1])
+
+    asyncio.run(turns())
+    assert asked == [(SCANS[0], None), (SCANS[1], None), (SCANS[1], 7)]
+    assert told == [f"{SCANS[1]} has no frame 7 to view"]
 
 
 def test_a_probe_is_sent_as_amplitude_and_phase_of_its_modes():

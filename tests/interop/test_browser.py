@@ -199,6 +199,19 @@ def test_the_first_picture_comes_at_once(browser, beamline, finished):
         viewer.check(beamline.address)
 
 
+def test_a_page_that_fails_at_a_message_begins_anew(browser, beamline):
+    with opened(browser, beamline.url) as viewer:
+        viewer.until(lambda: viewer.text("#link") == "live", "a connection")
+        # The next message cannot be read, those after it can.
+        viewer.page.evaluate("""() => {
+            const parse = JSON.parse;
+            JSON.parse = () => { JSON.parse = parse; throw new Error("cut short"); };
+        }""")
+        viewer.until(lambda: viewer.text("#link") == "connecting again", "an end", 30)
+        viewer.until(lambda: viewer.text("#link") == "live", "another connection")
+        viewer.check(beamline.address, allowed="cut short")
+
+
 def test_what_is_shown_is_chosen_by_mouse_and_by_key(browser, beamline, finished, pytestconfig):
     with opened(browser, beamline.url) as viewer:
         page = viewer.page

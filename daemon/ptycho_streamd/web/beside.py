@@ -47,6 +47,7 @@ class Beside:
         self._hub, self._send_text, self._send_binary = hub, send_text, send_binary
         self._budget = Budget(SHARE * bytes_per_s, time.monotonic())
         self._watch = Watch()
+        self._asked = "", self._watch
         self._fetching: asyncio.Task[StoredFrame | str] | None = None
         self.begin()
 
@@ -123,10 +124,12 @@ class Beside:
         task = self._fetching
         if task is not None and task.done():
             self._fetching = None
-            await self._show_frame(task.result())
+            if self._asked == (scan_id, self._watch):  # else it was for what is not shown now
+                await self._show_frame(task.result())
         if self._fetching is None and time.monotonic() >= self._frame_due_s:
             self._frame_due_s = time.monotonic() + FRAME_S
-            self._fetching = asyncio.create_task(self._fetched(scan_id, self._watch))
+            self._asked = scan_id, self._watch
+            self._fetching = asyncio.create_task(self._fetched(*self._asked))
 
     async def _show_frame(self, frame: StoredFrame | str) -> None:
         if isinstance(frame, str):

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ptycho_stream.errors import PtychoStreamError
 from ptycho_stream.results import TileKey
 from ptycho_streamd.web.byte_tiles import ByteTile, encoded, settled
 from ptycho_streamd.web.messages import Look
@@ -102,6 +103,9 @@ class Pane:
         Args:
             picture: to take them from.
             budget_bytes: about so many bytes of levels, not deflated.
+
+        Raises:
+            PtychoStreamError: not one can be read just now.
         """
         look = self.look
         level, versions = self._in_view(picture)
@@ -114,8 +118,15 @@ class Pane:
         levels: list[bytes] = []
         looked_at = 0
         for key in due:
+            if looked_at and time.monotonic() > until_s:
+                break
+            try:
+                version, tile = await picture.tile(look.quantity, level, key)
+            except PtychoStreamError:
+                if not records:
+                    raise
+                break  # those before it count as sent, and are
             looked_at += 1
-            version, tile = await picture.tile(look.quantity, level, key)
             if self.look.stream != look.stream:
                 return None  # the page has thought of something else meanwhile
             sent = self._sent.get((level, key))
@@ -127,7 +138,7 @@ class Pane:
             difference, steps = encoded(tile, None if sent is None else sent[1])
             records.append((*key, tile.low, tile.high, level, difference))
             levels.append(steps)
-            if len(records) >= most or time.monotonic() > until_s:
+            if len(records) >= most:
                 break
         dropped = self._drop(_most_tiles(picture))
         if not records and not dropped:

@@ -37,6 +37,8 @@ MAX_UNSHOWN = 2
 """Binary messages that the page has not said to have shown."""
 MAX_COMMANDS = 8
 """That a page may wait for."""
+MAX_UNANSWERED = 64
+"""Commands, refused ones too, of which a page has not taken the answer."""
 MAX_ANSWER = 4 << 20
 MAX_MESSAGES_PER_S = 200
 MORE_S = 0.02
@@ -117,6 +119,8 @@ class Session:
 
     def _begin(self, command: Command) -> None:
         """Have a command done; the answer comes when it comes."""
+        if len(self._commands) >= MAX_UNANSWERED:
+            raise MalformedMessage(f"{MAX_UNANSWERED} commands, and no answers were taken")
         task = asyncio.create_task(self._answer(command, len(self._commands)))
         self._commands.add(task)
         task.add_done_callback(lambda _done: self._wake.set())

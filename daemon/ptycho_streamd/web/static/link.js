@@ -57,16 +57,21 @@ export class Link {
   receive(socket, data) {
     // Inflating takes turns of its own: this keeps messages in their order.
     this.order = this.order.then(async () => {
-      if (socket !== this.socket) return;
+      if (socket.readyState !== WebSocket.OPEN) return;
       if (typeof data === "string") {
         this.dispatch(JSON.parse(data), null);
         return;
       }
       const { head, bytes } = await decode(data);
-      if (socket !== this.socket) return;
+      if (socket.readyState !== WebSocket.OPEN) return;
       this.dispatch(head, bytes);
       this.shown = head.seq;
       this.acknowledge();
+    }).catch((error) => {
+      // What later messages build on is lacking: begin anew, and not at once if it comes again.
+      console.error(error);
+      this.pauseMs = LONGEST_PAUSE_MS;
+      socket.close();
     });
   }
 
