@@ -7,9 +7,11 @@ it has changed.  Lines and comments that an edit does not concern stay as they a
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -88,14 +90,15 @@ def allow(path: Path, name: str, public_key: str, rights: Iterable[Right]) -> Al
     """
     check_key_name(name)
     entry = Allowed(name, public_key, frozenset(rights))
-    text = _read(path) if path.exists() else HEAD
-    for other in _parsed(text, path).values():
-        if other.name == name and other.public_key != public_key and not other.revoked:
-            raise KeyFileError(
-                f"{path} has another key of the name {name}: revoke that first "
-                f"(`ptycho-stream keys revoke {name}`), or choose another name"
-            )
-    _write(path, _replaced(text, {public_key: entry}))
+    with _alone(path):
+        text = _read(path) if path.exists() else HEAD
+        for other in _parsed(text, path).values():
+            if other.name == name and other.public_key != public_key and not other.revoked:
+                raise KeyFileError(
+                    f"{path} has another key of the name {name}: revoke that first "
+                    f"(`ptycho-stream keys revoke {name}`), or choose another name"
+                )
+        _write(path, _replaced(text, {public_key: entry}))
     return entry
 
 
@@ -105,14 +108,15 @@ def revoke(path: Path, name: str) -> list[Allowed]:
     Raises:
         KeyFileError: there is none, or the file cannot be read or written.
     """
-    text = _read(path)
-    entries = _parsed(text, path)
-    named = [entry for entry in entries.values() if name in (entry.name, entry.public_key)]
-    if not named:
-        names = ", ".join(sorted({entry.name for entry in entries.values()})) or "none"
-        raise KeyFileError(f"{path} has no key of the name {name}: it has {names}")
-    out = [Allowed(entry.name, entry.public_key, frozenset()) for entry in named]
-    _write(path, _replaced(text, {entry.public_key: entry for entry in out}))
+    with _alone(path):
+        text = _read(path)
+        entries = _parsed(text, path)
+        named = [entry for entry in entries.values() if name in (entry.name, entry.public_key)]
+        if not named:
+            names = ", ".join(sorted({entry.name for entry in entries.values()})) or "none"
+            raise KeyFileError(f"{path} has no key of the name {name}: it has {names}")
+        out = [Allowed(entry.name, entry.public_key, frozenset()) for entry in named]
+        _write(path, _replaced(text, {entry.public_key: entry for entry in out}))
     return out
 
 
@@ -123,6 +127,22 @@ def write_allow_list(entries: AllowList, path: Path) -> None:
         KeyFileError: it cannot be written.
     """
     _write(path, HEAD + "".join(f"{entry.line()}\n" for entry in entries.values()))
+
+
+@contextmanager
+def _alone(path: Path) -> Generator[None]:
+    """Keep other edits waiting, which would undo this one; locks the folder, as the file itself is
+    replaced.
+    """
+    try:
+        folder = os.open(path.resolve().parent, os.O_RDONLY)
+    except OSError as error:
+        raise KeyFileError(f"cannot write the allow-list {path}: {error.strerror}") from error
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _read(path: Path) -> str:

@@ -21,6 +21,7 @@ from ptycho_stream.errors import KeyFileError
 
 PUBLIC_SUFFIX, PRIVATE_SUFFIX = ".key", ".key_secret"
 MAX_FILE_BYTES = 65_536
+MIN_TOKEN_CHARACTERS = 16
 Z85_KEY = re.compile(r"[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _LINE = r'^[ \t]*{}[ \t]*=[ \t]*["\']?([^\s"\']+)["\']?[ \t]*$'
@@ -141,6 +142,21 @@ def read_private(path: Path) -> str:
             "if somebody may have read it, make another and do away with this one"
         )
     return text
+
+
+def read_token(path: Path) -> str:
+    """The word that an HTTP address of the daemon asks for.
+
+    Raises:
+        KeyFileError: it cannot be read, others may read it too, or it is easily guessed.
+    """
+    token = read_private(path).strip()
+    if len(token) < MIN_TOKEN_CHARACTERS or not token.isprintable():
+        raise KeyFileError(
+            f"{path} holds no token of {MIN_TOKEN_CHARACTERS} characters or more: "
+            "`ptycho-stream keys token FILE` makes one"
+        )
+    return token
 
 
 def write_private(path: Path, text: str) -> None:

@@ -28,6 +28,14 @@ def test_tries_are_counted_until_one_gets_further(tmp_path: Path) -> None:
     begin_try(tmp_path)
 
 
+def test_tries_that_cannot_be_read_keep_no_scan_from_its_image(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "reconstruct.tries").mkdir()
+    begin_try(tmp_path)
+    assert "reconstruct.tries" in caplog.text
+
+
 @pytest.mark.long
 @pytest.mark.timeout(180)
 def test_a_deadly_scan_is_left_alone_after_a_few_tries(tmp_path: Path) -> None:

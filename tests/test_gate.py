@@ -8,13 +8,14 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from daemon_harness import free_port, wait_for
 from prometheus_client import CollectorRegistry
 
-from ptycho_stream.allow_list import allow
+from ptycho_stream.allow_list import Right, allow
 from ptycho_stream.client import Daemon
 from ptycho_stream.errors import EndpointError, KeyFileError, KeyRefused
 from ptycho_stream.keys import ClientKeys, load_private_key, new_key
@@ -87,6 +88,23 @@ def plain(tmp_path: Path) -> Iterator[Served]:
     made = Served(tmp_path, f"tcp://127.0.0.1:{free_port()}", keyed=False)
     yield made
     made.close()
+
+
+def test_a_key_revoked_while_others_are_shown_out_is_not_forgotten(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert served.answers()
+    gate, holds = served.gate, served.gate._holds
+    revoked = {key: replace(entry, rights=frozenset()) for key, entry in gate.allowed.items()}
+
+    def holds_and_is_revoked(key: str, right: Right) -> bool:
+        held = holds(key, right)
+        gate.allowed = revoked  # by the thread that reads the list again at a reload
+        return held
+
+    monkeypatch.setattr(gate, "_holds", holds_and_is_revoked)
+    gate.allowed = dict(gate.allowed)
+    wait_for(lambda: "connections cut, for key of alice" in caplog.text, 5)
 
 
 def test_nobody_gets_in_when_the_authenticator_has_died(served, monkeypatch, caplog):

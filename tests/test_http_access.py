@@ -12,8 +12,9 @@ import pytest
 from daemon_harness import free_port, wait_for
 from prometheus_client import CollectorRegistry
 
+from ptycho_stream.cli.key_checkup import check_keys
 from ptycho_stream.errors import KeyFileError
-from ptycho_stream.settings import HttpSettings
+from ptycho_stream.settings import HttpSettings, Settings
 from ptycho_streamd.http_access import HttpAccess
 from ptycho_streamd.http_server import MAX_CONNECTIONS, HttpServer
 
@@ -111,6 +112,14 @@ def test_a_token_that_others_may_read_or_guess_is_refused(token_path: Path) -> N
         HttpAccess(token_path=token_path)
     with pytest.raises(KeyFileError, match="cannot read"):
         HttpAccess(token_path=token_path.with_name("nowhere"))
+
+
+def test_doctor_refuses_the_token_that_the_daemon_refuses(token_path: Path) -> None:
+    probe = {"path": token_path.with_name("probe.npz")}
+    settings = Settings.model_validate({"probe": probe, "http": {"token_path": token_path}})
+    assert [finding.ok for finding in check_keys(settings)] == [True]
+    token_path.write_text("short")
+    assert [finding.ok for finding in check_keys(settings)] == [False]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -208,3 +209,19 @@ def test_keys_are_loaded_for_programs(tmp_path: Path) -> None:
     keys = load_client_keys(private, str(public))
     assert keys.own == load_private_key(private)
     assert keys.server_public == load_public_key(str(public))
+
+
+def test_edits_of_the_allow_list_at_the_same_time_undo_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "allowed"
+    keys = [load_public_key(str(new_key(tmp_path, f"k{n}")[1])) for n in range(24)]
+    allow(path, "k0", keys[0], ["control"])
+    with ThreadPoolExecutor(8) as pool:
+        gone = pool.submit(revoke, path, "k0")
+        rest = [
+            pool.submit(allow, path, f"k{n}", key, ["control"]) for n, key in enumerate(keys[1:], 1)
+        ]
+        for one in (gone, *rest):
+            one.result(20)
+    entries = read_allow_list(path)
+    assert set(entries) == set(keys)
+    assert [entry.name for entry in entries.values() if entry.revoked] == ["k0"]

@@ -91,6 +91,19 @@ def test_a_scan_whose_sync_failed_is_recovered_and_sealed(
     assert unsealed.retry(10 * RETRY_NS) == []
 
 
+def test_a_scan_that_was_sealed_after_all_is_not_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What failed came after the header: a sync of the folder, say."""
+    writer = ScanWriter.create(tmp_path, make_header(), FRAMES_PER_FILE)
+    header = writer.seal("complete", {})
+    unsealed = Unsealed(tmp_path)
+    unsealed.add(SealScan(writer.scan_id, "complete", {}, ""), 0)
+    assert unsealed.retry(0) == [header]
+    assert unsealed.retry(10 * RETRY_NS) == []
+    assert "cannot be sealed" not in caplog.text
+
+
 def test_a_scan_that_cannot_be_recovered_yet_is_tried_again(tmp_path: Path) -> None:
     unsealed = Unsealed(tmp_path)
     with ScanWriter.create(tmp_path, make_header(), FRAMES_PER_FILE) as writer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from scan_samples import FRAMES_PER_FILE, make_header, make_scan
 
+from ptycho_stream.errors import StoreError
 from ptycho_stream.scans import Catalogue, ScanWriter, new_scan_id
 from ptycho_stream.scans.header import read_header, write_header
 from ptycho_stream.scans.ulid import UlidGenerator
@@ -109,6 +111,21 @@ def test_without_a_limit_no_scan_is_too_old(tmp_path: Path, clock: Clock) -> Non
     keeper = Housekeeper(DataSettings(directory=tmp_path))
     clock.now_s += 10_000
     assert keeper._ended_before_ns() == 0
+
+
+def test_housekeeping_that_has_ended_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Housekeeper(DataSettings(directory=tmp_path, sync_interval_ms=1)) as keeper:
+        keeper.check()
+
+        def gone(path: Path) -> None:
+            raise OSError(errno.EIO, "the disk is gone")
+
+        monkeypatch.setattr(housekeeping.os, "statvfs", gone)
+        keeper._thread.join(5)
+        with pytest.raises(StoreError, match="the disk is gone"):
+            keeper.check()
 
 
 def test_new_scans_sort_after_older_ones_also_when_the_clock_was_set_back() -> None:

@@ -218,6 +218,39 @@ def test_a_file_that_somebody_still_maps_is_not_written_again(tmp_path: Path) ->
     np.testing.assert_array_equal(mapped[0], make_frame(100))
 
 
+def test_files_that_are_kept_elsewhere_by_a_link_are_not_written_again(tmp_path: Path) -> None:
+    scan_id = make_scan(tmp_path, 150)
+    directory, kept = tmp_path / "scans" / scan_id, tmp_path / "kept"
+    kept.mkdir()
+    linked, moved = sorted(directory.glob("frames-*.bin"))
+    (kept / linked.name).hardlink_to(linked)
+    moved.rename(kept / moved.name)
+    moved.symlink_to(kept / moved.name)
+    spare = SpareFiles(tmp_path)
+    spares = spare.total_bytes()
+    assert (spare.put(linked), spare.put(moved)) == (0, 0)
+    assert spare.total_bytes() == spares
+    assert inodes(tmp_path / "spare").isdisjoint(inodes(kept))
+    assert not linked.exists() and not moved.is_symlink()
+    assert len(inodes(kept)) == 2
+
+
+def test_a_scan_that_cannot_be_locked_does_not_stop_retention(tmp_path: Path) -> None:
+    stuck, old = make_scan(tmp_path, 10), make_scan(tmp_path, 10)
+    lock = tmp_path / "scans" / stuck / "lock"
+    lock.unlink()
+    lock.mkdir()  # cannot be opened, whoever we are
+    assert Catalogue(tmp_path).retain(0).deleted == (old,)
+    assert stored(tmp_path) == [stuck]
+
+
+def test_files_of_others_among_the_spares_do_not_stop_retention(tmp_path: Path) -> None:
+    scan_id = make_scan(tmp_path, 10)
+    (tmp_path / "spare" / "not-ours.bin").touch()
+    assert Catalogue(tmp_path).retain(0).deleted == (scan_id,)
+    assert inodes(tmp_path / "spare") == {(tmp_path / "spare" / "not-ours.bin").stat().st_ino}
+
+
 def test_a_spare_file_is_taken_once(tmp_path: Path) -> None:
     scan_id = make_scan(tmp_path, 10)
     spare = SpareFiles(tmp_path)

@@ -53,6 +53,22 @@ def test_any_slots_can_be_gathered(reader: ScanReader, slots: object) -> None:
         np.testing.assert_array_equal(frame, make_frame(number))
 
 
+@pytest.mark.parametrize("word", [1, 3, 4])
+@pytest.mark.parametrize("bit", [40, 62])
+def test_no_memory_is_taken_for_what_an_altered_counter_promises(
+    tmp_path: Path, word: int, bit: int
+) -> None:
+    scan_id = make_scan(tmp_path, 5)
+    with (tmp_path / "scans" / scan_id / "counters").open("r+b") as file:
+        file.seek(8 * word)
+        file.write((5 | 1 << bit).to_bytes(8, "little"))
+    with ScanReader.open(tmp_path, scan_id) as reader:
+        ask = {1: reader.records, 3: reader.positions, 4: reader.pairs}[word]
+        with pytest.raises(CorruptRecord, match="scans recover"):
+            ask()
+        assert len(ask(0, 5)) == 5
+
+
 def test_what_is_not_committed_cannot_be_read(reader: ScanReader) -> None:
     for ask in (
         lambda: reader.frame(250),

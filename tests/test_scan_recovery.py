@@ -228,6 +228,21 @@ def test_a_crash_before_the_first_frame(memory_path: Path) -> None:
         again.seal("complete", {})
 
 
+def test_a_temporary_file_that_its_writer_takes_away_meanwhile_is_no_fault(
+    crashed: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, scan_id = crashed
+    found = Path.glob
+
+    def with_one_that_goes(self: Path, pattern: str) -> list[Path]:
+        return [*found(self, pattern), self / pattern.replace("*", "gone")]
+
+    monkeypatch.setattr(Path, "glob", with_one_that_goes)
+    writer, report = ScanWriter.recover(root, scan_id)
+    writer.close()
+    assert report.whole_frames == 6
+
+
 def test_what_a_crash_leaves_half_made_is_swept_up(crashed: tuple[Path, str]) -> None:
     root, scan_id = crashed
     directory = root / "scans" / scan_id

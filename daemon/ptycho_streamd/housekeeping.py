@@ -51,6 +51,7 @@ class Housekeeper:
         self._failures: dict[str, str] = {}
         self._wake = threading.Event()
         self._closed = False
+        self._ended = ""
         self._retain_at_s = 0.0
         self._room_at_s = 0.0
         self._make_room_at_s = 0.0
@@ -86,7 +87,24 @@ class Housekeeper:
             failures, self._failures = self._failures, {}
         return failures
 
+    def check(self) -> None:
+        """Make sure that the thread runs; call now and then.
+
+        Raises:
+            StoreError: it has ended, and nothing is synced any more: the process must be started
+                again.
+        """
+        if self._ended:
+            raise StoreError(f"frames are not synced to the disk any more: {self._ended}")
+
     def _run(self) -> None:
+        try:
+            self._work()
+        except Exception as error:
+            log.exception("housekeeping ends")
+            self._ended = repr(error)
+
+    def _work(self) -> None:
         while not self._wake.wait(self.settings.sync_interval_ms / 1e3):
             self._sync()
             now_s = time.monotonic()

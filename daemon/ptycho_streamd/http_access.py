@@ -17,10 +17,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
-from ptycho_stream.errors import KeyFileError
-from ptycho_stream.keys import read_private
-
-MIN_TOKEN_CHARACTERS = 16
+from ptycho_stream.keys import read_token
 
 
 class Headers(Protocol):
@@ -60,7 +57,7 @@ class HttpAccess:
 
     def __init__(self, host_names: Iterable[str] = (), token_path: Path | None = None) -> None:
         self._names = {name.lower() for name in ("localhost", socket.gethostname(), *host_names)}
-        self._token = None if token_path is None else _read_token(token_path)
+        self._token = None if token_path is None else read_token(token_path)
 
     def refused(self, headers: Headers) -> Refused | None:
         """Why a request is refused; None: it may be answered."""
@@ -128,13 +125,3 @@ def _is_embedded(headers: Headers) -> bool:
 def _bearer(headers: Headers) -> str:
     scheme, _, word = (headers.get("Authorization") or "").partition(" ")
     return word.strip() if scheme.lower() == "bearer" else ""
-
-
-def _read_token(path: Path) -> str:
-    token = read_private(path).strip()
-    if len(token) < MIN_TOKEN_CHARACTERS or not token.isprintable():
-        raise KeyFileError(
-            f"{path} holds no token of {MIN_TOKEN_CHARACTERS} characters or more: "
-            "`ptycho-stream keys token FILE` makes one"
-        )
-    return token

@@ -306,6 +306,7 @@ class Ingest:
         if self._companion is not None:
             self._companion.look(self._recorders)
         self._gate.check()
+        self._housekeeper.check()
         self._listen()
         self._metrics.open_scans.set(len(self._recorders))
         self._metrics.free.set(free)

@@ -280,21 +280,17 @@ class Gate:
         self._obeyed = self.allowed
         self._watch_doors()  # so that connections of this very moment are known
         with self._lock:
-            doors = list(self._doors)
-        for door in doors:
-            lost = {
-                key
-                for name, key in self._admitted
-                if name == door.name and not self._holds(key, door.right)
-            }
-            if lost:
-                names = ", ".join(sorted(self._whose(key) for key in lost))
-                log.warning("%s: %d connections cut, for %s", door.name, door.cut(), names)
-        self._admitted = {
+            doors = {door.name: door for door in self._doors}
+        # Looked at once: another thread may put a newer list in place meanwhile.
+        lost = {
             (name, key)
             for name, key in self._admitted
-            if any(door.name == name and self._holds(key, door.right) for door in doors)
+            if name not in doors or not self._holds(key, doors[name].right)
         }
+        for name, door in doors.items():
+            if whose := sorted(self._whose(key) for at, key in lost if at == name):
+                log.warning("%s: %d connections cut, for %s", name, door.cut(), ", ".join(whose))
+        self._admitted -= lost
 
     # ---- both threads ----------------------------------------------------------------------------
 

@@ -29,6 +29,9 @@ def begin_try(directory: Path) -> None:
         tries = int(path.read_text())
     except (FileNotFoundError, ValueError):
         tries = 0
+    except OSError as error:  # a bad sector, say: the image matters more
+        log.warning("cannot read %s: %s", path, error.strerror)
+        tries = 0
     if tries >= MAX_TRIES:
         raise StoreError(
             f"the stage has died {tries} times in a row at the image of scan {directory.name}: it "

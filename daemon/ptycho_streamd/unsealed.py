@@ -10,8 +10,9 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptycho_stream.errors import StoreError
-from ptycho_stream.scans.header import ScanHeader
+from ptycho_stream.errors import ScanSealed, StoreError
+from ptycho_stream.scans.folders import scan_directory
+from ptycho_stream.scans.header import ScanHeader, read_header
 from ptycho_stream.scans.join_logs import count_positioned
 from ptycho_stream.scans.scan_events import SealScan
 from ptycho_stream.scans.writer import ScanWriter
@@ -57,7 +58,10 @@ class Unsealed:
         return sealed
 
     def _seal(self, sealing: SealScan) -> ScanHeader:
-        writer, report = ScanWriter.recover(self._root, sealing.scan_id)
+        try:
+            writer, report = ScanWriter.recover(self._root, sealing.scan_id)
+        except ScanSealed:  # what failed came after its header was written
+            return read_header(scan_directory(self._root, sealing.scan_id))
         with writer:
             records = writer.records()
             lost = max(sealing.counts.get("frames", 0) - len(records), 0)

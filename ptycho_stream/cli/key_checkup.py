@@ -9,7 +9,7 @@ from pathlib import Path
 from ptycho_stream.allow_list import RIGHTS, read_allow_list
 from ptycho_stream.cli.checkup import Finding
 from ptycho_stream.errors import KeyFileError
-from ptycho_stream.keys import PUBLIC_SUFFIX, load_private_key, load_public_key, read_private
+from ptycho_stream.keys import PUBLIC_SUFFIX, load_private_key, load_public_key, read_token
 from ptycho_stream.settings import Settings
 
 
@@ -53,5 +53,5 @@ def _allow_list(path: Path) -> str:
 
 
 def _token(path: Path) -> str:
-    read_private(path)
+    read_token(path)
     return "for its owner only"

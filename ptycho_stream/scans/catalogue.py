@@ -263,7 +263,11 @@ class Catalogue:
         for group in reversed(groups):
             if gained >= wanted_bytes:
                 break
-            locks = self._set_aside(group)
+            try:
+                locks = self._set_aside(group)
+            except StoreError as error:  # of one scan, which must not keep all others
+                _log.error("scan %s cannot be deleted: %s", group[0].scan_id, error)
+                continue
             if locks is None:
                 continue
             gained += self._retire(locks, spare) + spare.trim(max_spare_bytes)

@@ -151,6 +151,7 @@ class ScanReader:
 
         Raises:
             CorruptRecord: the check word of one does not fit; :meth:`verify` names all such slots.
+                Or fewer are there than are counted.
             StoreError: the range is not committed.
         """
         return self._read_checked(0, start, stop, self.committed, "frame")
@@ -169,7 +170,7 @@ class ScanReader:
         """Position records (n,) [start, stop) as received, checked.
 
         Raises:
-            CorruptRecord: the check word of one does not fit.
+            CorruptRecord: the check word of one does not fit, or fewer are there than are counted.
             StoreError: the range is not there.
         """
         return self._read_checked(1, start, stop, self.position_count, "position")
@@ -178,7 +179,7 @@ class ScanReader:
         """Pair records (n,) [start, stop), checked.
 
         Raises:
-            CorruptRecord: the check word of one does not fit.
+            CorruptRecord: the check word of one does not fit, or fewer are there than are counted.
             StoreError: the range is not there.
         """
         return self._read_checked(2, start, stop, self.pair_count, "pair")
@@ -188,7 +189,13 @@ class ScanReader:
     ) -> NDArray[np.void]:
         stop = count if stop is None else stop
         self._require_range(start, stop, count, kind)
-        records = self._open_logs()[which].read(start, stop)
+        log = self._open_logs()[which]
+        if stop > (there := log.records_begun()):  # before memory is taken for them
+            raise CorruptRecord(
+                f"{count} {kind} records of scan {self.scan_id} are counted and {there} are there: "
+                f"`ptycho-stream scans recover {self.scan_id}` counts anew"
+            )
+        records = log.read(start, stop)
         good = intact(records)
         if not good.all():
             bad = start + int(np.argmin(good))

@@ -63,7 +63,7 @@ def recover_files(directory: Path, header: ScanHeader) -> RecoveryReport:
         StoreError: a file cannot be opened or written.
     """
     for leftover in (*directory.glob("*.new"), *directory.glob("*.tmp")):
-        leftover.unlink()
+        leftover.unlink(missing_ok=True)  # its writer may be at work and take it away
     counters = Counters(directory / COUNTERS_NAME, writable=True)
     frame_log = AppendLog(directory / FRAMES_LOG, FRAME_RECORD, writable=True)
     try:

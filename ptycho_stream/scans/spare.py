@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import signal
+import stat
 from pathlib import Path
 
 from ptycho_stream.scans.ulid import new_scan_id
@@ -37,20 +38,22 @@ class SpareFiles:
         return False
 
     def put(self, path: Path) -> int:
-        """Keep the file at ``path``, or delete it where somebody still has it open or mapped.
+        """Keep the file at ``path``, or delete it where somebody still has it open or mapped, or
+        has kept it elsewhere by a link.
 
-        To write into it again would change data under a reader's map.
+        To write into it again would change data under a reader's map, or behind the other name.
 
         Returns:
             The bytes that became free: 0 where the file was kept.
         """
-        size = path.stat().st_size
-        kept = self._directory / f"{size}-{new_scan_id()}.bin"
+        known = path.lstat()
+        only_here = stat.S_ISREG(known.st_mode) and known.st_nlink == 1
+        kept = self._directory / f"{known.st_size}-{new_scan_id()}.bin"
         path.rename(kept)
-        if size and _unused_by_others(kept):
+        if only_here and known.st_size and _unused_by_others(kept):
             return 0
         kept.unlink()
-        return size
+        return known.st_size if only_here else 0
 
     def trim(self, max_bytes: int) -> int:
         """Delete spare files until at most ``max_bytes`` are left; returns the bytes freed."""
@@ -73,7 +76,8 @@ class SpareFiles:
 
     def _files(self) -> list[Path]:
         try:
-            return sorted(self._directory.glob("*-*.bin"))
+            found = self._directory.glob("*-*.bin")
+            return sorted(path for path in found if path.name.partition("-")[0].isdecimal())
         except FileNotFoundError:
             return []
 
