@@ -55,7 +55,7 @@ test: lint
 
 test-interop: .venv/interop .venv-tickit/installed .readers/installed chromium prometheus
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/interop -m 'slow and not long' --durations=25
-	$(BIN)/python -m pytest -m interop --durations=25
+	$(BIN)/python -m pytest -m 'interop and not long' --durations=25
 
 # Debian's programs for these tests; without one its tests are skipped and say so.
 chromium prometheus:
