@@ -1,18 +1,23 @@
 """A client's socket: connected, with keys where the daemon asks for them, and why it is not let in.
 
-Used by :mod:`ptycho_stream.client` and :mod:`ptycho_stream.remote`.  libzmq tries a refused
-connection again and again and says nothing; only its socket monitor tells.
+Used by :mod:`ptycho_stream.client`, :mod:`ptycho_stream.remote` and :mod:`ptycho_stream.layers`.
+libzmq tries a refused connection again and again and says nothing; only its socket monitor tells.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 import zmq
+import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
 from ptycho_stream.errors import EndpointError, KeyRefused
 from ptycho_stream.keys import ClientKeys
+from ptycho_stream.messages import BytesLike
 
 MECHANISM_MISMATCH = 0x11000002
 """Value of HANDSHAKE_FAILED_PROTOCOL (zmq.h: ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)."""
@@ -24,7 +29,11 @@ _WATCHED = (
 )
 
 
+LOOK_S = 0.1
+"""Between looks at whether the other end has refused to let us in."""
+
 _Socket = TypeVar("_Socket", bound=zmq.Socket[Any])
+_Answer = TypeVar("_Answer")
 
 
 class Connection(Generic[_Socket]):
@@ -116,3 +125,103 @@ class Connection(Generic[_Socket]):
                 )
             case _:
                 self._hung_up = True
+
+
+class Line(Generic[_Socket]):
+    """A DEALER that asks: connected when it is first needed, and anew after :meth:`hang_up`.
+
+    Args:
+        context: for the socket, blocking or for asyncio; ended by :meth:`close`.
+        endpoint: to connect to.
+        keys: to show; None: plain.
+        max_answer_bytes: a larger answer ends the connection.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[_Socket],
+        endpoint: str,
+        keys: ClientKeys | None,
+        max_answer_bytes: int,
+    ) -> None:
+        self.endpoint = endpoint
+        self._context = context
+        self._keys = keys
+        self._max_answer_bytes = max_answer_bytes
+        self._connection: Connection[_Socket] | None = None
+
+    def connection(self) -> Connection[_Socket]:
+        """The connection.
+
+        Raises:
+            EndpointError: the endpoint is none.
+        """
+        if self._connection is None:
+            dealer = self._context.socket(zmq.DEALER)
+            dealer.setsockopt(zmq.MAXMSGSIZE, self._max_answer_bytes)
+            self._connection = Connection(dealer, self.endpoint, self._keys)
+        return self._connection
+
+    @property
+    def doubt(self) -> str:
+        """As of the connection; empty where there is none."""
+        return "" if self._connection is None else self._connection.doubt
+
+    def hang_up(self) -> None:
+        """Close the connection; answers that are still to come go with it."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.hang_up()
+        self._context.term()
+
+
+def exchange(
+    connection: Connection[zmq.Socket[bytes]],
+    request: Sequence[BytesLike],
+    understand: Callable[[list[bytes]], _Answer | None],
+    until_s: float,
+) -> _Answer | None:
+    """Send a request and wait for its answer until ``time.monotonic()`` is ``until_s``.
+
+    Args:
+        connection: to whom.
+        request: its parts.
+        understand: the answer in a message's parts; None: it is another's.
+        until_s: then the answer is None.
+
+    Raises:
+        KeyRefused: the other end does not let us in.
+    """
+    connection.check()
+    # libzmq gives up a refused connection, and a send that waits would wait for ever.
+    with suppress(zmq.Again):
+        connection.socket.send_multipart(request, zmq.NOBLOCK)
+    while (left_s := until_s - time.monotonic()) > 0:
+        if not connection.socket.poll(int(min(left_s, LOOK_S) * 1e3) + 1):
+            connection.check()
+            continue
+        answer = understand(connection.socket.recv_multipart())
+        if answer is not None:
+            return answer
+    return None
+
+
+async def exchange_async(
+    connection: Connection[zmq.asyncio.Socket],
+    request: Sequence[BytesLike],
+    understand: Callable[[list[bytes]], _Answer | None],
+) -> _Answer:
+    """As :func:`exchange`, for asyncio; whoever waits for it limits the time."""
+    connection.check()
+    await connection.socket.send_multipart(request)
+    while True:
+        if not await connection.socket.poll(int(LOOK_S * 1e3)):
+            connection.check()
+            continue
+        answer = understand(await connection.socket.recv_multipart())
+        if answer is not None:
+            return answer

@@ -8,23 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
 from typing import Self
 
 import zmq
 import zmq.asyncio
 
-from ptycho_stream.connection import Connection
+from ptycho_stream.connection import Line, exchange, exchange_async
 from ptycho_stream.errors import EndpointError
 from ptycho_stream.keys import ClientKeys
 from ptycho_stream.wire import results as wire
 from ptycho_stream.wire.layers import Layer, LayerFollower, LayerName, LayerUpdate
 
 MAX_MESSAGE_BYTES = 512 << 20
-
-
-LOOK_S = 0.2
-"""Between looks at whether the daemon has refused to let us in."""
 
 
 def _silent(endpoint: str, timeout_s: float, doubt: str) -> EndpointError:
@@ -78,10 +73,10 @@ class LayerReader:
         timeout_s: float = 10.0,
         keys: ClientKeys | None = None,
     ) -> None:
-        self._endpoint, self._timeout_s, self._keys = resync_endpoint, timeout_s, keys
+        self._timeout_s = timeout_s
         self._follower = LayerFollower(name, scan_id)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._connection: Connection[zmq.Socket[bytes]] | None = None
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._line = Line(context, resync_endpoint, keys, MAX_MESSAGE_BYTES)
 
     def __enter__(self) -> Self:
         return self
@@ -91,8 +86,7 @@ class LayerReader:
 
     def close(self) -> None:
         """Give the socket back."""
-        self._hang_up()
-        self._context.term()
+        self._line.close()
 
     def read(self) -> Layer | None:
         """The layer as it is now; None if no image of the scan is held.
@@ -110,32 +104,15 @@ class LayerReader:
                     return self._follower.held
                 time.sleep(pause_s)
         except EndpointError:
-            self._hang_up()
+            self._line.hang_up()
             raise
 
     def _exchanged(self, until_s: float) -> LayerUpdate | wire.Refusal:
-        if self._connection is None:
-            dealer = self._context.socket(zmq.DEALER)
-            dealer.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-            self._connection = Connection(dealer, self._endpoint, self._keys)
-        connection = self._connection
-        connection.check()
-        # libzmq gives up a refused connection, and a send that waits would wait for ever.
-        with suppress(zmq.Again):
-            connection.socket.send_multipart(self._follower.request(), zmq.NOBLOCK)
-        while (left_s := until_s - time.monotonic()) > 0:
-            if not connection.socket.poll(int(min(left_s, LOOK_S) * 1e3) + 1):
-                connection.check()
-                continue
-            answer = self._follower.receive(connection.socket.recv_multipart())
-            if answer is not None:
-                return answer
-        raise _silent(self._endpoint, self._timeout_s, connection.doubt)
-
-    def _hang_up(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        connection, follower = self._line.connection(), self._follower
+        answer = exchange(connection, follower.request(), follower.receive, until_s)
+        if answer is None:
+            raise _silent(self._line.endpoint, self._timeout_s, connection.doubt)
+        return answer
 
 
 class AsyncLayerReader:
@@ -150,10 +127,9 @@ class AsyncLayerReader:
         timeout_s: float = 10.0,
         keys: ClientKeys | None = None,
     ) -> None:
-        self._endpoint, self._timeout_s, self._keys = resync_endpoint, timeout_s, keys
+        self._timeout_s = timeout_s
         self._follower = LayerFollower(name, scan_id)
-        self._context = zmq.asyncio.Context()
-        self._connection: Connection[zmq.asyncio.Socket] | None = None
+        self._line = Line(zmq.asyncio.Context(), resync_endpoint, keys, MAX_MESSAGE_BYTES)
 
     async def __aenter__(self) -> Self:
         return self
@@ -163,8 +139,7 @@ class AsyncLayerReader:
 
     def close(self) -> None:
         """Give the socket back."""
-        self._hang_up()
-        self._context.term()
+        self._line.close()
 
     async def read(self) -> Layer | None:
         """The layer as it is now; None if no image of the scan is held; errors as in LayerReader.
@@ -179,30 +154,13 @@ class AsyncLayerReader:
                         return self._follower.held
                     await asyncio.sleep(pause_s)
         except TimeoutError:
-            doubt = "" if self._connection is None else self._connection.doubt
-            self._hang_up()
-            raise _silent(self._endpoint, self._timeout_s, doubt) from None
+            doubt = self._line.doubt
+            self._line.hang_up()
+            raise _silent(self._line.endpoint, self._timeout_s, doubt) from None
         except EndpointError:
-            self._hang_up()
+            self._line.hang_up()
             raise
 
     async def _exchanged(self) -> LayerUpdate | wire.Refusal:
-        if self._connection is None:
-            dealer = self._context.socket(zmq.DEALER)
-            dealer.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-            self._connection = Connection(dealer, self._endpoint, self._keys)
-        connection = self._connection
-        connection.check()
-        await connection.socket.send_multipart(self._follower.request())
-        while True:
-            if not await connection.socket.poll(int(LOOK_S * 1e3)):
-                connection.check()
-                continue
-            answer = self._follower.receive(await connection.socket.recv_multipart())
-            if answer is not None:
-                return answer
-
-    def _hang_up(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        connection, follower = self._line.connection(), self._follower
+        return await exchange_async(connection, follower.request(), follower.receive)

@@ -10,13 +10,13 @@ import asyncio
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from functools import partial
 from typing import Any, Self
 
 import zmq
 import zmq.asyncio
 
-from ptycho_stream.connection import Connection
+from ptycho_stream.connection import Line, exchange, exchange_async
 from ptycho_stream.errors import EndpointError
 from ptycho_stream.keys import ClientKeys
 from ptycho_stream.wire import control as wire
@@ -31,9 +31,6 @@ PATIENCE_S = {
     "reprocess": 45.0,
 }
 """Commands that may take longer: an export copies a whole scan, a model is loaded and tried out."""
-
-LOOK_S = 0.1
-"""Between looks at whether the daemon lets us in, while its answer is waited for."""
 
 Result = dict[str, Any]
 
@@ -70,12 +67,10 @@ class Daemon:
         timeout_s: float = 5.0,
         keys: ClientKeys | None = None,
     ) -> None:
-        self._endpoint = endpoint
         self._timeout_s = timeout_s
-        self._keys = keys
         self._ids = itertools.count(1)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._connection: Connection[zmq.Socket[bytes]] | None = None
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._line = Line(context, endpoint, keys, wire.MAX_REPLY_BYTES)
 
     def __enter__(self) -> Self:
         return self
@@ -84,12 +79,11 @@ class Daemon:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Daemon at {self._endpoint}>"
+        return f"<Daemon at {self._line.endpoint}>"
 
     def close(self) -> None:
         """Give the socket back."""
-        self._hang_up()
-        self._context.term()
+        self._line.close()
 
     def status(self) -> Result:
         """Version, uptime, and what each stage is doing."""
@@ -288,35 +282,17 @@ class Daemon:
         if timeout_s is None:
             timeout_s = max(self._timeout_s, PATIENCE_S.get(command, 0.0))
         request_id = next(self._ids)
-        if self._connection is None:
-            dealer = self._context.socket(zmq.DEALER)
-            dealer.setsockopt(zmq.MAXMSGSIZE, wire.MAX_REPLY_BYTES)
-            self._connection = Connection(dealer, self._endpoint, self._keys)
-        connection = self._connection
+        connection = self._line.connection()
         until_s = time.monotonic() + timeout_s
         request = wire.encode_request(request_id, command, arguments or {})
         try:
-            connection.check()
-            # libzmq gives up a refused connection, and a send that waits would wait for ever.
-            with suppress(zmq.Again):
-                connection.socket.send(request, zmq.NOBLOCK)
-            while (left_s := until_s - time.monotonic()) > 0:
-                if not connection.socket.poll(int(min(left_s, LOOK_S) * 1e3) + 1):
-                    connection.check()
-                    continue
-                reply = wire.decode_reply(connection.socket.recv())
-                # None: the daemon could not read even the id of what can only be this request.
-                if reply.id in (request_id, None):
-                    return wire.result_of(reply)
-            raise _silent(self._endpoint, command, timeout_s, connection.doubt)
+            reply = exchange(connection, [request], partial(_reply_to, request_id), until_s)
+            if reply is None:
+                raise _silent(self._line.endpoint, command, timeout_s, connection.doubt)
         except EndpointError:
-            self._hang_up()
+            self._line.hang_up()
             raise
-
-    def _hang_up(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        return wire.result_of(reply)
 
 
 class AsyncDaemon:
@@ -329,13 +305,10 @@ class AsyncDaemon:
         timeout_s: float = 5.0,
         keys: ClientKeys | None = None,
     ) -> None:
-        self._endpoint = endpoint
         self._timeout_s = timeout_s
-        self._keys = keys
         self._ids = itertools.count(1)
         self._one_at_a_time = asyncio.Lock()
-        self._context = zmq.asyncio.Context()
-        self._connection: Connection[zmq.asyncio.Socket] | None = None
+        self._line = Line(zmq.asyncio.Context(), endpoint, keys, wire.MAX_REPLY_BYTES)
 
     async def __aenter__(self) -> Self:
         return self
@@ -344,12 +317,11 @@ class AsyncDaemon:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<AsyncDaemon at {self._endpoint}>"
+        return f"<AsyncDaemon at {self._line.endpoint}>"
 
     def close(self) -> None:
         """Give the socket back."""
-        self._hang_up()
-        self._context.term()
+        self._line.close()
 
     async def status(self) -> Result:
         """Version, uptime, and what each stage is doing."""
@@ -553,38 +525,27 @@ class AsyncDaemon:
             timeout_s = max(self._timeout_s, PATIENCE_S.get(command, 0.0))
         async with self._one_at_a_time:
             request_id = next(self._ids)
-            if self._connection is None:
-                dealer = self._context.socket(zmq.DEALER)
-                dealer.setsockopt(zmq.MAXMSGSIZE, wire.MAX_REPLY_BYTES)
-                self._connection = Connection(dealer, self._endpoint, self._keys)
-            connection = self._connection
+            connection = self._line.connection()
             request = wire.encode_request(request_id, command, arguments or {})
             try:
-                answer = self._exchange(connection, request, request_id)
+                answer = exchange_async(connection, [request], partial(_reply_to, request_id))
                 reply = await asyncio.wait_for(answer, timeout_s)
             except TimeoutError:
                 doubt = connection.doubt
-                self._hang_up()
-                raise _silent(self._endpoint, command, timeout_s, doubt) from None
+                self._line.hang_up()
+                raise _silent(self._line.endpoint, command, timeout_s, doubt) from None
             except EndpointError:
-                self._hang_up()
+                self._line.hang_up()
                 raise
         return wire.result_of(reply)
 
-    async def _exchange(
-        self, connection: Connection[zmq.asyncio.Socket], request: bytes, request_id: int
-    ) -> wire.Reply:
-        connection.check()
-        await connection.socket.send(request)
-        while True:
-            if not await connection.socket.poll(int(LOOK_S * 1e3)):
-                connection.check()
-                continue
-            reply = wire.decode_reply(await connection.socket.recv())
-            if reply.id in (request_id, None):
-                return reply
 
-    def _hang_up(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+def _reply_to(request_id: int, parts: list[bytes]) -> wire.Reply | None:
+    """The reply in a message; None if it is that to an earlier request.
+
+    Raises:
+        WireError: it is no reply.
+    """
+    reply = wire.decode_reply(b"".join(parts))  # of one part; several are no reply
+    # None: the daemon could not read even the id of what can only be this request.
+    return reply if reply.id in (request_id, None) else None
