@@ -320,23 +320,24 @@ class Image:
 
     def described(self) -> dict[str, Any]:
         """The scan's own metadata, and under ``ptycho_stream`` what is known of the image."""
+        return {**self.content.metadata, "ptycho_stream": self.known()}
+
+    def known(self) -> dict[str, Any]:
+        """What is known of the image beside its arrays, as plain values."""
         content = self.content
         return {
-            **content.metadata,
-            "ptycho_stream": {
-                "state": content.state,
-                "final": self.final,
-                "generation": content.generation,
-                "layer": content.layer,
-                "sweeps": content.sweeps,
-                "model": content.model,
-                "counts": dict(content.counts),
-                "trust": dict(content.trust),
-                "verdict": content.verdict,
-                "reasons": list(content.reasons),
-                "spread": content.spread,
-                "collapsed": content.collapsed,
-            },
+            "state": content.state,
+            "final": self.final,
+            "generation": content.generation,
+            "layer": content.layer,
+            "sweeps": content.sweeps,
+            "model": content.model,
+            "counts": dict(content.counts),
+            "trust": dict(content.trust),
+            "verdict": content.verdict,
+            "reasons": list(content.reasons),
+            "spread": content.spread,
+            "collapsed": content.collapsed,
         }
 
     def plot(self, axes: Sequence[Axes] | None = None) -> tuple[Axes, Axes]:

@@ -28,26 +28,14 @@ _WORDS = {
 
 def summary(image: Image) -> dict[str, Any]:
     """What a program may want to know of an image besides its pixels."""
-    content = image.content
     return {
         "scan_id": image.scan_id,
-        "state": image.state,
-        "final": image.final,
-        "generation": content.generation,
-        "layer": content.layer,
-        "model": content.model,
+        **image.known(),
         "frames": image.frame_numbers.size,
-        "counts": dict(image.counts),
         "shape_yx": list(image.object_yx.shape),
         "origin_yx_m": list(image.origin_yx_m),
         "pixel_yx_m": list(image.pixel_yx_m),
         "latency_ms": round(image.latency_s * 1e3, 3),
-        "sweeps": content.sweeps,
-        "verdict": content.verdict,
-        "reasons": list(content.reasons),
-        "trust": dict(content.trust),
-        "spread": image.spread,
-        "collapsed": image.collapsed,
         "metadata": dict(image.metadata),
     }
 

@@ -190,21 +190,11 @@ class LiveSource(Source):
     def _of(self, image: Image, picture: GrowingPicture, part: Part) -> Shown:
         content = image.content
         words = {
+            **image.known(),
             "scan_id": content.scan_id,
-            "state": content.state,
-            "final": image.final,
-            "generation": content.generation,
             "part": part,
             "layer": "predicted" if part == "predicted" else content.layer,
-            "sweeps": content.sweeps,
-            "model": content.model,
             "frames": int(content.frame_numbers.size),
-            "counts": dict(content.counts),
-            "trust": dict(content.trust),
-            "verdict": content.verdict,
-            "reasons": list(content.reasons),
-            "spread": content.spread,
-            "collapsed": content.collapsed,
             "metadata": told_metadata(content.metadata),
             "pixel_yx_m": list(content.pixel_yx_m),
             "snapshot": None,
