@@ -82,9 +82,20 @@ def make_scan(root: Path, frames: int, **changes: Any) -> str:
 
 
 def crashed_copy(root: Path, to: Path) -> Path:
-    """The store as a crash at this moment would leave it: files as they are, and no lock held."""
-    shutil.rmtree(to, ignore_errors=True)
-    shutil.copytree(root, to)
+    """The store as a crash at this moment would leave it: files as they are, and no lock held.
+
+    A file that takes its name while the others are copied would be in the copy under neither: such
+    a copy is no moment's, and is made again.
+    """
+    for last in (False, False, False, True):
+        shutil.rmtree(to, ignore_errors=True)
+        try:
+            shutil.copytree(root, to)
+        except shutil.Error:
+            if last:
+                raise
+        else:
+            break
     return to
 
 
