@@ -6,12 +6,14 @@ ready, kills its stages when a test asks, and leaves nothing behind.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -40,16 +42,24 @@ FIRST_PORT, N_PORTS = 20_000, 12_000
 
 
 def _untaken_ports() -> Iterator[int]:
-    """Ports to try, each once; processes that run at the same time begin far apart."""
-    first = os.getpid() * 211 % N_PORTS
-    yield from (FIRST_PORT + (first + n) % N_PORTS for n in range(N_PORTS))
+    """Ports to try, each once; each stays locked for this process while it lives.
+
+    One byte of a file that all test processes of this user lock stands for one port.
+    """
+    path = Path(tempfile.gettempdir()) / f"ptycho-stream-test-ports-{os.getuid()}"
+    with path.open("a+") as claims:
+        first = os.getpid() * 211 % N_PORTS
+        for port in (FIRST_PORT + (first + n) % N_PORTS for n in range(N_PORTS)):
+            with suppress(BlockingIOError, PermissionError):  # as lockf says "another has it"
+                fcntl.lockf(claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+                yield port
 
 
 _ports = _untaken_ports()
 
 
 def free_port() -> int:
-    """A TCP port of the loopback that nobody uses now, and no other call in this process gets.
+    """A TCP port of the loopback that nobody uses now, and no other call in any test process gets.
 
     It lies below the range from which systems take ports for connections and for binds to any
     port, so that no other program is given it before its user binds it.
