@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -129,6 +131,27 @@ def test_the_final_image_is_the_one_that_was_judged(bench):
     for figure in ("r_factor", "excess", "deviance", "frames_judged"):
         assert final.trust[figure] == pytest.approx(fresh.trust[figure], rel=1e-6)
     scan.close()
+
+
+def test_a_scan_that_is_closed_in_the_middle_of_a_look_is_let_go(bench):
+    """Its arrays are large, and the garbage collector seldom comes to objects so old."""
+    image = bench.open(settings=None)
+    predict(image)
+    lease = Catalogue(bench.root).lease(image.reader.scan_id, "reconstruct")
+    trust = judge(image, "suggest", share=1e-6)
+    scan = OpenScan(image, lease, trust=trust, refine_s=0.0, trust_s=60.0)
+    assert image.current is not None
+    canvas = weakref.ref(image.current.canvas)
+    gc.collect()
+    gc.disable()
+    try:
+        trust.look(scan.state(final=False))
+        assert trust.due(hurried=True), "it was not in the middle of it"
+        scan.close()
+        del image, trust, scan
+        assert canvas() is None
+    finally:
+        gc.enable()
 
 
 def test_another_generation_is_judged_by_itself(bench):

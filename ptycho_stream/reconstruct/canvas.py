@@ -6,6 +6,8 @@ rounding, and canvases of several workers can be added.  Used by the generations
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -132,7 +134,7 @@ class Canvas:
         block = self._blocks.get((by, bx))
         if block is None:
             shape = (2, count * t, count * t)
-            block = _Block(np.zeros(shape, np.complex64), np.zeros(shape, np.float32))
+            block = _Block(_untouched(shape, np.complex64), _untouched(shape, np.float32))
             self._blocks[by, bx] = block
         part = (slice(None), slice(y * t, (y + 1) * t), slice(x * t, (x + 1) * t))
         return CanvasTile(block.numerator[part], block.denominator[part])
@@ -187,6 +189,15 @@ class Canvas:
                 version,
             )
         return canvas
+
+
+def _untouched(shape: tuple[int, ...], dtype: type[Any]) -> NDArray[Any]:
+    """Zeros that take memory only where they are written, and give it back when they are gone.
+
+    ``np.zeros`` takes them from the heap, whole, once an array of their size has been freed.
+    """
+    held = mmap.mmap(-1, math.prod(shape) * np.dtype(dtype).itemsize)
+    return np.frombuffer(held, dtype).reshape(shape)
 
 
 def divide(

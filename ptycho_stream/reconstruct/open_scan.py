@@ -224,6 +224,8 @@ class OpenScan:
 
     def close(self) -> None:
         """Let go of the scan."""
+        if self.trust is not None:
+            self.trust.close()
         self._writer.shutdown()
         self.reader.close()
         self._lease.release()

@@ -201,6 +201,7 @@ class ScanTrust:
         image = self._image
         if self._watch is None or self._generation != generation.number:
             scan = image.viewed
+            self.close()
             self._watch = TrustWatch(
                 scan.counts,
                 generation.identity.pixel_yx_m,
@@ -220,6 +221,11 @@ class ScanTrust:
             pixel = np.asarray(generation.identity.pixel_yx_m)
             self._watch.move(slots[known], position_px[known] * pixel)
         return self._watch
+
+    def close(self) -> None:
+        """Let go of the images that are being looked at."""
+        if self._watch is not None:
+            self._watch.close()
 
     def _note(self, report: TrustReport) -> None:
         """Say in the log when the verdict changes."""

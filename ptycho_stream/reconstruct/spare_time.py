@@ -110,6 +110,7 @@ class SpareTime:
         except (ModelError, StoreError) as error:
             log.error("scan %s is not judged any more: %s", scan.reader.scan_id, error)
             self._tally.judgement_failed()
+            trust.close()
             scan.trust = None
 
 

@@ -203,6 +203,10 @@ class TrustWatch:
             if not (judged or worked) or time.monotonic() >= until:
                 return self._report(shown.layer)
 
+    def close(self) -> None:
+        """Give up the work at hand: it holds this watch and the image that it looks at."""
+        self._work = None
+
     def misfit_tiles(self) -> dict[TileIndex, MisfitTile]:
         """Mean excess R where frames were judged."""
         return {} if self._map is None else self._map.snapshots()
