@@ -64,7 +64,6 @@ def test_a_stopped_subscriber_and_slow_ones_go_on_with_the_newest_image() -> Non
     assert figures["newest_image_after_s"]["most"] < 20
 
 
-@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_nothing_grows_in_three_minutes() -> None:
     figures = printed("soak.py", "--minutes", 3, "--frames", 100, "--json", limit_s=580)
