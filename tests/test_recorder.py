@@ -112,3 +112,16 @@ def test_a_scan_that_cannot_be_recovered_yet_is_tried_again(tmp_path: Path) -> N
     assert unsealed.retry(RETRY_NS // 2) == []
     (header,) = unsealed.retry(RETRY_NS)
     assert header.state == "aborted"
+
+
+def test_a_scan_that_is_gone_is_not_tried_for_ever(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    unsealed = Unsealed(tmp_path)
+    gone = new_scan_id()
+    unsealed.add(SealScan(gone, "aborted", {}, ""), 0)
+    assert unsealed.retry(0) == []
+    assert f"scan {gone} is gone" in caplog.text
+    caplog.clear()
+    assert unsealed.retry(10 * RETRY_NS) == []
+    assert not caplog.text

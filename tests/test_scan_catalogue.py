@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 
@@ -272,3 +273,26 @@ def test_deleting_that_was_interrupted_is_finished(tmp_path: Path) -> None:
     assert stored(tmp_path) == []
     assert Catalogue(tmp_path).retain(PLENTY).freed_bytes > 0
     assert list(scans.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_deleted_keeps_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scans = tmp_path / "scans"
+    stuck, loose = (scans / f".old-{make_scan(tmp_path, 10)}" for _ in range(2))
+    for folder in (stuck, loose):
+        (scans / folder.name.removeprefix(".old-")).rename(folder)
+    delete = shutil.rmtree
+
+    def refuse(path: Path) -> None:
+        if path == stuck:
+            raise PermissionError(13, "Permission denied", str(path))
+        delete(path)
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    assert Catalogue(tmp_path).retain(PLENTY).freed_bytes > 0
+    assert list(scans.iterdir()) == [stuck]
+    assert f"{stuck} cannot be deleted" in caplog.text
+    monkeypatch.undo()
+    Catalogue(tmp_path).retain(PLENTY)
+    assert not list(scans.iterdir())

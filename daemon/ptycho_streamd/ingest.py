@@ -440,7 +440,13 @@ class Ingest:
                 # frames, and the next start finds it as it is.
                 log.exception("scan %s is left as it is", found.writer.scan_id)
                 self._metrics.unrecoverable.inc()
-                found.writer.close()
+                self._let_go(found)
+
+    def _let_go(self, found: Recovered) -> None:
+        try:
+            found.writer.close()
+        except StoreError as error:  # as it is on the disk it is found at the next start
+            log.error("scan %s: %s", found.writer.scan_id, error)
 
     def _is_ours(self, header: ScanHeader | None) -> bool:
         """Whether a scan found open is for this process to take over: of its own detector, and

@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptycho_stream.errors import ScanSealed, StoreError
+from ptycho_stream.errors import ScanNotFound, ScanSealed, StoreError
 from ptycho_stream.scans.folders import scan_directory
 from ptycho_stream.scans.header import ScanHeader, read_header
 from ptycho_stream.scans.join_logs import count_positioned
@@ -49,6 +49,9 @@ class Unsealed:
                 continue
             try:
                 sealed.append(self._seal(waiting.sealing))
+            except ScanNotFound as error:
+                log.error("scan %s is gone and is not sealed: %s", scan_id, error)
+                del self._waiting[scan_id]
             except StoreError as error:
                 log.error("scan %s still cannot be sealed: %s", scan_id, error)
                 waiting.next_ns = now_ns + waiting.pause_ns

@@ -189,12 +189,8 @@ class ScanReader:
     ) -> NDArray[np.void]:
         stop = count if stop is None else stop
         self._require_range(start, stop, count, kind)
+        self._require_counted(which, stop, kind)  # before memory is taken for them
         log = self._open_logs()[which]
-        if stop > (there := log.records_begun()):  # before memory is taken for them
-            raise CorruptRecord(
-                f"{count} {kind} records of scan {self.scan_id} are counted and {there} are there: "
-                f"`ptycho-stream scans recover {self.scan_id}` counts anew"
-            )
         records = log.read(start, stop)
         good = intact(records)
         if not good.all():
@@ -267,9 +263,20 @@ class ScanReader:
         return gathered
 
     def _slots(self, slots: slice | Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-        if isinstance(slots, slice):
-            return np.arange(*slots.indices(self.committed), dtype=np.int64)
-        return np.asarray(slots, np.int64)
+        if not isinstance(slots, slice):
+            return np.asarray(slots, np.int64)
+        committed = self.committed
+        self._require_counted(0, committed, "frame")
+        return np.arange(*slots.indices(committed), dtype=np.int64)
+
+    def _require_counted(self, which: int, count: int, kind: str) -> None:
+        """Check that a log holds as many records as are counted: the counters have no check."""
+        there = self._open_logs()[which].records_begun()
+        if count > there:
+            raise CorruptRecord(
+                f"{count} {kind} records of scan {self.scan_id} are counted and {there} are there: "
+                f"`ptycho-stream scans recover {self.scan_id}` counts anew"
+            )
 
     def _require_whole(self, start: int, stop: int, slots: NDArray[np.int64] | None = None) -> None:
         """Check that a range is committed and, once for every record, that the records are whole.

@@ -6,6 +6,7 @@ it any more, and then taken apart; what a crash leaves half done is swept up the
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from pathlib import Path
@@ -15,6 +16,8 @@ from ptycho_stream.errors import ScanLocked, ScanNotFound
 from ptycho_stream.scans.folders import scans_directory
 from ptycho_stream.scans.scan_lock import ScanLock
 from ptycho_stream.scans.spare import SpareFiles
+
+_log = logging.getLogger(__name__)
 
 # Between making its folder and locking it, a new scan looks like one left behind.
 _BUILDING_S: Final = 60.0
@@ -47,8 +50,7 @@ def retire(root: Path, scan_id: str, spare: SpareFiles) -> int:
 def sweep(root: Path) -> int:
     """Delete what crashes left of scans half made or half deleted; returns the bytes freed.
 
-    Raises:
-        OSError: a file cannot be deleted; :meth:`Catalogue.retain` says which.
+    A folder that cannot be deleted is named in the log, and keeps no other.
     """
     freed = 0
     for pattern, min_age_s in ((".new-*", _BUILDING_S), (".old-*", 0.0)):
@@ -60,8 +62,11 @@ def sweep(root: Path) -> int:
             except (ScanLocked, ScanNotFound, FileNotFoundError):  # somebody is at it
                 continue
             try:
-                freed += directory_bytes(directory)
+                held = directory_bytes(directory)
                 shutil.rmtree(directory)
+                freed += held
+            except OSError as error:
+                _log.error("%s cannot be deleted, which is tried again: %s", directory, error)
             finally:
                 lock.release()
     return freed
