@@ -29,7 +29,7 @@ class Scan:
             show_due=False, unshown=False, shown_sweeps=1.5, show=lambda: None
         )
         self.image = SimpleNamespace(refine=self._refine, refined=self.layer)
-        self.trust: Any = SimpleNamespace(look=self._look, report=None)
+        self.trust: Any = SimpleNamespace(look=self._look, report=None, close=lambda: None)
 
     def state(self, *, final: bool) -> object:
         assert not final
