@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import threading
@@ -185,12 +186,20 @@ def test_a_terminal_shows_a_table_and_a_picture(source):
 def test_the_interrupt_key_ends_watching_without_an_error(source):
     source.publish(grown(3))
     with subprocess.Popen(
-        command("watch", *at(source)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command("watch", *at(source)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONFAULTHANDLER": "1"},
     ) as process:
         try:
             assert process.stdout.readline()
-            process.send_signal(2)
-            _, complaints = process.communicate(timeout=30)
+            process.send_signal(signal.SIGINT)
+            try:
+                _, complaints = process.communicate(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGABRT)  # to see where it stands
+                _, complaints = process.communicate(timeout=30)
         finally:
             process.kill()
     assert (process.returncode, complaints) == (0, "")
