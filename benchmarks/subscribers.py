@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from live import NETWORK_ALONE, Beamline, bare_network, memory_kb, pin, repeated, sustained
 
@@ -113,14 +114,26 @@ def ingest_rate(folder: Path) -> tuple[str, float]:
     return header.scan_id, (len(received_ns) - 1) * 1e9 / float(received_ns[-1] - received_ns[0])
 
 
+def main_thread_s(pid: int) -> float:
+    """Processor time that the thread which predicts, stitches and publishes has used so far.
+
+    Unlike the rate it does not hang on who else wants the processor.
+    """
+    first = next(thread for thread in psutil.Process(pid).threads() if thread.id == pid)
+    return first.user_time + first.system_time
+
+
 def measure(beamline: Beamline, folder: Path, scan: ScanFile, rate_hz: float) -> dict[str, Any]:
-    seen = beamline.scan(scan, rate_hz)
-    scan_id, ingested = ingest_rate(folder)
     pid = beamline.stage("reconstruct")["pid"]
+    before_s = main_thread_s(pid)
+    seen = beamline.scan(scan, rate_hz)
+    used_s = main_thread_s(pid) - before_s
+    scan_id, ingested = ingest_rate(folder)
     return {
         "scan_id": scan_id,
         "ingest_frames_per_s": ingested,
         "reconstruct_frames_per_s": sustained(seen),
+        "reconstruct_frames_per_cpu_s": len(scan) / used_s,
         "memory_mb": memory_kb(pid)["RssAnon"] / 1e3,
     }
 
@@ -180,6 +193,7 @@ def compare(
         "pairs": pairs,
         "ingest_ratio_median": ratio(pairs, "ingest_frames_per_s"),
         "reconstruct_ratio_median": ratio(pairs, "reconstruct_frames_per_s"),
+        "reconstruct_cpu_ratio_median": ratio(pairs, "reconstruct_frames_per_cpu_s"),
         "memory_growth_mb": max(p["with"]["memory_mb"] - p["without"]["memory_mb"] for p in pairs),
         "subscribers_that_went_on": len(late_s),
         "newest_image_after_s": {"median": statistics.median(late_s), "most": max(late_s)},

@@ -184,22 +184,16 @@ def test_a_terminal_shows_a_table_and_a_picture(source):
 
 
 def test_the_interrupt_key_ends_watching_without_an_error(source):
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        pytest.skip("these tests run in the background, where the interrupt key is ignored")
     source.publish(grown(3))
     with subprocess.Popen(
-        command("watch", *at(source)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONFAULTHANDLER": "1"},
+        command("watch", *at(source)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
             assert process.stdout.readline()
             process.send_signal(signal.SIGINT)
-            try:
-                _, complaints = process.communicate(timeout=30)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGABRT)  # to see where it stands
-                _, complaints = process.communicate(timeout=30)
+            _, complaints = process.communicate(timeout=30)
         finally:
             process.kill()
     assert (process.returncode, complaints) == (0, "")

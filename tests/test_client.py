@@ -262,7 +262,9 @@ def test_a_subscriber_survives_kill_9_of_the_publishing_process():
         for scan_id in SCANS[:2]:
             with source_process(ports, scan_id) as process:
                 image = images_until(
-                    results, lambda i, s=scan_id: i.scan_id == s and i.frame_numbers.size > 5
+                    results,
+                    # An update that came before the rest of the image is in it, but not settled.
+                    lambda i, s=scan_id: i.settled and i.scan_id == s and i.frame_numbers.size > 5,
                 )
                 assert same_picture(image, grown(image.frame_numbers.size, scan_id))
                 process.send_signal(signal.SIGKILL)
