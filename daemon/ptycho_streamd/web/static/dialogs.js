@@ -56,11 +56,17 @@ function valueOf(input) {
 }
 
 function open(dialog, content) {
+  let answer = "cancel"; // as with Escape, which submits nothing
+  content.addEventListener("submit", (event) => { answer = event.submitter?.value ?? "cancel"; });
   dialog.replaceChildren(content);
-  dialog.returnValue = "cancel";
   dialog.showModal();
   return new Promise((resolve) => {
-    dialog.addEventListener("close", () => resolve(dialog.returnValue), { once: true });
+    const closed = () => {
+      if (dialog.open && content.isConnected) return; // a late event, of the question before
+      dialog.removeEventListener("close", closed);
+      resolve(answer);
+    };
+    dialog.addEventListener("close", closed);
   });
 }
 
