@@ -119,7 +119,7 @@ def overload(beamline: Beamline, part: ScanFile, factor: float, seconds: float) 
                 continue
             if sent_s == float("inf") and not player.is_alive():
                 sent_s, held = now_s, memory.close()
-                backlog = beamline.stage("reconstruct")["backlog_frames"]
+                backlog = beamline.stage("reconstruct")["status"]["backlog_frames"]
             if now_s <= sent_s:
                 images["at the last frame"] = image
             if now_s <= sent_s + SETTLED_S:

@@ -82,6 +82,16 @@ def test_nothing_grows_in_three_minutes() -> None:
             assert after - before <= 8, (key, held)
 
 
+@pytest.mark.timeout(300)
+def test_what_comes_too_fast_is_stored_and_seen_everywhere() -> None:
+    figures = printed("overload.py", "--seconds", 6, limit_s=280)
+    frames = figures["frames"]
+    assert figures["counts"]["frames"] == figures["in_the_final_image"] == frames
+    assert figures["counts"].get("missing", 0) == 0
+    assert figures["backlog_at_the_last_frame"] > frames / 4, "it was not too fast"
+    assert figures["area_seen"]["two seconds later"] > 0.99
+
+
 def test_curve(tmp_path: Path) -> None:
     figures = printed("curve.py", "--pairs", 1, "--frames", 2000, "--folder", tmp_path)
     ratio = figures["keys_frames_per_s"] / figures["plain_frames_per_s"]
