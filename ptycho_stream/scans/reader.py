@@ -189,7 +189,7 @@ class ScanReader:
     ) -> NDArray[np.void]:
         stop = count if stop is None else stop
         self._require_range(start, stop, count, kind)
-        self._require_counted(which, stop, kind)  # before memory is taken for them
+        self._require_there(which, stop, count, kind)  # before memory is taken for them
         log = self._open_logs()[which]
         records = log.read(start, stop)
         good = intact(records)
@@ -266,13 +266,15 @@ class ScanReader:
         if not isinstance(slots, slice):
             return np.asarray(slots, np.int64)
         committed = self.committed
-        self._require_counted(0, committed, "frame")
-        return np.arange(*slots.indices(committed), dtype=np.int64)
+        bounds = slots.indices(committed)
+        if wanted := range(*bounds):
+            self._require_there(0, max(wanted[0], wanted[-1]) + 1, committed, "frame")
+        return np.arange(*bounds, dtype=np.int64)
 
-    def _require_counted(self, which: int, count: int, kind: str) -> None:
-        """Check that a log holds as many records as are counted: the counters have no check."""
+    def _require_there(self, which: int, stop: int, count: int, kind: str) -> None:
+        """Check that a log holds the records before ``stop``: the counters have no check."""
         there = self._open_logs()[which].records_begun()
-        if count > there:
+        if stop > there:
             raise CorruptRecord(
                 f"{count} {kind} records of scan {self.scan_id} are counted and {there} are there: "
                 f"`ptycho-stream scans recover {self.scan_id}` counts anew"
