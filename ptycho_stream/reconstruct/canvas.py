@@ -196,7 +196,8 @@ def _untouched(shape: tuple[int, ...], dtype: type[Any]) -> NDArray[Any]:
 
     ``np.zeros`` takes them from the heap, whole, once an array of their size has been freed.
     """
-    held = mmap.mmap(-1, math.prod(shape) * np.dtype(dtype).itemsize)
+    size_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    held = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return np.frombuffer(held, dtype).reshape(shape)
 
 
