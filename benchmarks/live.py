@@ -27,13 +27,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from sampling import Sampler
 
 from ptycho_stream.client import ResultStream
 from ptycho_stream.errors import EndpointError
@@ -226,24 +227,14 @@ def memory_kb(pid: int) -> dict[str, int]:
 def memory_over(beamline: Beamline, scan: ScanFile) -> list[dict[str, Any]]:
     """Memory of both stages at each tenth of a long scan."""
     pids = {name: beamline.stage(name)["pid"] for name in ("ingest", "reconstruct")}
-    samples: list[dict[str, Any]] = []
-    done = threading.Event()
 
-    def sample() -> None:
-        while not done.wait(0.5):
-            committed = beamline.stage("ingest")["status"]["frames_received"]
-            samples.append(
-                {"received": committed} | {name: memory_kb(pid) for name, pid in pids.items()}
-            )
+    def sample() -> dict[str, Any]:
+        received = beamline.stage("ingest")["status"]["frames_received"]
+        return {"received": received} | {name: memory_kb(pid) for name, pid in pids.items()}
 
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    try:
+    with closing(Sampler(sample, 0.5)) as sampler:
         beamline.scan(scan, None)
-    finally:
-        done.set()
-        sampler.join()
-    return samples[:: max(len(samples) // 10, 1)]
+    return sampler.samples[:: max(len(sampler.samples) // 10, 1)]
 
 
 def main() -> None:

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from live import NETWORK_ALONE, SIZE_PX, Beamline, memory_kb, repeated, sustained
+from sampling import Sampler, growth
 
 from ptycho_stream.client import ResultStream
 from ptycho_stream.files.npz import ScanFile
@@ -56,46 +57,12 @@ def field(scan: ScanFile, frames: int) -> ScanFile:
     )
 
 
-class Memory:
-    """Private memory of both stages, each second, until it is closed."""
-
-    def __init__(self, beamline: Beamline) -> None:
-        self.samples: dict[str, list[float]] = {"ingest": [], "reconstruct": []}
-        self._pids = {name: beamline.stage(name)["pid"] for name in self.samples}
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._over.wait(1.0):
-            for name, pid in self._pids.items():
-                self.samples[name].append(memory_kb(pid)["RssAnon"] / 1e3)
-
-    def close(self) -> dict[str, dict[str, float]]:
-        """End the thread; MB in the second and in the last third of the time."""
-        self._over.set()
-        self._thread.join()
-        figures: dict[str, dict[str, float]] = {}
-        for name, held in self.samples.items():
-            third = len(held) // 3
-            middle, last = held[third : 2 * third], held[2 * third :]
-            figures[name] = {
-                "second_third_mb": round(statistics.median(middle), 1),
-                "last_third_mb": round(statistics.median(last), 1),
-            }
-        return figures
-
-
-def seen_share(image: Image | None, final: Image) -> float:
+def seen_share(image: Image, final: Image) -> float:
     """How much of what the final image covers can be seen in an earlier one."""
     wanted = final.weight_yx >= COVERED
-    if image is None:
-        return 0.0
+    top, left = np.subtract(image.corner_yx_px, final.corner_yx_px)
+    height, width = image.object_yx.shape
     there = np.zeros_like(wanted)
-    (top, left), (height, width) = (
-        tuple(np.subtract(image.corner_yx_px, final.corner_yx_px)),
-        image.object_yx.shape,
-    )
     there[top : top + height, left : left + width] = np.isfinite(image.object_yx)
     return float((there & wanted).sum() / wanted.sum())
 
@@ -105,36 +72,45 @@ def overload(beamline: Beamline, part: ScanFile, factor: float, seconds: float) 
     capacity = sustained(beamline.scan(repeated(part, WARM_UP), None))
     scan = field(part, int(factor * capacity * seconds))
     player = threading.Thread(target=beamline.play, args=(scan, factor * capacity))
+    pids = {name: beamline.stage(name)["pid"] for name in ("ingest", "reconstruct")}
+
+    def memory_mb() -> dict[str, float]:
+        return {f"{name}_mb": memory_kb(pid)["RssAnon"] / 1e3 for name, pid in pids.items()}
+
     images: dict[str, Image] = {}
-    with ResultStream(beamline.endpoints[2], beamline.endpoints[3]) as results:
+    backlog, sent_s = 0, float("inf")
+    with (
+        ResultStream(beamline.endpoints[2], beamline.endpoints[3]) as results,
+        closing(Sampler(memory_mb, 1.0)) as sampler,
+    ):
         newest = results.latest()
         after = newest.scan_id if newest else ""
-        memory = Memory(beamline)
         started_s = time.monotonic()
         player.start()
-        sent_s = float("inf")
         for image in results:
             now_s = time.monotonic()
             if image.scan_id <= after:
                 continue
             if sent_s == float("inf") and not player.is_alive():
-                sent_s, held = now_s, memory.close()
+                sent_s = now_s
+                sampler.close()
                 backlog = beamline.stage("reconstruct")["status"]["backlog_frames"]
             if now_s <= sent_s:
                 images["at the last frame"] = image
             if now_s <= sent_s + SETTLED_S:
                 images["two seconds later"] = image
             if image.final:
-                final, done_s = image, now_s
+                images["final"] = image
                 break
-    header = beamline.control.scan(final.scan_id)
+        done_s = time.monotonic()
+    final = images.pop("final")
     return {
         "capacity_frames_per_s": round(capacity, 1),
         "offered_frames_per_s": round(len(scan) / (sent_s - started_s), 1),
         "frames": len(scan),
-        "counts": header["counts"],
+        "counts": beamline.control.scan(final.scan_id)["counts"],
         "in_the_final_image": len(final.frame_numbers),
-        "memory": held,
+        "memory": growth(sampler.samples),
         "backlog_at_the_last_frame": backlog,
         "frames_in_the_image": {when: len(image.frame_numbers) for when, image in images.items()},
         "area_seen": {when: round(seen_share(one, final), 4) for when, one in images.items()},

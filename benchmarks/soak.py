@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
-import threading
 import time
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 import psutil
 import torch
 from live import Beamline, repeated, sustained
+from sampling import Sampler, growth
 
 from ptycho_stream.files.npz import ScanFile
 from ptycho_stream.simulate.experiment import simulate_experiment
@@ -51,39 +52,6 @@ def sample(beamline: Beamline, folder: Path) -> dict[str, float]:
     return found
 
 
-class Sampler:
-    """Samples in a thread of its own until it is closed."""
-
-    def __init__(self, beamline: Beamline, folder: Path) -> None:
-        self.samples: list[dict[str, float]] = []
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(beamline, folder))
-        self._thread.start()
-
-    def _run(self, beamline: Beamline, folder: Path) -> None:
-        while not self._over.wait(SAMPLE_S):
-            try:
-                self.samples.append(sample(beamline, folder))
-            except (psutil.NoSuchProcess, FileNotFoundError):  # a scan is being deleted
-                continue
-
-    def close(self) -> None:
-        """End the thread."""
-        self._over.set()
-        self._thread.join()
-
-
-def growth(samples: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Medians of the second and of the last third, by what was sampled."""
-    third = len(samples) // 3
-    figures: dict[str, dict[str, float]] = {}
-    for key in samples[-1]:
-        middle = statistics.median(each[key] for each in samples[third : 2 * third])
-        last = statistics.median(each[key] for each in samples[2 * third :])
-        figures[key] = {"second_third": round(middle, 1), "last_third": round(last, 1)}
-    return figures
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30.0)
@@ -107,14 +75,11 @@ def main() -> None:
 
 def soak(beamline: Beamline, folder: Path, scan: ScanFile, minutes: float) -> dict[str, Any]:
     capacity = sustained(beamline.scan(scan, None))
-    sampler = Sampler(beamline, folder)
     until_s, scans = time.monotonic() + 60 * minutes, 0
-    try:
+    with closing(Sampler(partial(sample, beamline, folder), SAMPLE_S)) as sampler:
         while time.monotonic() < until_s:
             beamline.scan(scan, capacity / 2)
             scans += 1
-    finally:
-        sampler.close()
     return {
         "minutes": minutes,
         "frames_per_s": round(capacity / 2, 1),
