@@ -89,6 +89,9 @@ def test_a_pair_of_a_frame_that_is_not_there_is_found(store, capsys):
     (folder / "pairs.log").write_bytes(pairs.tobytes())
     (fault,) = verify(root, capsys, 1)[scan_id]
     assert fault["what"] == "records 7 name frames that are not there"
+    assert main(["scans", "recover", scan_id, "--data", str(root), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["dropped_pairs"] == 1, "as the advice says"
+    verify(root, capsys, 0)
 
 
 def test_recover_brings_back_what_is_whole(store, capsys):

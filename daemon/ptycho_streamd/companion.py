@@ -39,19 +39,20 @@ class Companion:
 
     def settle(self, sealing: SealScan, recorder: Recorder) -> SealScan:
         """Link a scan for good; how it is to be sealed."""
-        self._link(recorder)
-        if recorder.header.beside is None and sealing.state == "complete":
+        if self._link(recorder) is None and sealing.state == "complete":
             return replace(sealing, state="unmatched", reason=ALONE)
         return sealing
 
-    def _link(self, recorder: Recorder) -> None:
+    def _link(self, recorder: Recorder) -> str | None:
+        """Note the scan that this one belongs to, and tell it, also where noting it failed."""
         header = recorder.header
         found = scan_beside(header, self._catalogue.scans(), self._detector)
         if found == header.beside:
-            return
+            return found
         try:
             recorder.writer.update_header(beside=found)
         except StoreError as error:
             log.error("scan %s is not noted to be beside %s: %s", header.scan_id, found, error)
         else:
             log.info("scan %s is beside scan %s", header.scan_id, found)
+        return found

@@ -18,7 +18,8 @@ COUNTERS_NAME: Final = "counters"
 _MAGIC: Final = int.from_bytes(b"PTYCNT01", "little")
 _SIZE_BYTES: Final = 4096
 
-_MAGIC_AT, _COMMITTED, _DURABLE, _POSITIONS, _PAIRS, _RECOVERIES = range(6)
+_MAGIC_AT, _COMMITTED, _DURABLE, _POSITIONS, _PAIRS, _RECOVERIES, _DURABLE_CHECK = range(7)
+_ALL_BITS: Final = (1 << 64) - 1
 
 
 class Counters:
@@ -53,7 +54,7 @@ class Counters:
             if not writable:
                 self.close()
                 raise StoreError(f"{path} is not a counters file: recover the scan")
-            for index in range(_RECOVERIES + 1):
+            for index in range(_DURABLE_CHECK + 1):
                 self._words[index] = 0
             self._words[_MAGIC_AT] = _MAGIC
 
@@ -74,6 +75,17 @@ class Counters:
     @durable.setter
     def durable(self, value: int) -> None:
         self._words[_DURABLE] = value
+        self._words[_DURABLE_CHECK] = value ^ _ALL_BITS
+
+    @property
+    def surely_durable(self) -> int:
+        """``durable``, or 0 where its complement beside it says otherwise.
+
+        That is after a kill between the two stores, or where a bit has changed on the disk: what
+        relies on this looks at more frames than it must, never at fewer.
+        """
+        durable = self._words[_DURABLE]
+        return durable if self._words[_DURABLE_CHECK] == durable ^ _ALL_BITS else 0
 
     @property
     def positions(self) -> int:

@@ -88,6 +88,15 @@ def copy_file(path: Path, data: bytes) -> None:
     _put(path, data, lambda _fd: None)
 
 
+def being_written(path: Path) -> bool:
+    """Whether the process that began the temporary file ``path`` still lives on this machine.
+
+    Its name is ``<name>.<process id>.tmp``, as :func:`replace_file` makes it.
+    """
+    process_id = path.name.removesuffix(".tmp").rpartition(".")[2]
+    return process_id.isdigit() and Path(f"/proc/{process_id}").exists()
+
+
 def _put(path: Path, data: bytes, sync: Callable[[int], None]) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with disk_errors(path, len(data)):

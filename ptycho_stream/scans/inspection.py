@@ -141,7 +141,8 @@ def _frame_faults(
         yield Fault("frames-*.bin", what, _BACKUP)
     numbers = records["number"][good & ~lost]
     if len(np.unique(numbers)) < len(numbers):
-        yield Fault(FRAMES_LOG, "a frame number is there twice", f"{mend}, and tell us about it")
+        advice = "keep the scan as it is and report it: this program writes no number twice"
+        yield Fault(FRAMES_LOG, "a frame number is there twice", advice)
 
 
 def _join_faults(reader: ScanReader, mend: str) -> Iterator[Fault]:

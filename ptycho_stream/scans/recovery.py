@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ptycho_stream.scans.append_log import FRAMES_LOG, PAIRS_LOG, POSITIONS_LOG, AppendLog
 from ptycho_stream.scans.counters import COUNTERS_NAME, Counters
-from ptycho_stream.scans.disk import replace_file
+from ptycho_stream.scans.disk import being_written, replace_file
 from ptycho_stream.scans.header import ScanHeader
 from ptycho_stream.scans.pixel_files import PixelFiles, frame_room
 from ptycho_stream.scans.records import (
@@ -28,6 +28,7 @@ from ptycho_stream.scans.records import (
 )
 
 _RECORDS_AT_ONCE: Final = 8192
+_NO_NUMBER: Final = np.uint64(2**64 - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +63,23 @@ def recover_files(directory: Path, header: ScanHeader) -> RecoveryReport:
         DiskFull: there is no room to write the logs anew.
         StoreError: a file cannot be opened or written.
     """
-    for leftover in (*directory.glob("*.new"), *directory.glob("*.tmp")):
+    abandoned = [path for path in directory.glob("*.tmp") if not being_written(path)]
+    for leftover in (*directory.glob("*.new"), *abandoned):
         leftover.unlink(missing_ok=True)  # its writer may be at work and take it away
     counters = Counters(directory / COUNTERS_NAME, writable=True)
     frame_log = AppendLog(directory / FRAMES_LOG, FRAME_RECORD, writable=True)
     try:
         # A sealed scan was synced as a whole: a pixel that has changed since is no reason to cut.
-        synced = frame_log.records_begun() if header.sealed else counters.durable
+        synced = frame_log.records_begun() if header.sealed else counters.surely_durable
         whole = _whole_frames(directory, header, frame_log, synced)
         frames = len(whole)
         adopted = max(frames - counters.committed, 0)
         lost = _mark_lost(frame_log, whole)
-        gone = np.flatnonzero(~whole)
-        dropped_pairs, pairs = _recover_log(directory / PAIRS_LOG, PAIR_RECORD, frames, gone)
+        numbers = np.where(whole, frame_log.read(0, frames)["number"], _NO_NUMBER)
+        dropped_pairs, pairs = _recover_log(directory / PAIRS_LOG, PAIR_RECORD, numbers)
         dropped_positions, positions = _recover_log(directory / POSITIONS_LOG, POSITION_RECORD)
         counters.committed = frames
-        counters.durable = min(counters.durable, frames)
+        counters.durable = min(synced, frames)
         counters.positions = positions
         counters.pairs = pairs
         counters.recoveries += 1
@@ -134,12 +136,14 @@ def _mark_lost(log: AppendLog, whole: NDArray[np.bool_]) -> int:
 def _recover_log(
     path: Path,
     dtype: np.dtype[np.void],
-    frames: int | None = None,
-    gone: NDArray[np.int64] | None = None,
+    numbers: NDArray[np.uint64] | None = None,
 ) -> tuple[int, int]:
-    """Drop damaged records of positions or pairs, and pairs of frames that are gone.
+    """Drop damaged records of positions or pairs, and pairs that name no frame that is there.
 
-    Frames from ``frames`` on are gone, whose slots will be used again, and those of slots ``gone``.
+    Args:
+        path: the log.
+        dtype: of its records.
+        numbers: for pairs, the frame number in each slot that is left, or ``_NO_NUMBER``.
 
     Returns:
         How many records were dropped, and how many are left.
@@ -149,8 +153,10 @@ def _recover_log(
         begun = log.records_begun()
         records = log.read(0, begun)
         kept = intact(records)
-        if frames is not None and gone is not None:
-            kept &= (records["slot"] < frames) & ~np.isin(records["slot"], gone)
+        if numbers is not None:
+            known = kept & (records["slot"] < len(numbers))
+            kept = known.copy()
+            kept[known] = numbers[records["slot"][known]] == records["number"][known]
         left = int(kept.sum())
         if kept[:left].all():
             log.cut(left)
