@@ -15,7 +15,7 @@ from ptycho_streamd.bus import Bus
 from ptycho_streamd.process import StageProcess
 
 FIRST_BACKOFF_S = 0.1
-STEADY_AFTER_S = 10.0
+STEADY_AFTER_S = 5.0
 """A stage that lived this long failed by accident: its back-off starts again."""
 
 log = logging.getLogger(__name__)
