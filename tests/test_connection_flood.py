@@ -19,6 +19,7 @@ import pytest
 from beamline import SHAPE, headers, pixels
 from daemon_harness import DaemonHarness, free_port, wait_for
 
+from ptycho_stream.client import Daemon as DaemonClient
 from ptycho_stream.scans import Catalogue
 from ptycho_stream.simulate.outlet import Outlet
 from ptycho_stream.wire import NativeEncoder
@@ -52,6 +53,11 @@ def flood(ports: list[int], seed: int) -> list[socket.socket]:
     return left
 
 
+def _from_elsewhere(endpoint: str) -> str:
+    """``endpoint``, to be connected to from another address than the flood's."""
+    return endpoint.replace("tcp://", "tcp://127.0.0.2:0;")
+
+
 def send_scan(endpoint: str, series: int) -> None:
     encoder = NativeEncoder(str(series), encoding="bslz4")
     with Outlet(endpoint, "push", "connect") as outlet:
@@ -74,7 +80,7 @@ def test_a_flood_of_connections_costs_no_frame(tmp_path: Path) -> None:
         ports = [urlsplit(endpoint).port, urlsplit(settings.control.endpoint).port]
         ports.append(settings.http.port)
         assert all(ports)
-        sender = endpoint.replace("tcp://", "tcp://127.0.0.2:0;")  # the flood is 127.0.0.1's
+        sender = _from_elsewhere(endpoint)
         send_scan(sender, 1)
         catalogue = Catalogue(daemon.data)
         wait_for(lambda: [h for h in headers(catalogue) if h.sealed])
@@ -85,6 +91,8 @@ def test_a_flood_of_connections_costs_no_frame(tmp_path: Path) -> None:
             assert len(left) > 800
             send_scan(sender, 2)
             wait_for(lambda: len([h for h in headers(catalogue) if h.sealed]) == 2, 20)
+            with DaemonClient(_from_elsewhere(settings.control.endpoint)) as control:
+                assert control.status()["state"] == "ready"
             grown = resident_bytes(daemon, pids) - before
             assert grown < 100e6, f"{grown / 1e6:.0f} MB for {CONNECTIONS} connections"
         finally:
