@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import pickle
-import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -283,10 +284,10 @@ def test_documents_come_through_bluesky_s_own_proxy(tmp_path):
         tables_of("lab-eiger-bluesky", [detector], f"tcp://127.0.0.1:{outs}"),
         stages=("ingest",),
     )
-    program = shutil.which("bluesky-0MQ-proxy")
-    assert program is not None, "it comes with bluesky"
+    program = Path(sys.executable).with_name("bluesky-0MQ-proxy")
+    assert program.is_file(), "it comes with bluesky"
     with ExitStack() as stack:
-        proxy = stack.enter_context(subprocess.Popen([program, str(ins), str(outs)]))
+        proxy = stack.enter_context(subprocess.Popen([str(program), str(ins), str(outs)]))
         stack.callback(proxy.kill)
         stack.enter_context(daemon)
         hutch = Hutch(daemon)
