@@ -13,9 +13,11 @@ from scan_samples import make_scan
 
 from ptycho_stream.reconstruct.history import HistoryEntry, append_history
 from ptycho_stream.scans.catalogue import Catalogue
+from ptycho_stream.settings import Settings
 from ptycho_streamd import requests
 from ptycho_streamd.bus import Answer, Refusal, StageRequest
 from ptycho_streamd.control import Request
+from ptycho_streamd.readable_files import ReadableFiles
 from ptycho_streamd.requests import Requests, desk_commands, store_commands
 from ptycho_streamd.store_desk import StoreDesk
 
@@ -53,7 +55,7 @@ class Desk:
             store_commands(catalogue),
             catalogue,
             self.desk,
-            lambda: (root, root.parent / "masks"),
+            lambda: ReadableFiles((root, root.parent / "masks"), (root / "daemon.key_secret",)),
         )
 
     def poll(self) -> list[Request]:
@@ -170,13 +172,29 @@ def test_files_are_read_from_folders_that_are_allowed_only(desk, tmp_path, argum
     (tmp_path / "passwd").symlink_to("/etc/passwd")
     outside = ("/etc/passwd", f"{tmp_path}/../secret.npz", f"{tmp_path}/passwd", f"{tmp_path}x/a")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    for path in (*outside, f"{tmp_path}/loop"):
+    (tmp_path / "key").symlink_to(tmp_path / "daemon.key_secret")
+    secret = (f"{tmp_path}/daemon.key_secret", f"{tmp_path}/key")
+    for path in (*outside, f"{tmp_path}/loop", *secret):
         desk.ask("reprocess", **ARGUMENTS | {argument: path})
-    assert desk.answers == [("bad_arguments", None)] * 5 and desk.asked == []
+    assert desk.answers == [("bad_arguments", None)] * 7 and desk.asked == []
     (tmp_path / "link.npz").symlink_to(tmp_path.parent / "masks" / "real.npz")
     desk.ask("reprocess", **ARGUMENTS | {argument: f"{tmp_path}/link.npz"})
     ((_, request),) = desk.asked
     assert request.arguments[argument] == str(tmp_path.parent / "masks" / "real.npz")
+
+
+def test_keys_and_tokens_of_the_settings_are_no_files_for_requests(tmp_path):
+    settings = Settings.model_validate(
+        {
+            "probe": {"path": tmp_path / "probe.npz"},
+            "security": {"key_path": tmp_path / "k", "allowed_keys_path": tmp_path / "list"},
+            "http": {"token_path": tmp_path / "h"},
+            "viewer": {"token_path": tmp_path / "v"},
+        }
+    )
+    readable = ReadableFiles.of(settings, tmp_path / "my.toml")
+    assert readable.secrets == (tmp_path / "k", tmp_path / "h", tmp_path / "v")
+    assert readable.checked("probe", f"{tmp_path}/probe.npz") == f"{tmp_path}/probe.npz"
 
 
 def test_words_in_place_of_files_are_taken_as_they_are(desk):

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ptycho_stream.errors import ControlError, PtychoStreamError, ScanNotFound
@@ -24,7 +23,7 @@ from ptycho_stream.scans.header import ScanHeader, read_header
 from ptycho_streamd.bus import Answer, Bus, Refusal, StageRequest
 from ptycho_streamd.child import Child
 from ptycho_streamd.control import ControlServer, Request
-from ptycho_streamd.readable_folders import checked_path
+from ptycho_streamd.readable_files import ReadableFiles
 from ptycho_streamd.snapshots import list_snapshots
 from ptycho_streamd.stage import stage_of_detector
 from ptycho_streamd.store_desk import Command, StoreDesk
@@ -94,7 +93,7 @@ class Requests:
             return plain values or raise :class:`ControlError`.
         catalogue: of the scans, for commands that go through several stages.
         desk: answers commands that take long to read.
-        readable: the folders whose files requests may name, as they are now.
+        readable: which files requests may name, as the settings are now.
     """
 
     def __init__(
@@ -105,7 +104,7 @@ class Requests:
         local: dict[str, Callable[[dict[str, Any]], Any]],
         catalogue: Catalogue,
         desk: StoreDesk,
-        readable: Callable[[], Sequence[Path]],
+        readable: Callable[[], ReadableFiles],
     ) -> None:
         self._readable = readable
         self._control = control
@@ -218,9 +217,9 @@ class Requests:
     def _checked_paths(self, arguments: dict[str, Any]) -> dict[str, str]:
         """The arguments that name files, as paths that may be read."""
         named = {name: arguments[name] for name in ("probe", *FILES) if arguments[name] is not None}
-        folders = self._readable()
+        readable = self._readable()
         return {
-            name: checked_path(name, source, folders)
+            name: readable.checked(name, source)
             for name, source in named.items()
             if source not in (NONE, DARK_FRAMES)
         }

@@ -38,6 +38,7 @@ from ptycho_streamd.metrics import MergedMetrics, snapshot
 from ptycho_streamd.misfit_trigger import MisfitTrigger
 from ptycho_streamd.notify import Notifier
 from ptycho_streamd.process import StageProcess
+from ptycho_streamd.readable_files import ReadableFiles
 from ptycho_streamd.reload import merge_reloaded
 from ptycho_streamd.requests import Requests, desk_commands, store_commands
 from ptycho_streamd.security import Gate
@@ -142,7 +143,7 @@ class Supervisor:
             },
             catalogue,
             self._desk,
-            self._readable_folders,
+            lambda: ReadableFiles.of(self._settings, self._config),
         )
         self._views = ViewTrigger(self._requests)
 
@@ -359,11 +360,6 @@ class Supervisor:
         for key in outcome.needs_restart:
             log.warning("%s has changed in the file: it needs a restart of the daemon", key)
         return {"applied": list(outcome.applied), "needs_restart": list(outcome.needs_restart)}
-
-    def _readable_folders(self) -> tuple[Path, ...]:
-        settings = self._settings
-        folders = settings.security.readable_folders
-        return (settings.data.directory, self._config.parent, *folders)
 
     def _write_for_stages(self, settings: Settings) -> None:
         """Settings and allow-list as the daemon goes by them: a stage that is started again must
