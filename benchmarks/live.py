@@ -26,6 +26,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Generator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -34,6 +35,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 from sampling import Sampler
 
 from ptycho_stream.client import ResultStream
@@ -85,14 +87,23 @@ NETWORK_ALONE = "[refine]\nenabled = false\n[trust]\nenabled = false\n"
 class Beamline:
     """The daemon, the simulated detector and positioner, and a subscriber."""
 
-    def __init__(self, folder: Path, threads: int, *, helpers: int = 0, more: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        threads: int,
+        *,
+        helpers: int = 0,
+        size_px: int = SIZE_PX,
+        more: str = "",
+    ) -> None:
         ports = free_ports(6)
         self.config = folder / "daemon.toml"
         self.config.write_text(
-            CONFIG.format(*ports, size=SIZE_PX, threads=threads, helpers=helpers, batch=BATCH)
+            CONFIG.format(*ports, size=size_px, threads=threads, helpers=helpers, batch=BATCH)
             + more
         )
         self.endpoints = [f"tcp://127.0.0.1:{port}" for port in ports]
+        self.page = f"http://127.0.0.1:{ports[5]}"
         self.control = Daemon(self.endpoints[4])
         self.log = folder / "daemon.log"
 
@@ -125,6 +136,12 @@ class Beamline:
     def stage(self, name: str) -> dict[str, Any]:
         """What the daemon says of a stage."""
         return self.control.status()["stages"][name]
+
+    def metrics(self) -> dict[str, float]:
+        """Metrics without labels, of all stages, by name."""
+        with urllib.request.urlopen(f"{self.page}/metrics", timeout=10) as page:
+            families = text_string_to_metric_families(page.read().decode())
+        return {one.name: one.value for held in families for one in held.samples if not one.labels}
 
     def scan(self, scan: ScanFile, rate_hz: float | None) -> list[tuple[float, int]]:
         """Play a scan; (monotonic seconds, frames in the image) of each update received."""

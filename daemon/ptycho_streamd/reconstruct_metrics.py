@@ -96,6 +96,11 @@ class ReconstructMetrics:
             "Subscribers of the results socket",
             registry=self.registry,
         )
+        self.published_bytes = Counter(
+            "ptycho_stream_results_published_bytes",
+            "Updates of images that were published, each counted once for all subscribers",
+            registry=self.registry,
+        )
         self.resyncs = Counter(
             "ptycho_stream_results_resyncs",
             "Answers to subscribers that had missed something, or had just come",
