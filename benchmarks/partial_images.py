@@ -2,9 +2,9 @@
 
 The real daemon, network and refinement, two scans one after the other: the first begins with the
 file's guess of the probe (or with ``--probe reference``), the second with the probe that came out
-of the first. Scored by the tool that comes with the data, where at least half of a frame's peak
-weight has fallen, when a quarter, a half and three quarters of the frames have been sent, when the
-last one has, and in the end.
+of the first. Scored by the tool that comes with the data, inside the coverage of the frames in the
+image (the discs that hold half of the probe's photons, docs/trust.md), when a quarter, a half and
+three quarters of the frames have been sent, when the last one has, and in the end.
 
     python benchmarks/partial_images.py --data DIR --score-tool score_object.py
 """
@@ -26,6 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from ptycho_stream.client import ResultStream
+from ptycho_stream.physics.probe import Probe
+from ptycho_stream.reconstruct.coverage import probe_diameter_px
 from ptycho_stream.results import Image
 from ptycho_stream.simulate.detector import DetectorSimulator, PositionSimulator, play
 from ptycho_stream.simulate.series import DetectorOptions
@@ -34,7 +36,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from daemon_harness import DaemonHarness
 from make_siemens_star import REFERENCE, SOURCE, siemens_star
 
-MIN_WEIGHT = 0.5
 PARTS = (0.25, 0.5, 0.75, 1.0)
 
 
@@ -46,9 +47,20 @@ def first_probe(data: Path, which: str) -> np.ndarray:
         return np.squeeze(held["probe"]).astype(np.complex64)[None]
 
 
+def covered(image: Image) -> np.ndarray:
+    """Which pixels (H, W) lie in the probe's disc about the position of a frame in the image."""
+    radius_px = probe_diameter_px(Probe(image.probe)) / 2
+    centre_yx_px = (image.positions_yx_m - image.origin_yx_m) / image.pixel_yx_m
+    y, x = np.indices(image.object_yx.shape)
+    inside = np.zeros(image.object_yx.shape, bool)
+    for at_y, at_x in centre_yx_px:
+        inside |= (y - at_y) ** 2 + (x - at_x) ** 2 <= radius_px**2
+    return inside
+
+
 def score(image: Image, args: argparse.Namespace) -> dict[str, float]:
-    """What the tool says of the well covered part of an image."""
-    well = image.weight_yx >= MIN_WEIGHT
+    """What the tool says of the covered part of an image."""
+    well = covered(image)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "object.npz"
         np.savez(path, object=np.where(well, image.object_yx, np.nan))

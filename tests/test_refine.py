@@ -297,6 +297,22 @@ def test_new_frames_come_first_and_every_frame_is_visited():
         schedule.note(batch, np.ones(len(batch), np.float32))
         first += batch.tolist()
     assert sorted(first) == list(range(20, 28))
+    again = []
+    while len(again) < 8:
+        again += schedule.next(group).tolist()
+    assert sorted(again) == list(range(20, 28)), "they come twice"
+
+
+def test_a_frame_that_is_excluded_is_not_visited_though_it_was_planned():
+    schedule = Schedule(4)
+    schedule.add(6)
+    group = np.zeros(6, np.int64)
+    schedule.note(schedule.next(group), np.ones(1, np.float32))
+    schedule.exclude(np.arange(1, 6))
+    for _ in range(20):
+        assert schedule.next(group).tolist() == [0]
+    schedule.exclude(np.array([0]))
+    assert not len(schedule.next(group))
 
 
 def test_badly_fitting_frames_are_visited_more_often_but_not_hopeless_ones():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ptycho_stream.errors import ProbeError, PtychoStreamError, StoreError
-from ptycho_stream.reconstruct.spare_time import OWED_SLICE_S, SLICE_S, SpareTime
+from ptycho_stream.reconstruct.spare_time import ENOUGH_SWEEPS, OWED_SLICE_S, SLICE_S, SpareTime
 from ptycho_streamd.reconstruct_metrics import ReconstructMetrics
 
 
@@ -28,7 +28,7 @@ class Scan:
         self.layer = SimpleNamespace(
             show_due=False, unshown=False, shown_sweeps=1.5, show=lambda: None
         )
-        self.image = SimpleNamespace(refine=self._refine, refined=self.layer)
+        self.image = SimpleNamespace(refine=self._refine, refined=self.layer, sweeps=1.5)
         self.trust: Any = SimpleNamespace(look=self._look, report=None, close=lambda: None)
 
     def state(self, *, final: bool) -> object:
@@ -93,6 +93,15 @@ def test_what_is_owed_is_paid_in_slices_before_the_next_batch(spare_time):
     while spare_time.owes:
         assert use(spare_time, a=scan)
     assert scan.budgets_s[0] == OWED_SLICE_S and len(scan.budgets_s) == 3
+
+
+def test_a_late_network_goes_on_when_its_frames_were_refined_often_enough(spare_time):
+    scan = Scan()
+    scan.image.sweeps = ENOUGH_SWEEPS
+    spare_time.owe(0.3, share=0.5)
+    assert not use(spare_time, a=scan) and not spare_time.owes
+    assert use(spare_time, a=scan), "where nothing waits refinement goes on"
+    assert scan.budgets_s == [SLICE_S]
 
 
 def test_nothing_is_owed_for_ever(spare_time):

@@ -66,9 +66,8 @@ DRAIN_S = 2.0
 LATE_BATCHES = 2
 """Where more batches wait the network cannot keep up, and refinement gets a share of its time: it
 makes more of a frame than the network, and the image covers what has come."""
-ENOUGH_SWEEPS = 6.0
-"""Visits of a frame on average, beyond which refinement no longer holds up the network: on the
-siemens star more change little, and the final image waits for the network."""
+LATE_BATCH_FRAMES = 4
+"""Of a batch then: refinement waits for the network's pick of the frames that came meanwhile."""
 MAX_BATCH_S = 0.25
 """A batch takes no longer, however large frames are, so that images and requests go on."""
 
@@ -327,14 +326,16 @@ class ReconstructStage:
 
     def _step(self, scan: OpenScan, limit: int) -> None:
         started_s = time.monotonic()
-        shown = scan.image.step(limit, self._on_damaged)
+        image = scan.image
+        late = image.backlog > LATE_BATCHES * limit
+        share = self._settings.refine.share
+        frames = min(limit, LATE_BATCH_FRAMES) if late and share and image.refined else limit
+        shown = scan.image.step(frames, self._on_damaged)
         took_s = time.monotonic() - started_s
         if len(shown):
             self._frame_s = took_s / len(shown)
-        if scan.image.backlog > LATE_BATCHES * limit:
-            layer = scan.image.refined
-            enough = layer is not None and layer.sweeps >= ENOUGH_SWEEPS
-            self._spare_time.owe(took_s, 0.0 if enough else self._settings.refine.share)
+        if late:
+            self._spare_time.owe(took_s, share)
         self._metrics.count_batch(len(shown))
         self._take_note_of_patches(scan)
         scan.extended(shown)
@@ -394,7 +395,7 @@ class ReconstructStage:
     def _publish(self, scan: OpenScan, *, final: bool) -> None:
         scan.changed = False
         state = scan.state(final=final)
-        self._publisher.publish(state)
+        self._metrics.published_bytes.inc(self._publisher.publish(state).bytes)
         if self._shown is None or state.scan_id >= self._shown.scan_id:
             self._shown = state
         now_ns = time.monotonic_ns()

@@ -76,6 +76,11 @@ class PairLedger:
         """How many were looked at: done or waiting."""
         return self.count + len(self._waiting)
 
+    @property
+    def offered_below(self) -> int:
+        """Of all pairs below, some were predicted or offered to be: the image reaches so far."""
+        return max(self._offered_below, self._all_taken_below)
+
     def pending(self, pair_count: int, limit: int) -> NDArray[np.int64]:
         """The first ``limit`` indices below ``pair_count`` that were not looked at."""
         self._grow(pair_count)

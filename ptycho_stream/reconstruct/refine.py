@@ -117,6 +117,8 @@ class Refiner:
         self._positions = Positions(probe.size_px, steps, limit)
         self._since_round = 0
         self._searches: NDArray[np.int64] = np.zeros(0, np.int64)
+        self.fits_probe = True
+        """False: the probe waits, as with ``probe_step`` 0; may be changed at any time."""
         self.unusable: dict[str, int] = {"dark": 0, "masked": 0}
         """Frames that are never visited: without a single photon, or without a measured pixel."""
 
@@ -236,7 +238,10 @@ class Refiner:
         batch = self._batch(indices, roots)
         ready = (visits >= settings.position_start_visits) & (settings.position_step > 0)
         found = self._model.visit(
-            batch, 1 / (1 + visits / settings.settle_visits), bool(ready.any())
+            batch,
+            1 / (1 + visits / settings.settle_visits),
+            probe=self.fits_probe,
+            positions=bool(ready.any()),
         )
         fresh = visits == 0
         if fresh.any():

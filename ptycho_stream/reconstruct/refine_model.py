@@ -76,12 +76,15 @@ class Model:
         self.repairs = 0
         """How often parts of the object had to be started anew; 0 in health."""
 
-    def visit(self, batch: Batch, settled: NDArray[np.floating], positions: bool) -> Visited:
+    def visit(
+        self, batch: Batch, settled: NDArray[np.floating], *, probe: bool, positions: bool
+    ) -> Visited:
         """Take one step with a batch.
 
         Args:
             batch: of frames.
             settled: (B,), what each frame's step is multiplied by.
+            probe: the probe takes one too, if the settings let it.
             positions: say how far the frames should move.
         """
         scale = torch.as_tensor(settled.astype(np.float32)).to(self._device)
@@ -97,7 +100,9 @@ class Model:
             whole = back / scale[:, None, None]
             steps = position_steps(patch, whole, self.beam.power).cpu().numpy()
         object_step = self._object_step(windows, back)
-        self._advance(windows, patch, back, object_step, self._probe_gradient(patch, found, shifts))
+        fits = probe and self._settings.probe_step > 0
+        probe_back = self._probe_gradient(patch, found, shifts) if fits else None
+        self._advance(windows, patch, back, object_step, probe_back)
         return Visited(found.misfit.cpu().numpy(), steps)
 
     def misfit(self, batch: Batch) -> NDArray[np.float32]:
@@ -179,10 +184,8 @@ class Model:
         windows.clear(field.denominator)
         return step
 
-    def _probe_gradient(self, patch: Tensor, found: Projection, shifts: Shifts) -> Tensor | None:
-        """Sum over the frames of conj(O) change, (M, N, N); None if the probe is kept."""
-        if not self._settings.probe_step:
-            return None
+    def _probe_gradient(self, patch: Tensor, found: Projection, shifts: Shifts) -> Tensor:
+        """Sum over the frames of conj(O) change, (M, N, N)."""
         gradient = probe_gradient(patch, found.change, shifts.group, len(shifts.shift_yx_px))
         return self.beam.moved_back(gradient, shifts.shift_yx_px)
 

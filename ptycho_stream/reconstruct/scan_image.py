@@ -39,9 +39,14 @@ from ptycho_stream.scans.viewed_scan import ViewedScan
 from ptycho_stream.settings import RefinementSettings
 
 _START_FRAMES = 16
+_DECIDED_FRAMES = 64
 _MAX_START_EXCESS = 0.1
-"""After so many frames the network's image must explain the newest ones so well, or refinement does
-without it: made with a wrong probe it costs more sweeps than it saves."""
+"""After so many frames (twice as many, and so on, where none lies inside the image yet, but then no
+more than that) the network's image must explain the newest ones so well, or refinement does without
+it: made with a wrong probe it costs more sweeps than it saves."""
+_GOOD_PROBE_EXCESS = 0.03
+"""Below it the probe is good: on the siemens star 0.015 to 0.025 with the probe of the scan before,
+0.04 with one that is defocused a little, 0.24 with a guess."""
 _FEED = 512
 """Pairs given to the refined layer at once: their frames' checksums are verified."""
 
@@ -80,7 +85,7 @@ class ScanImage:
         self._frames, self._listed, self._listed_shown = ShownFrames(), 0, 0
         self._makers: dict[int, PatchMaker] = {}
         self._formers: dict[int, GroupFormer] = {}
-        self.patches_collapsed = self.patches_not_finite = 0
+        self.patches_collapsed = self.patches_not_finite = self._judged_again_at = 0
         self._recipe = recipe
         self._refinement = refinement
         saved = load_state(reader)
@@ -264,10 +269,18 @@ class ScanImage:
             return False
         if generation.identity.view_version != self.reader.header.view.version:
             return False  # another generation, of the new view, is on its way
-        refined, pairs = self.refined, self.reader.pair_count
-        if refined is None or refined.follows is None:
-            return generation.ledger.taken >= min(_START_FRAMES, pairs)
-        return refined.has_work or refined.looked_at < pairs
+        refined = self.refined
+        if refined is None:
+            return generation.ledger.taken >= min(_START_FRAMES, self.reader.pair_count)
+        return refined.has_work or refined.looked_at < self._refinable(refined, generation)
+
+    @property
+    def sweeps(self) -> float:
+        """Visits by refinement of a frame that may be refined by now, on average."""
+        if self.refined is None or self.current is None:
+            return 0.0
+        frames = max(self._refinable(self.refined, self.current), 1)
+        return self.refined.sweeps * self.refined.looked_at / frames
 
     def refine(self, budget_s: float) -> int:
         """Refine for about ``budget_s``; refinement must be wanted.
@@ -286,8 +299,7 @@ class ScanImage:
                 device = self._recipe.device
                 self.refined = RefinedLayer(self.reader, self.current, settings, device)
             if self.refined.follows is None:
-                misfit = newest_misfit(self.viewed, self.current, self._recipe.device)
-                self.refined.follows = not misfit.frames or misfit.excess <= _MAX_START_EXCESS
+                self._decide_to_follow(self.refined, self.current)
             self._feed(self.refined, self.current)
             if not self.refined.has_work:
                 return 0
@@ -296,14 +308,37 @@ class ScanImage:
             self._refinement = None
             raise
 
+    def _decide_to_follow(self, refined: RefinedLayer, generation: Generation) -> None:
+        """Whether refinement starts from the network's image, as soon as that can be told."""
+        taken = generation.ledger.taken
+        if taken < self._judged_again_at:
+            return
+        misfit = newest_misfit(self.viewed, generation, self._recipe.device)
+        if misfit.frames or taken >= _DECIDED_FRAMES:
+            refined.follows = not misfit.frames or misfit.excess <= _MAX_START_EXCESS
+            refined.probe_waits = misfit.excess <= _GOOD_PROBE_EXCESS
+        self._judged_again_at = 2 * taken
+
     def _feed(self, refined: RefinedLayer, generation: Generation) -> None:
         """Give the refined layer the pairs that have come since."""
-        first, last = refined.looked_at, min(self.reader.pair_count, refined.looked_at + _FEED)
+        first = refined.looked_at
+        last = min(self._refinable(refined, generation), first + _FEED)
         if first < last:
             indices, pairs = np.arange(first, last), self.reader.pairs(first, last)
             self._pairs.corrections.look()  # after a restart there may be no step that does
             usable, _ = self._pairs.usable(generation.identity, indices, pairs)
             refined.add(indices[usable], pairs[usable], last)
+
+    def _refinable(self, refined: RefinedLayer, generation: Generation) -> int:
+        """How far in the log of pairs frames may be refined.
+
+        Where the network's image is followed, not before the network has had its pick of them: a
+        frame that is visited where there is no image yet needs two visits more.
+        """
+        alone = self._recipe.network.group_frames == 1
+        if refined.follows and alone:
+            return min(self.reader.pair_count, generation.ledger.offered_below)
+        return self.reader.pair_count
 
     @property
     def collapsed(self) -> bool:

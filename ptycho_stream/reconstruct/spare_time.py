@@ -22,6 +22,9 @@ OWED_SLICE_S = 0.1
 """The same, where the network cannot keep up and a batch follows at once."""
 MAX_OWED_S = 5.0
 """Of refinement after a batch, where the network cannot keep up."""
+ENOUGH_SWEEPS = 6.0
+"""Visits of a frame on average, beyond which refinement no longer holds up the network: on the
+siemens star more change little, and the final image waits for the network."""
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +74,8 @@ class SpareTime:
         owed_s, self._owed_s = self._owed_s, None
         # Of nothing owed, where the settings give refinement no share, nothing is taken.
         refined = None if owed_s == 0 else _newest(scans, lambda scan: scan.refining)
+        if refined is not None and owed_s is not None and refined.image.sweeps >= ENOUGH_SWEEPS:
+            refined = None
         if refined is not None:
             started_s = time.monotonic()
             self._refine(refined, max(min(owed_s or 0.0, OWED_SLICE_S), SLICE_S))
