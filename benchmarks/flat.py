@@ -94,6 +94,7 @@ def over_length(
             metrics["ptycho_stream_results_published_bytes_total"],
         )
 
+    time.sleep(1.5)  # the last figures of the scan before
     first = published()[0]
     with closing(Used(beamline)) as used, closing(Sampler(published, 0.5)) as sampler:
         seen = beamline.scan(field(part, frames), rate_hz)
@@ -132,7 +133,8 @@ def followers(endpoints: list[str], count: int) -> Generator[None]:
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        process.stdout.readline()
+        if process.stdout.readline() != "ready\n":
+            raise SystemExit("the subscribers did not start")
         yield
     finally:
         process.kill()

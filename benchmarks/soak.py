@@ -3,7 +3,7 @@
 First the capacity is measured with one scan as fast as it goes, then scans follow each other at
 half of that rate for ``--minutes``. Memory, threads and descriptors of every process and the files
 of the data directory, which retention keeps small, are sampled; compared are the medians of the
-second and of the last third of the run.
+second and of the last third of the run, and memory is told for each minute.
 
     python benchmarks/soak.py --minutes 30
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import tempfile
 import time
 from contextlib import closing
@@ -87,6 +88,18 @@ def soak(beamline: Beamline, folder: Path, scan: ScanFile, minutes: float) -> di
         "frames": scans * len(scan),
         "samples": len(sampler.samples),
         "growth": growth(sampler.samples),
+        "each_minute": each_minute(sampler.samples),
+    }
+
+
+def each_minute(samples: list[dict[str, float]]) -> dict[str, list[float]]:
+    """Medians of the memory of each process, minute by minute: whether it has come to rest."""
+    span = max(1, round(60 / SAMPLE_S))
+    minutes = [samples[at : at + span] for at in range(0, len(samples), span)]
+    return {
+        key: [round(statistics.median(one[key] for one in minute), 1) for minute in minutes]
+        for key in samples[-1]
+        if key.endswith("_memory_mb")
     }
 
 

@@ -144,6 +144,42 @@ def test_refinement_goes_ahead_of_a_network_that_cannot_keep_up(bench):
     assert sorted(state.frame_numbers.tolist()) == list(range(FRAMES))
 
 
+@pytest.mark.parametrize("good", [True, False])
+def test_a_good_probe_is_fitted_later_than_one_that_is_not(bench, monkeypatch, good):
+    excess = 10.0 if good else 0.0
+    monkeypatch.setattr("ptycho_stream.reconstruct.scan_image._GOOD_PROBE_EXCESS", excess)
+    bench.write(range(FRAMES))
+    image = bench.open()
+    predict(image)
+    assert image.current is not None
+    given = np.abs(image.current.probe)
+    refine(image, sweeps=1)
+    assert image.refined is not None and image.refined.follows
+    image.refined.show()
+    at_first = np.abs(image.refined.shown_probe)
+    assert np.allclose(at_first, given, atol=1e-4 * given.max()) == good
+    refine(image)
+    image.refined.show()
+    later = np.abs(image.refined.shown_probe)
+    assert not np.allclose(later, given, atol=1e-4 * given.max())
+
+
+def test_a_layer_that_is_saved_undecided_decides_later(bench):
+    bench.write(range(60))
+    image = bench.open()
+    predict(image)
+    refine(image, sweeps=1)
+    assert image.refined is not None
+    image.refined.follows = None
+    image.save()
+    again = bench.open()
+    assert again.refined is not None and again.refined.follows is None
+    bench.write(range(60, FRAMES))
+    predict(again)
+    again.refine(0.05)
+    assert again.refined.follows
+
+
 def test_a_restart_goes_on_where_it_was(bench):
     bench.write(range(60))
     undisturbed, image = bench.open(), bench.open()
@@ -159,6 +195,7 @@ def test_a_restart_goes_on_where_it_was(bench):
     assert again.refined.sweeps == pytest.approx(image.refined.sweeps)
     np.testing.assert_array_equal(again.refined.pairs, image.refined.pairs)
     assert (again.refined.looked_at, again.refined.follows) == (60, True)
+    assert again.refined.probe_waits == image.refined.probe_waits
     state = again.image(final=False)
     assert (state.layer, state.sweeps) == ("refined", pytest.approx(saved.sweeps))
     assert set(state.frame_numbers.tolist()) == set(saved.frame_numbers.tolist())

@@ -30,8 +30,8 @@ from ptycho_streamd.tries import begin_try, end_tries
 
 DONE_FILE = "reconstruct.done"
 REQUEST_FILE = "reprocess.json"
-PROBE_SWEEPS = 5.0
-"""A probe that was refined for fewer is not handed on."""
+PROBE_SWEEPS = 8.0
+"""A probe of a scan that was refined for fewer is not handed on; a good one waits for six."""
 
 log = logging.getLogger(__name__)
 

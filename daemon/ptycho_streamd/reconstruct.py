@@ -37,7 +37,7 @@ from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.reconstruct.lending import Loan, Made
 from ptycho_stream.reconstruct.open_scan import OpenScan
 from ptycho_stream.reconstruct.recipe import Recipe, load_recipe
-from ptycho_stream.reconstruct.spare_time import SpareTime
+from ptycho_stream.reconstruct.spare_time import ENOUGH_SWEEPS, SpareTime
 from ptycho_stream.results import ImageState
 from ptycho_stream.scans.ulid import new_scan_id
 from ptycho_stream.settings import Settings, load_settings
@@ -329,7 +329,8 @@ class ReconstructStage:
         image = scan.image
         late = image.backlog > LATE_BATCHES * limit
         share = self._settings.refine.share
-        frames = min(limit, LATE_BATCH_FRAMES) if late and share and image.refined else limit
+        waited_for = share and scan.refining and image.in_the_wake and image.sweeps < ENOUGH_SWEEPS
+        frames = min(limit, LATE_BATCH_FRAMES) if late and waited_for else limit
         shown = scan.image.step(frames, self._on_damaged)
         took_s = time.monotonic() - started_s
         if len(shown):

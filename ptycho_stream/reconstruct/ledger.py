@@ -78,7 +78,7 @@ class PairLedger:
 
     @property
     def offered_below(self) -> int:
-        """Of all pairs below, some were predicted or offered to be: the image reaches so far."""
+        """Of all pairs below, some were offered to the network, spread over them."""
         return max(self._offered_below, self._all_taken_below)
 
     def pending(self, pair_count: int, limit: int) -> NDArray[np.int64]:

@@ -1,7 +1,7 @@
 """How badly the image of a running scan explains the frames that came last.
 
 The reconstruct stage looks every few seconds, where the settings ask for fine-tuning when the
-misfit stays high; refinement looks once, whether the network's image is a good start.
+misfit stays high; refinement looks whether the network's image is a good start.
 """
 
 from __future__ import annotations

@@ -37,9 +37,9 @@ A corrupted frame never fits; visiting it more often would only spread its damag
 class Schedule:
     """Visits of frames and the order of the next ones.
 
-    The next frames are those visited least, in random order among equals, so new frames (newest
-    first) come before all others and catch up with them, and in a scan that outruns the machine
-    every frame is still visited as often as any other.
+    New frames (newest first) come before all others, twice; then those visited least, in random
+    order among equals, so that the new ones catch up with them, and in a scan that outruns the
+    machine every frame is still visited as often as any other.
 
     Attributes:
         visits: int64 (n,), how often each frame was used; negative if it is unusable.
@@ -109,15 +109,16 @@ class Schedule:
             return
         chosen = np.argpartition(key, wanted - 1)[:wanted]
         new, old = chosen[fresh[chosen]], chosen[~fresh[chosen]]
-        again = old[worst[old]]
+        bad = old[worst[old]]
         size = max(1, min(self._batch_frames, usable // _LEAST_STEPS))
-        parts = [self._batches(part, group, size) for part in (old, again, new)]
+        parts = [self._batches(part, group, size) for part in (old, bad, new)]
         planned = parts[0] + parts[1]
         planned = [planned[i] for i in self._rng.permutation(len(planned))]
         # Taken from the end: fresh frames do not wait for a full plan of older ones. They come
-        # twice, because one visit leaves them far behind: at half of a siemens star that is
+        # twice then, because one visit leaves them far behind: at half of a siemens star that is
         # streamed, and visited six times a frame, the image is a tenth better so.
-        self._planned = planned + self._batches(new, group, size) + parts[2]
+        again = self._batches(new, group, size) if len(old) else []
+        self._planned = planned + again + parts[2]
 
     def _worst(self) -> NDArray[np.bool_]:
         seen = self.usable & np.isfinite(self.misfit)

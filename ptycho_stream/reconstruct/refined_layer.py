@@ -1,7 +1,7 @@
 """The refined layer of a scan's image: physics polishes what the network made, while there is time.
 
 One for the generation that subscribers see, owned by the scan image. It takes frames in as they
-come, whether the network has got to them or not, is given slices of time between batches, and lays
+come, also those that the network has not got to, is given slices of time between batches, and lays
 what it has over the predicted tiles.
 """
 
@@ -62,6 +62,8 @@ class RefinedLayer:
         pairs: int64 (n,), indices in that log of the frames that were taken in.
         follows: whether what the network made is good enough to start from; None: not known yet.
         probe_waits: whether the probe is so good that it is fitted after a few sweeps only.
+        judged_again_at: where it is not known whether to follow: from so many predicted frames on
+            it may be.
         shown: how many times :meth:`show` has renewed what :meth:`over` lays over tiles.
         shown_pairs: of :attr:`pairs`, those visited by then.
         shown_sweeps: visits of a frame on average, of what is shown.
@@ -101,8 +103,10 @@ class RefinedLayer:
             raise _refused(device, error) from error
         self.looked_at = 0 if state is None else int(state["looked_at"])
         self.pairs = np.zeros(0, np.int64) if state is None else state["pairs"]
-        self.follows: bool | None = None if state is None else bool(state["follows"])
-        self.probe_waits = False
+        known = {} if state is None else state
+        self.follows: bool | None = bool(known["follows"]) if "follows" in known else None
+        self.probe_waits = bool(known.get("probe_waits", False))
+        self.judged_again_at = 0
         self._predicted: Canvas | None = None
         self._started_from: dict[TileIndex, int] = {}
         self._shown_at_s = float("-inf")
@@ -182,7 +186,7 @@ class RefinedLayer:
                     self._started_from[index] = tile.version
                     corner = (index[0] * predicted.tile_px, index[1] * predicted.tile_px)
                     self._refiner.start_from(predicted.object_tile(index)[0], corner)
-            early = self.sweeps < _PROBE_WAITS_SWEEPS
+            early = self.sweeps < min(_PROBE_WAITS_SWEEPS, self._most_sweeps / 2)
             self._refiner.fits_probe = not (self.probe_waits and early)
             visits = self._refiner.sweep(budget_s)
         except ProbeError:
@@ -279,7 +283,8 @@ class RefinedLayer:
             **refiner,
             "pairs": self.pairs,
             "looked_at": np.array(self.looked_at),
-            "follows": np.array(bool(self.follows)),
+            **({} if self.follows is None else {"follows": np.array(self.follows)}),
+            "probe_waits": np.array(self.probe_waits),
             "basis": np.array(self.basis.to_json()),
         }
 

@@ -85,7 +85,7 @@ class ScanImage:
         self._frames, self._listed, self._listed_shown = ShownFrames(), 0, 0
         self._makers: dict[int, PatchMaker] = {}
         self._formers: dict[int, GroupFormer] = {}
-        self.patches_collapsed = self.patches_not_finite = self._judged_again_at = 0
+        self.patches_collapsed = self.patches_not_finite = 0
         self._recipe = recipe
         self._refinement = refinement
         saved = load_state(reader)
@@ -275,6 +275,15 @@ class ScanImage:
         return refined.has_work or refined.looked_at < self._refinable(refined, generation)
 
     @property
+    def in_the_wake(self) -> bool:
+        """Whether frames are refined only after the network has had its pick of them.
+
+        Networks that take frames in groups have none: they go through the scan from its start.
+        """
+        followed = self.refined is not None and bool(self.refined.follows)
+        return followed and self._recipe.network.group_frames == 1
+
+    @property
     def sweeps(self) -> float:
         """Visits by refinement of a frame that may be refined by now, on average."""
         if self.refined is None or self.current is None:
@@ -311,13 +320,14 @@ class ScanImage:
     def _decide_to_follow(self, refined: RefinedLayer, generation: Generation) -> None:
         """Whether refinement starts from the network's image, as soon as that can be told."""
         taken = generation.ledger.taken
-        if taken < self._judged_again_at:
+        last = self.reader.header.sealed and taken >= self.reader.pair_count
+        if taken < refined.judged_again_at and not last:
             return
         misfit = newest_misfit(self.viewed, generation, self._recipe.device)
-        if misfit.frames or taken >= _DECIDED_FRAMES:
+        if misfit.frames or last or taken >= _DECIDED_FRAMES:
             refined.follows = not misfit.frames or misfit.excess <= _MAX_START_EXCESS
             refined.probe_waits = misfit.excess <= _GOOD_PROBE_EXCESS
-        self._judged_again_at = 2 * taken
+        refined.judged_again_at = 2 * taken
 
     def _feed(self, refined: RefinedLayer, generation: Generation) -> None:
         """Give the refined layer the pairs that have come since."""
@@ -335,10 +345,10 @@ class ScanImage:
         Where the network's image is followed, not before the network has had its pick of them: a
         frame that is visited where there is no image yet needs two visits more.
         """
-        alone = self._recipe.network.group_frames == 1
-        if refined.follows and alone:
-            return min(self.reader.pair_count, generation.ledger.offered_below)
-        return self.reader.pair_count
+        pairs = self.reader.pair_count
+        if not (self.in_the_wake and generation.number in self._makers):
+            return pairs
+        return max(refined.looked_at, min(pairs, generation.ledger.offered_below))
 
     @property
     def collapsed(self) -> bool:

@@ -73,9 +73,11 @@ class SpareTime:
             return False
         owed_s, self._owed_s = self._owed_s, None
         # Of nothing owed, where the settings give refinement no share, nothing is taken.
-        refined = None if owed_s == 0 else _newest(scans, lambda scan: scan.refining)
-        if refined is not None and owed_s is not None and refined.image.sweeps >= ENOUGH_SWEEPS:
-            refined = None
+        refined = None
+        if owed_s != 0:
+            refined = _newest(
+                scans, lambda s: s.refining and (owed_s is None or s.image.sweeps < ENOUGH_SWEEPS)
+            )
         if refined is not None:
             started_s = time.monotonic()
             self._refine(refined, max(min(owed_s or 0.0, OWED_SLICE_S), SLICE_S))

@@ -226,8 +226,8 @@ class Catalogue:
     def make_room(self, wanted_bytes: int) -> RetentionReport:
         """Free so many bytes of the disk: spare files first, then the oldest scans.
 
-        What is unsealed, leased, or the newest of its detector, with what is beside it, is left
-        alone, so it may come to less.
+        What is unsealed, leased, or the newest of all with what is beside it, is left alone, so it
+        may come to less.
 
         Raises:
             StoreError: a file cannot be deleted.
@@ -239,13 +239,9 @@ class Catalogue:
             spare.make_directory()
             freed = sweep(self._root)
             freed += spare.trim(max(spare.total_bytes() - max(wanted_bytes - freed, 0), 0))
-            headers = self.scans()
-            kept = {header.detector: header.scan_id for header in reversed(headers)}.values()
-            groups = [
-                group
-                for group in _groups(headers)
-                if not any(header.scan_id in kept for header in group)
-            ]
+            newest = self.latest()
+            kept_id = "" if newest is None else newest.scan_id
+            groups = [group for group in _groups(self.scans()) if group[0].scan_id != kept_id]
             deleted, gained = self._delete_oldest(groups, wanted_bytes - freed, spare, 0)
             kept = self._total_bytes(self.scans(), spare)
             return RetentionReport(tuple(deleted), freed + gained, kept)
