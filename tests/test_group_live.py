@@ -61,7 +61,8 @@ def final_image(daemon: DaemonHarness, scan: ScanFile, kills: int) -> Image:
         player.start()
         for number in range(kills):
             seen = 20 + 30 * number
-            wait_for(lambda seen=seen: daemon.ingest().get("frames_received", 0) >= seen, 30, "frames")
+            # Nothing is known of ingest before its first beat.
+            wait_for(lambda n=seen: daemon.ingest().get("frames_received", 0) >= n, 30, "frames")
             daemon.kill("reconstruct")
         image = results.wait_complete(timeout_s=80)
         player.join(timeout=30)
