@@ -445,6 +445,24 @@ def test_a_lost_probe_keeps_what_was_shown_and_says_why_once(bench, caplog):
     assert np.isfinite(again.image(final=True).probe).all()
 
 
+def test_what_fails_with_one_probe_is_tried_again_with_another(bench, monkeypatch):
+    def lose(_layer: object, _predicted: object, _budget_s: float) -> int:
+        raise ProbeError("lost")
+
+    bench.write(range(30))
+    image = bench.open()
+    predict(image)
+    with monkeypatch.context() as patched:
+        patched.setattr("ptycho_stream.reconstruct.scan_image.RefinedLayer.work", lose)
+        with pytest.raises(ProbeError, match="lost"):
+            image.refine(0.05)
+    assert not image.wants_refinement
+    turned = Probe(np.ascontiguousarray(bench.recipe.probe.modes[:, ::-1]))
+    image.use(replace(bench.recipe, probe=turned))
+    predict(image)
+    assert image.wants_refinement and image.refine(0.05) > 0
+
+
 def test_a_probe_that_is_found_lost_when_it_is_to_be_shown_is_not_shown(bench, caplog):
     bench.write(range(40))
     image = bench.open()

@@ -88,6 +88,7 @@ class ScanImage:
         self.patches_collapsed = self.patches_not_finite = 0
         self._recipe = recipe
         self._refinement = refinement
+        self._gave_up: GenerationIdentity | None = None
         saved = load_state(reader)
         self.current, self.following = saved.current, saved.following
         self.refined: RefinedLayer | None = None
@@ -269,6 +270,8 @@ class ScanImage:
             return False
         if generation.identity.view_version != self.reader.header.view.version:
             return False  # another generation, of the new view, is on its way
+        if basis_of(generation.identity) == self._gave_up:
+            return False
         refined = self.refined
         if refined is None:
             return generation.ledger.taken >= min(_START_FRAMES, self.reader.pair_count)
@@ -299,7 +302,8 @@ class ScanImage:
 
         Raises:
             PtychoStreamError: it does not work for this scan; see :meth:`RefinedLayer.work`. It is
-                not wanted any more then, and what was refined before is still shown.
+                not wanted any more then, with this probe, view, photons and positions, and what was
+                refined before is still shown.
         """
         assert self.current is not None
         try:
@@ -314,7 +318,7 @@ class ScanImage:
                 return 0
             return self.refined.work(self.current.canvas, budget_s)
         except PtychoStreamError:
-            self._refinement = None
+            self._gave_up = basis_of(self.current.identity)
             raise
 
     def _decide_to_follow(self, refined: RefinedLayer, generation: Generation) -> None:
