@@ -3,8 +3,8 @@
 With the real daemon and sockets: one long scan over a field that grows part by part, on simulated
 32 x 32 frames, so that all that is not the network counts for much; the network alone. While it
 runs, the processor time of each stage and the bytes that were published are sampled, and given for
-a frame in windows about 1,000, 10,000 ... frames. Then short scans with one and with fifty
-subscribers in turns, who are processes of their own.
+a frame from 1,000 to 2,000 frames, from 10,000 to 20,000 ..., and in the scan's second half. Then
+short scans with one and with fifty subscribers in turns, who are processes of their own.
 
     python benchmarks/flat.py [--frames 100000] [--subscribers 50] [--pairs 5]
 """
@@ -38,8 +38,6 @@ from ptycho_stream.simulate.scan_file import scan_file_of
 
 SIZE_PX = 32
 FIRST = 1000
-WINDOW = 1.0
-"""A window about n frames reaches from n to n (1 + this), or ends with the scan."""
 SHORT = 3000
 """Frames of a scan with few or many subscribers."""
 LOAD = 0.7
@@ -73,13 +71,13 @@ class Used:
 
 
 def windows(frames: int) -> list[tuple[float, float]]:
-    """About 1,000, 10,000 ... frames, the last one at the scan's end."""
-    ends: list[tuple[float, float]] = []
+    """From 1,000 frames to twice as many, from 10,000 ..., and the second half of the scan."""
+    spans: list[tuple[float, float]] = []
     at = FIRST
-    while at * (1 + WINDOW) <= frames:
-        ends.append((at, at * (1 + WINDOW)))
+    while 2 * at <= frames:
+        spans.append((at, 2 * at))
         at *= 10
-    return [*ends, (frames / (1 + WINDOW), frames)]
+    return [*spans, (frames / 2, frames)]
 
 
 def over_length(

@@ -331,7 +331,7 @@ class ReconstructStage:
         share = self._settings.refine.share
         waited_for = share and scan.refining and image.in_the_wake and image.sweeps < ENOUGH_SWEEPS
         frames = min(limit, LATE_BATCH_FRAMES) if late and waited_for else limit
-        shown = scan.image.step(frames, self._on_damaged)
+        shown = image.step(frames, self._on_damaged)
         took_s = time.monotonic() - started_s
         if len(shown):
             self._frame_s = took_s / len(shown)

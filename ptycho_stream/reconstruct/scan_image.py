@@ -270,7 +270,7 @@ class ScanImage:
             return False
         if generation.identity.view_version != self.reader.header.view.version:
             return False  # another generation, of the new view, is on its way
-        if basis_of(generation.identity) == self._gave_up:
+        if self._gave_up is not None and basis_of(generation.identity) == self._gave_up:
             return False
         refined = self.refined
         if refined is None:
