@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -56,6 +57,7 @@ def _untaken_ports() -> Iterator[int]:
 
 
 _ports = _untaken_ports()
+_one_at_a_time = threading.Lock()  # a generator cannot be asked by two threads at once
 
 
 def free_port() -> int:
@@ -64,10 +66,11 @@ def free_port() -> int:
     It lies below the range from which systems take ports for connections and for binds to any
     port, so that no other program is given it before its user binds it.
     """
-    for port in _ports:
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
+    with _one_at_a_time:
+        for port in _ports:
+            with socket.socket() as probe, suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
     raise AssertionError(f"no port from {FIRST_PORT} on is free")
 
 
