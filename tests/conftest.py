@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ptycho_stream.reconstruct import devices
+
 # As `make test` has it: with more, workers share a batch, and networks that tests make up to
 # record or to answer whole batches see parts of them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,3 +30,10 @@ def data_folder() -> Path:
     if not value:
         pytest.skip("PTYCHO_STREAM_DATA is not set: it names the folder of the measured scans")
     return Path(value)
+
+
+@pytest.fixture(params=["host", "device"])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where patches are made and added: as on a CPU, and as on a GPU, but computed by the CPU."""
+    monkeypatch.setattr(devices, "computes_on_host", lambda _: request.param == "host")
+    return request.param

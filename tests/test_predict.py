@@ -12,6 +12,8 @@ from ptycho_stream.errors import ModelError
 from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.networks.network import Network, Prediction
 from ptycho_stream.physics.probe import shifted_modes, spectrum_of
+from ptycho_stream.reconstruct import devices
+from ptycho_stream.reconstruct.device_batches import bucket_sizes
 from ptycho_stream.reconstruct.predict import Predictor
 from ptycho_stream.reconstruct.workers import Workers
 from ptycho_stream.simulate.experiment import simulate_experiment
@@ -35,6 +37,7 @@ def _corners(scan):
     return whole, corner - whole
 
 
+@pytest.mark.usefixtures("place")
 def test_patches_resemble_the_sample(scan, network):
     whole, shift = _corners(scan)
     patches, weights = Predictor(network, scan.probe).predict(scan.counts, shift)
@@ -47,6 +50,7 @@ def test_patches_resemble_the_sample(scan, network):
         assert error < 0.8 * (weight * np.abs(flat - truth) ** 2).sum() + 0.02 * weight.sum()
 
 
+@pytest.mark.usefixtures("place")
 def test_a_patch_does_not_depend_on_its_batch(scan, network):
     _, shift = _corners(scan)
     together, weights = Predictor(network, scan.probe, batch_size=16).predict(scan.counts, shift)
@@ -57,6 +61,7 @@ def test_a_patch_does_not_depend_on_its_batch(scan, network):
         np.testing.assert_allclose(part, weights[start:stop], rtol=0, atol=1e-6)
 
 
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.int32, np.float32, np.float64])
 def test_any_dtype_and_any_strides(scan, network, dtype):
     _, shift = _corners(scan)
@@ -69,6 +74,7 @@ def test_any_dtype_and_any_strides(scan, network, dtype):
     np.testing.assert_array_equal(patches, expected)
 
 
+@pytest.mark.usefixtures("place")
 def test_masked_pixels_may_hold_the_dtypes_maximum(scan, network):
     _, shift = _corners(scan)
     valid = np.ones((64, 64), bool)
@@ -89,6 +95,7 @@ class _HalfSure(Network):
         return [Prediction(torch.ones_like(amplitude) + 0j, torch.full_like(amplitude, 0.5))]
 
 
+@pytest.mark.usefixtures("place")
 def test_the_weight_is_the_shifted_probes_intensity_times_the_confidence(scan):
     shift = np.array([[0.4, -0.3]])
     _, weights = Predictor(_HalfSure(), scan.probe).predict(scan.counts[:1], shift)
@@ -98,6 +105,7 @@ def test_the_weight_is_the_shifted_probes_intensity_times_the_confidence(scan):
     assert weights.dtype == np.float32
 
 
+@pytest.mark.usefixtures("place")
 def test_the_weighted_mean_of_a_patch_has_no_phase(scan, network):
     _, shift = _corners(scan)
     patches, weights = Predictor(network, scan.probe).predict(scan.counts, shift)
@@ -129,6 +137,53 @@ def test_the_number_of_workers_does_not_change_the_result_by_a_bit(scan, network
         np.testing.assert_array_equal(shared.patches, alone.patches)
         np.testing.assert_array_equal(shared.weights, alone.weights)
         np.testing.assert_array_equal(shared.verdicts.spread, alone.verdicts.spread)
+
+
+def test_patches_made_on_a_device_are_those_of_the_host(scan, network, monkeypatch):
+    """In batches that are filled up, and with more of them than there are slots."""
+    _, shift = _corners(scan)
+    valid = np.random.default_rng(0).random((64, 64)) > 0.02
+    # Batches of other sizes round otherwise, which flips roundings to bfloat16.
+    monkeypatch.setattr(type(network), "half_precision", False)
+    host = Predictor(network, scan.probe, batch_size=6)
+    monkeypatch.setattr(devices, "computes_on_host", lambda _: False)
+    device = Predictor(network, scan.probe, batch_size=6)
+    for frames in (20, 1, 5, 6, 9):
+        here, there = (
+            one.predict_judged(scan.counts[:frames], shift[:frames], valid)
+            for one in (host, device)
+        )
+        np.testing.assert_allclose(there.patches, here.patches, rtol=0, atol=5e-4)
+        np.testing.assert_allclose(there.weights, here.weights, rtol=0, atol=5e-4)
+        np.testing.assert_allclose(there.verdicts.spread, here.verdicts.spread, rtol=1e-3)
+        np.testing.assert_allclose(there.verdicts.demand, here.verdicts.demand, rtol=1e-3)
+        np.testing.assert_array_equal(there.verdicts.collapsed, here.verdicts.collapsed)
+
+
+class _InFours(_HalfSure):
+    """Shows each frame the mean of its group, so that groups that are torn apart are seen."""
+
+    group_frames = 4
+
+    def stages(self, amplitude, probe, valid):
+        size = amplitude.shape[-1]
+        groups = amplitude.reshape(-1, 4, size, size).mean(1).repeat_interleave(4, 0)
+        return [Prediction(groups + 0j, torch.ones_like(groups))]
+
+
+def test_groups_stay_whole_on_a_device(scan, monkeypatch):
+    here = Predictor(_InFours(), scan.probe, batch_size=13).predict(scan.counts, np.zeros((20, 2)))
+    monkeypatch.setattr(devices, "computes_on_host", lambda _: False)
+    there = Predictor(_InFours(), scan.probe, batch_size=13).predict(scan.counts, np.zeros((20, 2)))
+    np.testing.assert_allclose(there[0], here[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("most", "group", "sizes"),
+    [(1, 1, [1]), (16, 1, [1, 2, 4, 8, 16]), (6, 1, [1, 2, 4, 6]), (12, 4, [4, 8, 12])],
+)
+def test_batches_have_few_sizes(most, group, sizes):
+    assert bucket_sizes(most, group) == sizes
 
 
 class _Failing(_HalfSure):
@@ -177,15 +232,18 @@ def test_patches_are_judged_in_whole_batches(scan, network, torch_threads):
     assert flat.predict_judged(scan.counts, np.zeros((20, 2))).verdicts.collapsed.all()
 
 
+@pytest.mark.usefixtures("place")
 def test_no_frames_give_no_patches(scan, network):
     patches, weights = Predictor(network, scan.probe).predict(scan.counts[:0], np.zeros((0, 2)))
     assert patches.shape == weights.shape == (0, 64, 64)
 
 
+@pytest.mark.usefixtures("place")
 def test_warm_up_runs(scan, network):
     Predictor(network, scan.probe, batch_size=2).warm_up()
 
 
+@pytest.mark.usefixtures("place")
 def test_shapes_that_do_not_fit_are_refused(scan, network):
     predictor = Predictor(network, scan.probe)
     with pytest.raises(ModelError, match="probe needs"):

@@ -124,7 +124,7 @@ def test_refinement_goes_ahead_of_a_network_that_cannot_keep_up(bench):
     bench.write(range(16, FRAMES))
     assert image.current is not None
     before = watcher.look(image)
-    assert set(before.tiles) == set(image.current.canvas.tiles)
+    assert set(before.tiles) == set(image.current.canvas.versions)
     refine(image, sweeps=1)
     assert image.refined is not None and image.refined.follows
     followed = watcher.look(image)

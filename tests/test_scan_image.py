@@ -25,6 +25,8 @@ from ptycho_stream.scans import (
 )
 from ptycho_stream.simulate.experiment import simulate_experiment
 
+pytestmark = pytest.mark.usefixtures("place")
+
 SIZE = 64
 TILE = 64
 

@@ -31,7 +31,7 @@ def sound(network) -> Scan:
 
 def shown_of(scan: Scan) -> Shown:
     canvas = scan.canvas
-    tiles = {i: Tile(t.version, *canvas.object_tile(i)) for i, t in canvas.tiles.items()}
+    tiles = {i: Tile(n, *canvas.object_tile(i)) for i, n in canvas.versions.items()}
     return Shown(tiles, scan.beam, canvas, "predicted")
 
 

@@ -21,7 +21,7 @@ from ptycho_stream.ptychopinn.config import TrainingConfig
 from ptycho_stream.ptychopinn.execution import ExecutionConfig
 from ptycho_stream.ptychopinn.forward import expected_intensity
 from ptycho_stream.ptychopinn.model_inputs import Array, Inputs, checked_inputs
-from ptycho_stream.reconstruct.predict import in_gauge
+from ptycho_stream.reconstruct.forward_pass import in_gauge
 from ptycho_stream.reconstruct.recipe import usable_device
 
 _PASS_PX = {"cpu": 8 * 128 * 128, "cuda": 512 * 128 * 128}

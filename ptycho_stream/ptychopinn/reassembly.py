@@ -229,7 +229,7 @@ def _quotient(canvas: Canvas, corner: tuple[int, int], shape: tuple[int, int]) -
     """The sums of a canvas, divided, in the rectangle of ``shape`` at ``corner``."""
     numerator, denominator = np.zeros(shape, np.complex64), np.zeros(shape, np.float32)
     t = canvas.tile_px
-    for (ty, tx), tile in canvas.tiles.items():
+    for ty, tx in canvas.versions:
         to, of = zip(
             *(
                 _overlap(at * t - low, t, length)
@@ -237,7 +237,8 @@ def _quotient(canvas: Canvas, corner: tuple[int, int], shape: tuple[int, int]) -
             ),
             strict=True,
         )
-        numerator[to], denominator[to] = tile.numerator.sum(0)[of], tile.denominator.sum(0)[of]
+        sums = canvas.sums((ty, tx))
+        numerator[to], denominator[to] = sums.numerator.sum(0)[of], sums.denominator.sum(0)[of]
     found = np.zeros(shape, np.complex64)
     np.divide(numerator, denominator, out=found, where=denominator > 0)
     return Reassembled(found, denominator, corner)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ptycho_stream.reconstruct.frame_hash import frame_hash
 
@@ -28,17 +28,15 @@ _BLOCK_PX = 1024
 """Tiles that lie together share arrays of about this side, so that few patches are cut."""
 
 
-@dataclass(slots=True)
-class CanvasTile:
+class TileSums(NamedTuple):
     """Sums of one tile, for each of the two halves of the frames.
 
     ``numerator`` complex64 (2, T, T) is the sum of weight * patch, ``denominator`` float32
-    (2, T, T) the sum of weights, both parts of larger arrays; ``version`` grows with every change.
+    (2, T, T) the sum of weights.
     """
 
     numerator: NDArray[np.complex64]
     denominator: NDArray[np.float32]
-    version: int = 0
 
 
 class _Block(NamedTuple):
@@ -62,27 +60,36 @@ class Canvas:
 
     Tile (ty, tx) covers canvas pixels [ty T, (ty + 1) T) x [tx T, (tx + 1) T); indices may be
     negative.  The centre of canvas pixel (0, 0) is the world's origin.
+
+    Attributes:
+        versions: of each tile that there is; grows with every change.
     """
 
     def __init__(self, tile_px: int) -> None:
         self.tile_px = tile_px
-        self.tiles: dict[TileIndex, CanvasTile] = {}
+        self.versions: dict[TileIndex, int] = {}
+        self._tiles: dict[TileIndex, TileSums] = {}
         self._block_tiles = max(1, _BLOCK_PX // tile_px)
         self._blocks: dict[TileIndex, _Block] = {}
 
     def add(
         self,
-        patches: NDArray[np.complex64],
-        weights: NDArray[np.float32],
+        patches: NDArray[np.complex64] | Tensor,
+        weights: NDArray[np.float32] | Tensor,
         corner_yx_px: NDArray[np.int64],
         half: NDArray[np.int64],
     ) -> None:
-        """Add patches (B, N, N) with weights (B, N, N) at canvas pixels ``corner_yx_px`` (B, 2).
+        """Add patches to the canvas, wherever they lie in memory.
 
-        ``half`` (B,) names the half-canvas of each.
+        Args:
+            patches: complex64 (B, N, N).
+            weights: float32 (B, N, N).
+            corner_yx_px: (B, 2), the canvas pixel of each patch's [0, 0].
+            half: (B,), 0 or 1, the half-canvas of each.
         """
         if not len(patches):
             return
+        patches, weights = _on_host(patches), _on_host(weights)
         weighted = patches * weights
         size, side = patches.shape[-1], self._block_tiles * self.tile_px
         block_yx, at_yx = np.divmod(corner_yx_px, side)
@@ -123,12 +130,15 @@ class Canvas:
             changes[ends] = changes.get(ends, 0) + 1
         for (ty, tx, to_ty, to_tx), count in changes.items():
             for index in product(range(ty, to_ty + 1), range(tx, to_tx + 1)):
-                tile = self.tiles.get(index)
-                if tile is None:
-                    tile = self.tiles[index] = self._new_tile(index)
-                tile.version += count
+                self._change(index, count)
 
-    def _new_tile(self, index: TileIndex) -> CanvasTile:
+    def _change(self, index: TileIndex, count: int) -> None:
+        """Count changes of a tile, and make it where there is none."""
+        if index not in self.versions:
+            self._make_tile(index)
+        self.versions[index] = self.versions.get(index, 0) + count
+
+    def _make_tile(self, index: TileIndex) -> None:
         count, t = self._block_tiles, self.tile_px
         (by, y), (bx, x) = divmod(index[0], count), divmod(index[1], count)
         block = self._blocks.get((by, bx))
@@ -137,43 +147,46 @@ class Canvas:
             block = _Block(_untouched(shape, np.complex64), _untouched(shape, np.float32))
             self._blocks[by, bx] = block
         part = (slice(None), slice(y * t, (y + 1) * t), slice(x * t, (x + 1) * t))
-        return CanvasTile(block.numerator[part], block.denominator[part])
+        self._tiles[index] = TileSums(block.numerator[part], block.denominator[part])
+
+    def sums(self, index: TileIndex) -> TileSums:
+        """The sums of a tile as they are now; to be read only."""
+        return self._tiles[index]
+
+    def _add_sums(self, index: TileIndex, sums: TileSums) -> None:
+        """Add to the sums of a tile that there is."""
+        numerator, denominator = self._tiles[index]
+        numerator += sums.numerator
+        denominator += sums.denominator
 
     def merge(self, other: Canvas) -> None:
         """Add all sums of ``other``, a canvas with tiles of the same size."""
-        for index, theirs in other.tiles.items():
-            tile = self.tiles.get(index)
-            if tile is None:
-                tile = self.tiles[index] = self._new_tile(index)
-            tile.numerator += theirs.numerator
-            tile.denominator += theirs.denominator
-            tile.version += theirs.version
+        for index, version in other.versions.items():
+            self._change(index, version)
+            self._add_sums(index, other.sums(index))
 
     def object_tile(self, index: TileIndex) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
         """Object complex64 (T, T), NaN where never seen, and weight float32 (T, T) of one tile."""
-        tile = self.tiles[index]
-        return divide(tile.numerator.sum(0), tile.denominator.sum(0))
+        numerator, denominator = self.sums(index)
+        return divide(numerator.sum(0), denominator.sum(0))
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """All sums as arrays, for saving; :meth:`from_state` is the way back."""
-        indices = sorted(self.tiles)
+        """All sums as arrays, for saving; :meth:`restore` is the way back."""
+        indices = sorted(self.versions)
         t = self.tile_px
         shape = (len(indices), 2, t, t)
         numerator, denominator = np.empty(shape, np.complex64), np.empty(shape, np.float32)
         for row, index in enumerate(indices):
-            numerator[row] = self.tiles[index].numerator
-            denominator[row] = self.tiles[index].denominator
+            numerator[row], denominator[row] = self.sums(index)
         return {
             "tile_index_yx": np.array(indices, np.int64).reshape(-1, 2),
-            "tile_version": np.array([self.tiles[i].version for i in indices], np.int64),
+            "tile_version": np.array([self.versions[i] for i in indices], np.int64),
             "numerator": numerator,
             "denominator": denominator,
         }
 
-    @classmethod
-    def from_state(cls, state: Mapping[str, NDArray[Any]], tile_px: int) -> Canvas:
-        """The canvas whose :meth:`state` this is."""
-        canvas = cls(tile_px)
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Add to an empty canvas what :meth:`state` told of another one."""
         rows: Iterable[Any] = zip(
             state["tile_index_yx"].tolist(),
             state["tile_version"].tolist(),
@@ -182,13 +195,12 @@ class Canvas:
             strict=True,
         )
         for (ty, tx), version, numerator, denominator in rows:
-            tile = canvas.tiles[ty, tx] = canvas._new_tile((ty, tx))  # pyright: ignore[reportPrivateUsage]
-            tile.numerator[...], tile.denominator[...], tile.version = (
-                numerator,
-                denominator,
-                version,
-            )
-        return canvas
+            self._change((ty, tx), version)
+            self._add_sums((ty, tx), TileSums(numerator, denominator))
+
+
+def _on_host(values: NDArray[Any] | Tensor) -> NDArray[Any]:
+    return values.numpy(force=True) if isinstance(values, Tensor) else values
 
 
 def _untouched(shape: tuple[int, ...], dtype: type[Any]) -> NDArray[Any]:

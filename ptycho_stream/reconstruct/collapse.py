@@ -60,7 +60,13 @@ class Verdicts:
         )
 
 
-def judge(patches: Tensor, power: Tensor, amplitude: Tensor, empty: Tensor) -> Tensor:
+def judge(
+    patches: Tensor,
+    power: Tensor,
+    amplitude: Tensor,
+    empty: Tensor,
+    real: Tensor | None = None,
+) -> Tensor:
     """Judge the patches of one batch, on the device where they are; see the rule above.
 
     Args:
@@ -68,6 +74,7 @@ def judge(patches: Tensor, power: Tensor, amplitude: Tensor, empty: Tensor) -> T
         power: float32 (B, N, N), the probes' intensity in any unit.
         amplitude: float32 (B, N, N), square root of the counts, 0 where masked.
         empty: float32 (N, N), that of the beam without a sample, 0 where masked.
+        real: bool (B,), False for those that only fill up the batch; None: all are real.
 
     Returns:
         float32 (4, B), for :func:`verdicts`.
@@ -80,7 +87,7 @@ def judge(patches: Tensor, power: Tensor, amplitude: Tensor, empty: Tensor) -> T
     spread = (square / level - 1).clamp_min(0).sqrt()
     demand = _demand_of_frames(amplitude, empty)
     collapsed = (demand > LEAST_DEMAND) & (spread < LEAST_SHARE * demand)
-    alike = _alike(patches[finite], power[finite], amplitude[finite])
+    alike = _alike(patches, power, amplitude, finite if real is None else finite & real)
     return torch.stack([finite.float(), spread, demand, (collapsed | alike).float()])
 
 
@@ -101,22 +108,30 @@ def _demand_of_frames(amplitude: Tensor, empty: Tensor) -> Tensor:
     return ((rest - noise).clamp_min(0) / total.clamp_min(1)).sqrt()
 
 
-def _alike(patches: Tensor, power: Tensor, amplitude: Tensor) -> Tensor:
-    """Whether the patches are so much alike as the frames do not allow; a bool tensor ()."""
-    if len(patches) < 2:
-        return torch.zeros((), dtype=torch.bool, device=patches.device)
-    mean = patches.mean(0)
-    off = patches - mean
+def _alike(patches: Tensor, power: Tensor, amplitude: Tensor, counted: Tensor) -> Tensor:
+    """Whether the patches are so much alike as the frames do not allow; a bool tensor ().
+
+    Only those that are ``counted`` (B,). Shapes do not hang on which these are, so that a GPU can
+    go through it without asking.
+    """
+    number, counted = counted.sum().clamp_min(1), counted[:, None, None]
+    nothing = power.new_zeros(())
+    patches = torch.where(counted, patches, nothing)
+    level = patches.sum(0) / number
+    off = torch.where(counted, patches - level, nothing)
+    power = torch.where(counted, power, nothing)
     # The beam's flux varies from frame to frame, and says nothing of the sample.
+    amplitude = torch.where(counted, amplitude, nothing)
     photons = amplitude.square().sum((-2, -1), keepdim=True)
-    flux = photons.mean() / photons.clamp_min(1)
+    flux = torch.where(counted, photons.sum() / number / photons.clamp_min(1), nothing)
     amplitude = amplitude * flux.sqrt()
     apart = (power * (off * off.conj()).real).sum()
-    spread = (apart / (power * (mean * mean.conj()).real).sum().clamp_min(1e-12)).sqrt()
-    differ = (amplitude - amplitude.mean(0)).square().sum()
-    noise = (flux * _noise(amplitude.square().mean(0) / flux.clamp_min(1e-12))).sum()
-    demand = ((differ - noise).clamp_min(0) / amplitude.square().sum().clamp_min(1)).sqrt()
-    return (demand > LEAST_DEMAND) & (spread < LEAST_SHARE * demand)
+    spread = (apart / (power * (level * level.conj()).real).sum().clamp_min(1e-12)).sqrt()
+    square = amplitude.square()
+    differ = torch.where(counted, amplitude - amplitude.sum(0) / number, nothing).square().sum()
+    noise = (flux * _noise(square.sum(0) / number / flux.clamp_min(1e-12))).sum()
+    demand = ((differ - noise).clamp_min(0) / square.sum().clamp_min(1)).sqrt()
+    return (number > 1) & (demand > LEAST_DEMAND) & (spread < LEAST_SHARE * demand)
 
 
 def _noise(photons: Tensor) -> Tensor:

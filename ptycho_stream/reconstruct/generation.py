@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import InitVar, asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ptycho_stream.reconstruct.canvas import Canvas, half_of
 from ptycho_stream.reconstruct.collapse import SpreadWatch
+from ptycho_stream.reconstruct.device_canvas import canvas_on
 from ptycho_stream.reconstruct.ledger import PairLedger
 from ptycho_stream.reconstruct.patches import Patches
 
@@ -58,18 +60,22 @@ class GenerationIdentity:
 
 @dataclass(slots=True)
 class Generation:
-    """A canvas, the pairs in it, and the probe (modes, N, N) complex64 that made them."""
+    """A canvas, the pairs in it, and the probe (modes, N, N) complex64 that made them.
+
+    The canvas lies on ``device``, where the patches are made.
+    """
 
     number: int
     identity: GenerationIdentity
     probe: NDArray[np.complex64]
+    device: InitVar[torch.device | str] = "cpu"
     canvas: Canvas = field(init=False)
     ledger: PairLedger = field(default_factory=PairLedger)
     spread: SpreadWatch = field(default_factory=SpreadWatch)
     _frames: list[NDArray[Any]] = field(default_factory=list[NDArray[Any]])
 
-    def __post_init__(self) -> None:
-        self.canvas = Canvas(self.identity.tile_px)
+    def __post_init__(self, device: torch.device | str) -> None:
+        self.canvas = canvas_on(device, self.identity.tile_px)
 
     def add(self, indices: NDArray[np.int64], pairs: NDArray[Any], patches: Patches) -> None:
         """Stitch the patches of ``pairs`` (B,), whose ``indices`` (B,) in the log these are.
@@ -120,11 +126,13 @@ class Generation:
         }
 
     @classmethod
-    def from_state(cls, state: Mapping[str, NDArray[Any]]) -> Generation:
-        """The generation whose :meth:`state` this is."""
+    def from_state(
+        cls, state: Mapping[str, NDArray[Any]], device: torch.device | str = "cpu"
+    ) -> Generation:
+        """The generation whose :meth:`state` this is, its canvas on ``device``."""
         identity = GenerationIdentity.from_json(str(state["identity"]))
-        generation = cls(int(state["number"]), identity, state["probe"])
-        generation.canvas = Canvas.from_state(state, identity.tile_px)
+        generation = cls(int(state["number"]), identity, state["probe"], device)
+        generation.canvas.restore(state)
         generation.ledger = PairLedger(state["added"], state["skipped"], state["waiting"])
         generation.spread = SpreadWatch(state["spread"])
         generation._frames = [state["frames"]]

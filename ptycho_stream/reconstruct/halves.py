@@ -51,24 +51,25 @@ class CanvasHalves:
         denominator = np.zeros((2, side, side), np.float32)
         for row in range(self._side):
             for column in range(self._side):
-                tile = self.canvas.tiles.get((corner[0] + row, corner[1] + column))
-                if tile is not None:
+                index = corner[0] + row, corner[1] + column
+                if index in self.canvas.versions:
                     place = (
                         slice(None),
                         slice(row * t, (row + 1) * t),
                         slice(column * t, (column + 1) * t),
                     )
-                    numerator[place], denominator[place] = tile.numerator, tile.denominator
+                    numerator[place], denominator[place] = self.canvas.sums(index)
         object_yx, weight_yx = divide(numerator, denominator)
         return HalfImages(object_yx, weight_yx, (corner[0] * t, corner[1] * t))
 
     def _best(self) -> TileIndex | None:
         """First tile of the square of tiles with the most pixels that both halves have seen."""
-        for index, tile in self.canvas.tiles.items():
+        for index, version in self.canvas.versions.items():
             known = self._common.get(index)
-            if known is None or known[0] != tile.version:
-                both = int(np.count_nonzero((tile.denominator >= MIN_WEIGHT).all(0)))
-                self._common[index] = (tile.version, both)
+            if known is None or known[0] != version:
+                denominator = self.canvas.sums(index).denominator
+                both = int(np.count_nonzero((denominator >= MIN_WEIGHT).all(0)))
+                self._common[index] = (version, both)
         area: dict[TileIndex, int] = {}
         for (ty, tx), (_, both) in self._common.items():
             for dy in range(self._side):

@@ -155,7 +155,7 @@ class LentScan:
             raise GeometryError(f"scan {reader.scan_id}: its view has changed")
         recipe = replace(recipe, probe=Probe(loan.probe))
         self._maker = PatchMaker(self._viewed, recipe, self._identity.photons)
-        self._batch_frames = recipe.batch_frames
+        self._batch_frames, self._device = recipe.batch_frames, recipe.device
 
     def is_for(self, loan: Loan) -> bool:
         """Whether ``loan`` is of the same generation, and frames are looked at as they were."""
@@ -169,7 +169,7 @@ class LentScan:
             StoreError: the store cannot be read.
         """
         self._pairs.corrections.look()
-        made = Generation(loan.generation, self._identity, self._maker.probe)
+        made = Generation(loan.generation, self._identity, self._maker.probe, self._device)
         damaged = list[int]()
         collapsed = not_finite = 0
         for start in range(0, len(loan.indices), self._batch_frames):

@@ -103,6 +103,7 @@ def _windows(
         for tx in range(low[1], high[1] + 1)
     }
     tiles = {
-        i: Tile(canvas.tiles[i].version, *canvas.object_tile(i)) for i in under & set(canvas.tiles)
+        index: Tile(canvas.versions[index], *canvas.object_tile(index))
+        for index in under & canvas.versions.keys()
     }
     return tile_windows(tiles, t, corner_yx_px, size_px).reshape(-1, size_px)

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ptycho_stream.errors import GeometryError
 from ptycho_stream.geometry import patch_corners
@@ -26,23 +28,24 @@ unattenuated beam."""
 
 @dataclass(frozen=True, slots=True)
 class Patches:
-    """Predicted patches of a batch.
+    """Predicted patches of a batch, on the device that made them.
 
     ``object_yx`` complex64 (B, N, N), ``weight_yx`` float32 (B, N, N) the probe's intensity in
     units of its peak times the network's confidence, ``corner_yx_px`` int64 (B, 2) the canvas pixel
     of patch[0, 0], ``verdicts`` whether they can be true.
     """
 
-    object_yx: NDArray[np.complex64]
-    weight_yx: NDArray[np.float32]
+    object_yx: Tensor
+    weight_yx: Tensor
     corner_yx_px: NDArray[np.int64]
     verdicts: Verdicts
 
     def only(self, rows: NDArray[np.bool_]) -> Patches:
         """Those patches where ``rows`` (B,) is True."""
+        kept = torch.from_numpy(rows).to(self.object_yx.device)
         return Patches(
-            self.object_yx[rows],
-            self.weight_yx[rows],
+            self.object_yx[kept],
+            self.weight_yx[kept],
             self.corner_yx_px[rows],
             self.verdicts[rows],
         )

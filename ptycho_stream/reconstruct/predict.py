@@ -8,7 +8,7 @@ from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import LifoQueue
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ptycho_stream.errors import ModelError
-from ptycho_stream.networks.network import Inference, Network
-from ptycho_stream.physics.forward import mode_sum
-from ptycho_stream.physics.probe import Probe, shifted_modes, spectrum_of
+from ptycho_stream.networks.network import Network
+from ptycho_stream.physics.probe import Probe
+from ptycho_stream.reconstruct import devices
 from ptycho_stream.reconstruct.collapse import Verdicts, judge, verdicts
+from ptycho_stream.reconstruct.device_batches import DeviceBatches
+from ptycho_stream.reconstruct.forward_pass import Beam, ForwardPass, Passed, prepared
 from ptycho_stream.reconstruct.workers import Workers
 
 _CPU_PASS_PX = 8 * 128 * 128
@@ -33,20 +35,13 @@ _BATCHES_AHEAD = 2
 class Predicted:
     """Patches complex64 (B, N, N), their weights float32 (B, N, N), and whether they can be true.
 
-    Weights and patches that are not finite are 0, and the verdict says so.
+    Both lie on the device that made them. Weights and patches that are not finite are 0, and the
+    verdict says so.
     """
 
-    patches: NDArray[np.complex64]
-    weights: NDArray[np.float32]
+    patches: Tensor
+    weights: Tensor
     verdicts: Verdicts
-
-
-class _Part(NamedTuple):
-    """What judging a batch needs of a part of it: patches, probe's intensity, amplitude."""
-
-    patch: Tensor
-    power: Tensor
-    amplitude: Tensor
 
 
 class Predictor:
@@ -76,19 +71,23 @@ class Predictor:
         self.device = torch.device(device)
         self.group_frames = network.group_frames
         self.batch_size = max(batch_size // self.group_frames, 1) * self.group_frames
-        # channels_last: three times faster convolutions on a CPU, tensor cores on a GPU.
-        network = network.to(self.device).eval()
-        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        low = network.half_precision and has_bfloat16(self.device)
-        dtype = torch.bfloat16 if low else torch.float32
-        self._on_cpu = self.device.type == "cpu"
-        self._workers = Workers(torch.get_num_threads() if self._on_cpu else 1)
-        self._networks: LifoQueue[Inference] = LifoQueue()
-        for _ in range(self._workers.count):
-            self._networks.put(network.inference(dtype))
-        self._spectrum = spectrum_of(probe, self.device)
-        self._empty = mode_sum(self._spectrum[None])[0].sqrt()
-        self._peak = float(np.max(probe.power_yx))
+        network, dtype = prepared(network, self.device)
+        self._beam = Beam(probe, self.device)
+
+        def forward() -> ForwardPass:
+            return ForwardPass(network.inference(dtype), self._beam)
+
+        on_host = devices.computes_on_host(self.device)
+        self._workers = Workers(torch.get_num_threads() if on_host else 1)
+        self._passes: LifoQueue[ForwardPass] = LifoQueue()
+        self._on_device: DeviceBatches | None = None
+        if on_host:
+            for _ in range(self._workers.count):
+                self._passes.put(forward())
+        else:
+            self._on_device = DeviceBatches(
+                forward, self.batch_size, self.group_frames, probe.size_px, self.device
+            )
 
     def close(self) -> None:
         """End the workers; nothing can be predicted then."""
@@ -131,7 +130,7 @@ class Predictor:
             ModelError: the shapes do not fit each other or the probe, or a group is not whole.
         """
         found = self.predict_judged(counts, shift_yx_px, valid)
-        return found.patches, found.weights
+        return found.patches.numpy(force=True), found.weights.numpy(force=True)
 
     def predict_judged(
         self,
@@ -142,13 +141,21 @@ class Predictor:
         """Like :meth:`predict`, and judge whether the patches can be true."""
         self._check_shapes(counts, shift_yx_px)
         mask = self._mask(valid)
+        shifts = np.ascontiguousarray(shift_yx_px, np.float32)
+        with torch.inference_mode():
+            empty = torch.where(mask[0], self._beam.empty, self._beam.empty.new_zeros(()))
+            if self._on_device is not None:
+                patches, weights, judged = self._on_device.run(counts, shifts, mask, empty)
+                return Predicted(patches, weights, verdicts(judged))
+        return self._by_workers(counts, torch.from_numpy(shifts), mask, empty)
+
+    def _by_workers(
+        self, counts: NDArray[Any], shifts: Tensor, mask: Tensor, empty: Tensor
+    ) -> Predicted:
         patches = np.empty(counts.shape, np.complex64)
         weights = np.empty(counts.shape, np.float32)
         judged = np.empty((4, len(counts)), np.float32)
-        shifts = torch.as_tensor(np.ascontiguousarray(shift_yx_px, np.float32))
-        with torch.inference_mode():
-            empty = torch.where(mask[0], self._empty, self._empty.new_zeros(()))
-        begun: deque[tuple[slice, list[Future[_Part]]]] = deque()
+        begun: deque[tuple[slice, list[Future[Passed]]]] = deque()
         judging: list[Future[None]] = []
         for batch in _cut(0, len(counts), self.batch_size):
             parts = [
@@ -163,19 +170,17 @@ class Predictor:
         judging += [self._begin_to_judge(*one, empty, judged) for one in begun]
         for one in judging:
             one.result()
-        result = Predicted(patches, weights, verdicts(judged))
-        bad = ~result.verdicts.finite
-        if bad.any():
-            patches[bad], weights[bad] = 0, 0
-        return result
+        found = verdicts(judged)
+        if not found.finite.all():
+            patches[~found.finite], weights[~found.finite] = 0, 0
+        return Predicted(torch.from_numpy(patches), torch.from_numpy(weights), found)
 
     def _pass_frames(self, batch: slice) -> int:
         """How many frames of a batch go through the network at a time; whole groups."""
         frames = batch.stop - batch.start
-        if self._on_cpu:
-            share = -(-frames // self._workers.count)
-            # Even: for an odd one oneDNN takes other float32 convolutions, which round otherwise.
-            frames = min(share + share % 2, max(_CPU_PASS_PX // self.probe.size_px**2, 1))
+        share = -(-frames // self._workers.count)
+        # Even: for an odd one oneDNN takes other float32 convolutions, which round otherwise.
+        frames = min(share + share % 2, max(_CPU_PASS_PX // self.probe.size_px**2, 1))
         return max(frames // self.group_frames, 1) * self.group_frames
 
     def _pass(
@@ -185,27 +190,21 @@ class Predictor:
         mask: Tensor,
         patches: NDArray[np.complex64],
         weights: NDArray[np.float32],
-    ) -> _Part:
+    ) -> Passed:
         """Take frames through the network once, into ``patches`` and ``weights``."""
-        network = self._networks.get()
+        forward = self._passes.get()
         try:
             with torch.inference_mode():
-                amplitude = corner_amplitude(counts).to(self.device)
-                amplitude = torch.where(mask, amplitude, amplitude.new_zeros(()))
-                modes = shifted_modes(self._spectrum, shifts.to(self.device))
-                power = mode_sum(modes) / self._peak
-                found = network(amplitude, modes, mask)
-                weight = power * found.confidence
-                patch = in_gauge(found.obj, weight)
-                patches[...], weights[...] = patch.cpu().numpy(), weight.cpu().numpy()
-                return _Part(patch, power, amplitude)
+                passed = forward(corner_amplitude(counts), shifts, mask)
+                patches[...], weights[...] = passed.patch.numpy(), passed.weight.numpy()
+                return passed
         finally:
-            self._networks.put(network)
+            self._passes.put(forward)
 
     def _begin_to_judge(
         self,
         batch: slice,
-        parts: list[Future[_Part]],
+        parts: list[Future[Passed]],
         empty: Tensor,
         judged: NDArray[np.float32],
     ) -> Future[None]:
@@ -241,32 +240,11 @@ def _cut(start: int, stop: int, most: int) -> list[slice]:
     return [slice(at, min(at + most, stop)) for at in range(start, stop, most)]
 
 
-def _judge(parts: list[_Part], empty: Tensor, judged: NDArray[np.float32]) -> None:
+def _judge(parts: list[Passed], empty: Tensor, judged: NDArray[np.float32]) -> None:
     """Judge the patches of one batch, into ``judged`` (4, B)."""
     with torch.inference_mode():
-        patch, power, amplitude = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
-        judged[...] = judge(patch, power, amplitude, empty).cpu().numpy()
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies in bfloat16; elsewhere it is emulated, and slow."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    told = getattr(torch.cpu, "get_capabilities", None)  # not in the oldest torch we take
-    known = cast("dict[str, Any]", told()) if told is not None else {}
-    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
-
-
-def in_gauge(patch: Tensor, weight: Tensor) -> Tensor:
-    """Turn each patch so that its weighted mean has no phase.
-
-    On the measured siemens star, and on simulated scans, this makes patches agree better than the
-    phases that the network happens to choose (docs/models.md).
-    """
-    mean = (patch * weight).sum((-2, -1), keepdim=True)
-    # In double, or the last digit depends on the patch's place in the batch.
-    angle = -mean.to(torch.complex128).angle()
-    return patch * torch.polar(torch.ones_like(angle), angle).to(patch.dtype)
+        patch, _, power, amplitude = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        judged[...] = judge(patch, power, amplitude, empty).numpy()
 
 
 def corner_amplitude(counts: NDArray[Any]) -> Tensor:

@@ -180,6 +180,6 @@ def predicted_image(
         part = slice(start, start + predictor.batch_size)
         patches, weights = predictor.predict(counts[part], shift_yx_px[part], valid)
         canvas.add(patches, weights, corner_yx_px[part], half_of(numbers[part]))
-    tiles = {index: Tile(1, *canvas.object_tile(index)) for index in canvas.tiles}
+    tiles = {index: Tile(1, *canvas.object_tile(index)) for index in canvas.versions}
     image, _, corner = stitch(tiles, _TILE_PX)
     return image, corner

@@ -181,9 +181,9 @@ class RefinedLayer:
         if predicted is not self._predicted:  # of another model
             self._predicted, self._started_from = predicted, {}
         try:
-            for index, tile in predicted.tiles.items() if self.follows else ():
-                if self._started_from.get(index) != tile.version:
-                    self._started_from[index] = tile.version
+            for index, version in predicted.versions.items() if self.follows else ():
+                if self._started_from.get(index) != version:
+                    self._started_from[index] = version
                     corner = (index[0] * predicted.tile_px, index[1] * predicted.tile_px)
                     self._refiner.start_from(predicted.object_tile(index)[0], corner)
             early = self.sweeps < min(_PROBE_WAITS_SWEEPS, self._most_sweeps / 2)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ptycho_stream.atomic_file import sync_path
@@ -82,8 +83,8 @@ class SavedImage:
     refined: dict[str, NDArray[Any]] | None = None
 
 
-def load_state(reader: ScanReader) -> SavedImage:
-    """What is saved with a scan, as far as it is usable.
+def load_state(reader: ScanReader, device: torch.device) -> SavedImage:
+    """What is saved with a scan, as far as it is usable; canvases go to ``device``.
 
     The state is derived data: a damaged one, or one whose pairs a power cut took from the store,
     costs the time to make it again, nothing else.
@@ -93,8 +94,8 @@ def load_state(reader: ScanReader) -> SavedImage:
         arrays = _arrays(path)
         refined = {k.removeprefix(_REFINED): v for k, v in arrays.items() if k.startswith(_REFINED)}
         return SavedImage(
-            _generation(reader, arrays, _CURRENT),
-            _generation(reader, arrays, _FOLLOWING),
+            _generation(reader, arrays, _CURRENT, device),
+            _generation(reader, arrays, _FOLLOWING, device),
             refined or None,
         )
     except FileNotFoundError:
@@ -122,7 +123,7 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _generation(
-    reader: ScanReader, arrays: dict[str, NDArray[Any]], prefix: str
+    reader: ScanReader, arrays: dict[str, NDArray[Any]], prefix: str, device: torch.device
 ) -> Generation | None:
     state = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
     if not state:
@@ -137,4 +138,4 @@ def _generation(
         position_yx_m, frames["position_yx_m"]
     ):
         raise ValueError("its pairs are not those of the store")
-    return Generation.from_state(state)
+    return Generation.from_state(state, device)

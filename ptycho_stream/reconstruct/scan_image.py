@@ -89,7 +89,7 @@ class ScanImage:
         self._recipe = recipe
         self._refinement = refinement
         self._gave_up: GenerationIdentity | None = None
-        saved = load_state(reader)
+        saved = load_state(reader, recipe.device)
         self.current, self.following = saved.current, saved.following
         self.refined: RefinedLayer | None = None
         if saved.refined and saved.current is not None:
@@ -380,7 +380,7 @@ class ScanImage:
         maker = PatchMaker(self.viewed, self._recipe, photons)
         if newest is None or newest.identity != identity:
             number = 1 if newest is None else newest.number + 1
-            newest = Generation(number, identity, maker.probe)
+            newest = Generation(number, identity, maker.probe, self._recipe.device)
         if self.current is not None and self.current.identity == identity:
             newest, self.following = self.current, None
         elif self.current is None or self.current.ledger.count <= self._recipe.batch_frames:
@@ -566,11 +566,10 @@ class ScanImage:
 
     def _tiles_to_show(self, generation: Generation) -> dict[TileIndex, Tile]:
         """The predicted tiles, with the refined object over them where there is one."""
-        for index, tile in generation.canvas.tiles.items():
+        for index, version in generation.canvas.versions.items():
             known = self._tiles.get(index)
-            if known is None or known.version != tile.version:
-                object_yx, weight_yx = generation.canvas.object_tile(index)
-                self._tiles[index] = Tile(tile.version, object_yx, weight_yx)
+            if known is None or known.version != version:
+                self._tiles[index] = Tile(version, *generation.canvas.object_tile(index))
         if self.refined is None or not self.refined.shown:
             return dict(self._tiles)
         for index in {*self._tiles, *self.refined.tiles(self._tile_px)}:

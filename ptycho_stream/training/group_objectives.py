@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ptycho_stream.networks.network import Network, Prediction
 from ptycho_stream.physics.forward import intensity, mode_sum, poisson_nll
 from ptycho_stream.reconstruct.collapse import judge
-from ptycho_stream.reconstruct.predict import in_gauge
+from ptycho_stream.reconstruct.forward_pass import in_gauge
 from ptycho_stream.training.losses import frame_errors
 from ptycho_stream.training.overlap import OWN_SHARE, Mosaic, ScanBatch, stitched_patches
 

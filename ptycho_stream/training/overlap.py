@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ptycho_stream.networks.network import Prediction
 from ptycho_stream.physics.forward import intensity
-from ptycho_stream.reconstruct.predict import in_gauge
+from ptycho_stream.reconstruct.forward_pass import in_gauge
 
 OWN_SHARE = 0.1
 """Weight of each patch's own misfit: it reaches parts of a patch that no neighbour covers."""
