@@ -68,6 +68,7 @@ path = "probe.npz"
 size_px = {size}
 threads = {threads}
 helpers = {helpers}
+device = "{device}"
 batch_frames = {batch}
 [results]
 endpoint = "tcp://127.0.0.1:{2}"
@@ -94,12 +95,16 @@ class Beamline:
         *,
         helpers: int = 0,
         size_px: int = SIZE_PX,
+        device: str = "cpu",
+        batch: int = BATCH,
         more: str = "",
     ) -> None:
         ports = free_ports(6)
         self.config = folder / "daemon.toml"
         self.config.write_text(
-            CONFIG.format(*ports, size=size_px, threads=threads, helpers=helpers, batch=BATCH)
+            CONFIG.format(
+                *ports, size=size_px, threads=threads, helpers=helpers, device=device, batch=batch
+            )
             + more
         )
         self.endpoints = [f"tcp://127.0.0.1:{port}" for port in ports]
@@ -203,27 +208,31 @@ def pin(beamline: Beamline) -> None:
     os.sched_setaffinity(daemon["stages"]["reconstruct"]["pid"], {0})
 
 
-def bare_network(scan: ScanFile, probe: Path, seconds: float) -> float:
+def bare_network(
+    scan: ScanFile, probe: Path, seconds: float, device: str = "cpu", batch: int = BATCH
+) -> float:
     """Frames/s of the predictor alone, on core 0, in the batches that the daemon uses."""
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {0})
     try:
-        return frames_per_s(scan, probe, seconds)
+        return frames_per_s(scan, probe, seconds, device, batch)
     finally:
         os.sched_setaffinity(0, cores)
 
 
-def frames_per_s(scan: ScanFile, probe: Path, seconds: float) -> float:
+def frames_per_s(
+    scan: ScanFile, probe: Path, seconds: float, device: str = "cpu", batch: int = BATCH
+) -> float:
     """Of the predictor alone."""
     network, _ = ModelRegistry().load()
-    predictor = Predictor(network, load_probe(probe), "cpu", BATCH)
-    shift = np.zeros((BATCH, 2), np.float32)
-    predictor.predict(scan.counts[:BATCH], shift)
+    predictor = Predictor(network, load_probe(probe), device, batch)
+    shift = np.zeros((batch, 2), np.float32)
+    predictor.predict_judged(scan.counts[:batch], shift)
     frames, started_s = 0, time.monotonic()
     while time.monotonic() - started_s < seconds:
-        first = frames % (len(scan) - BATCH)
-        predictor.predict(scan.counts[first : first + BATCH], shift)
-        frames += BATCH
+        first = frames % (len(scan) - batch)
+        predictor.predict_judged(scan.counts[first : first + batch], shift)
+        frames += batch
     return frames / (time.monotonic() - started_s)
 
 
@@ -264,6 +273,8 @@ def main() -> None:
     parser.add_argument(
         "--long", type=int, default=20000, help="frames of the memory scan; 0: none"
     )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; the latter: not pinned")
+    parser.add_argument("--batch", type=int, default=BATCH, help="frames; on a GPU 256")
     parser.add_argument("--json", action="store_true", help="print the figures only")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -272,7 +283,8 @@ def main() -> None:
         experiment = simulate_experiment(seed=1, frames=DIFFERENT, size_px=SIZE_PX)
         np.savez(folder / "probe.npz", probe=experiment.probe.modes)
         scan = scan_file_of(experiment)
-        beamline = Beamline(folder, options.threads, more=NETWORK_ALONE)
+        told = {"device": options.device, "batch": options.batch}
+        beamline = Beamline(folder, options.threads, more=NETWORK_ALONE, **told)
         with beamline.running():
             figures = measure(beamline, scan, folder / "probe.npz", options)
     print(json.dumps(figures, indent=None if options.json else 2))
@@ -281,11 +293,11 @@ def main() -> None:
 def measure(
     beamline: Beamline, scan: ScanFile, probe: Path, options: argparse.Namespace
 ) -> dict[str, Any]:
-    if options.threads == 1:
+    if options.threads == 1 and options.device == "cpu":
         pin(beamline)
     pairs = []
     for _ in range(options.pairs):
-        bare = bare_network(scan, probe, 5.0)
+        bare = bare_network(scan, probe, 5.0, options.device, options.batch)
         live = sustained(beamline.scan(repeated(scan, options.frames), 2 * bare))
         pairs.append({"bare_frames_per_s": round(bare, 1), "live_frames_per_s": round(live, 1)})
     ratio = statistics.median(p["live_frames_per_s"] / p["bare_frames_per_s"] for p in pairs)
@@ -295,7 +307,8 @@ def measure(
     figures = {
         "cores": os.cpu_count(),
         "threads": options.threads,
-        "batch": BATCH,
+        "device": options.device,
+        "batch": options.batch,
         "pairs": pairs,
         "live_over_bare_median": round(ratio, 3),
         "half_capacity_frames_per_s": round(half, 1),

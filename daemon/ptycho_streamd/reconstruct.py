@@ -34,6 +34,7 @@ from ptycho_stream.errors import (
 )
 from ptycho_stream.models.active import check_unpinned, former_model
 from ptycho_stream.models.registry import ModelRegistry
+from ptycho_stream.reconstruct import devices
 from ptycho_stream.reconstruct.lending import Loan, Made
 from ptycho_stream.reconstruct.open_scan import OpenScan
 from ptycho_stream.reconstruct.recipe import Recipe, load_recipe
@@ -68,6 +69,9 @@ LATE_BATCHES = 2
 makes more of a frame than the network, and the image covers what has come."""
 LATE_BATCH_FRAMES = 4
 """Of a batch then: refinement waits for the network's pick of the frames that came meanwhile."""
+DEVICE_BATCHES = 4
+"""So many batches a GPU is given at once where they wait: it computes one while the next is copied,
+and the loop waits for it once."""
 MAX_BATCH_S = 0.25
 """A batch takes no longer, however large frames are, so that images and requests go on."""
 
@@ -282,7 +286,7 @@ class ReconstructStage:
 
     def _work(self) -> bool:
         """A batch of the newest scan that has one ready; else of one that is being rebuilt."""
-        limit, deadline_ns = self._limit, self._settings.reconstruct.batch_deadline_ms * 1e6
+        limit, deadline_ns = self._limit(), self._settings.reconstruct.batch_deadline_ms * 1e6
         newest_first = sorted(self._open, reverse=True)
         for scan_id in newest_first:
             self._guarded(scan_id, self._open[scan_id].refresh)
@@ -295,13 +299,12 @@ class ReconstructStage:
         self._guarded(scan.reader.scan_id, lambda: self._step(scan, limit))
         return True
 
-    @property
-    def _limit(self) -> int:
-        """Frames of a batch."""
-        frames = self._settings.reconstruct.batch_frames
-        return (
-            max(1, min(frames, int(MAX_BATCH_S / self._frame_s))) if self._frame_s > 0 else frames
-        )
+    def _limit(self, batches: int = 1) -> int:
+        """Frames of so many batches."""
+        frames = self._settings.reconstruct.batch_frames * batches
+        if self._frame_s <= 0:
+            return frames
+        return max(1, min(frames, int(MAX_BATCH_S / self._frame_s)))
 
     def _help(self) -> bool:
         """Take back what helpers have made, and give them more; whether anything came back."""
@@ -310,7 +313,7 @@ class ReconstructStage:
             if loan.scan_id in self._open:
                 scan = self._open[loan.scan_id]
                 self._guarded(loan.scan_id, partial(self._take_back, scan, loan, made))
-        self._lender.lend(self._open, enough=self._limit)
+        self._lender.lend(self._open, enough=self._limit())
         self._metrics.helpers.set(self._lender.helpers)
         return bool(back)
 
@@ -330,6 +333,9 @@ class ReconstructStage:
         late = image.backlog > LATE_BATCHES * limit
         share = self._settings.refine.share
         waited_for = share and scan.refining and image.in_the_wake and image.sweeps < ENOUGH_SWEEPS
+        recipe = self._images.recipe
+        if recipe is not None and not devices.computes_on_host(recipe.device):
+            limit = self._limit(DEVICE_BATCHES)
         frames = min(limit, LATE_BATCH_FRAMES) if late and waited_for else limit
         shown = image.step(frames, self._on_damaged)
         took_s = time.monotonic() - started_s
