@@ -4,6 +4,8 @@ Frames of 128 x 128 uint16, ``bs16-lz4<``, come over TCP from a sender on anothe
 receive, decode, forget, with ingest's own decoder.  Ingest: the stage's process as the daemon runs
 it, with positions joined, commits and a sync every 100 ms.  They alternate; the median of the
 pairs' ratios is the figure.  Without ``--cold`` a first scan makes the files that the next use.
+``--peer`` adds LiberTEM's receiver (libertem-dectris, from PyPI), which receives into shared memory
+and decodes, and neither stores nor joins.
 
     python benchmarks/ingest.py --pairs 5 --frames 30000
     python benchmarks/ingest.py --pairs 3 --frames 30000 --cold
@@ -81,6 +83,10 @@ def send(
         series += 1
         head = {"nimages": count, "ntrigger": 1, "trigger_mode": "ints", "bit_depth_image": 16}
         head |= {"x_pixels_in_detector": SHAPE[1], "y_pixels_in_detector": SHAPE[0]}
+        # What LiberTEM asks for besides.
+        head |= {"count_time": 1e-4, "frame_time": 1e-4, "compression": "bslz4", "wavelength": 1.0}
+        head |= {"beam_center_x": 64.0, "beam_center_y": 64.0, "description": "benchmark"}
+        head |= {"detector_distance": 1.0, "x_pixel_size": 75e-6, "y_pixel_size": 75e-6}
         encoder = DectrisV1Encoder(series)
         detector.send_multipart(encoder.start("basic", head))
         if with_positions:
@@ -94,7 +100,7 @@ def send(
         time.sleep(wait_s)
         for number in range(count):
             _, array, blob, times = encoded[number % DIFFERENT]
-            first = b'{"htype":"dimage-1.0","series":%d,"frame":%d,"hash":""}' % (series, number)
+            first = b'{"htype":"dimage-1.0","series":%d,"frame":%d,"hash":"0"}' % (series, number)
             detector.send_multipart([first, array, blob, times], copy=False)
         detector.send_multipart(encoder.end())
         commands.send(series)
@@ -119,6 +125,39 @@ def receive_bare(endpoint: str, frames: int) -> float:
                 taken += 1
     rate = (frames - 1) * 1e9 / (time.monotonic_ns() - first_ns)
     context.destroy(linger=0)
+    return rate
+
+
+def receive_by_libertem(endpoint: str, frames: int) -> float:
+    """The same with LiberTEM's receiver, in batches that it decodes as one."""
+    import libertem_dectris
+
+    batch = 64
+    out = np.empty((batch, *SHAPE), np.uint16)
+    with tempfile.TemporaryDirectory() as folder:
+        connection = libertem_dectris.DectrisConnection(
+            endpoint,
+            8,
+            f"{folder}/shm.sock",
+            num_slots=4000,
+            bytes_per_frame=out[0].nbytes,
+            huge=False,
+        )
+        connection.start_passive()
+        connection.wait_for_arm(timeout=LIMIT_S)
+        client = libertem_dectris.CamClient(connection.get_socket_path())
+        taken, counted, first_ns = 0, 0, 0
+        while taken < frames:
+            stack = connection.get_next_stack(batch)
+            length = len(stack)
+            client.decode_range_into_buffer(stack, out[:length], 0, length)
+            client.done(stack)
+            taken += length
+            counted += length if first_ns else 0
+            first_ns = first_ns or time.monotonic_ns()
+        rate = counted * 1e9 / (time.monotonic_ns() - first_ns)
+        client.close()
+        connection.close()
     return rate
 
 
@@ -160,18 +199,11 @@ class Bench:
         self.sender.join()
         shutil.rmtree(self.folder)
 
-    def bare(self) -> float:
-        """Frames/s of the bare loop, in a process of its own on the first core."""
+    def bare(self, receiver: str = "--bare") -> float:
+        """Frames/s of the bare loop, or another one, in a process of its own on the first core."""
         frames = self.options.frames
-        command = [
-            sys.executable,
-            __file__,
-            "--bare",
-            self.frames_endpoint,
-            "--frames",
-            str(frames),
-        ]
-        process = self._on_first_core(command, {})
+        command = [sys.executable, __file__, receiver, self.frames_endpoint]
+        process = self._on_first_core([*command, "--frames", str(frames)], {})
         self.commands.send((frames, 0.5, False))
         out, _ = process.communicate(timeout=LIMIT_S)
         self.commands.recv()
@@ -261,14 +293,20 @@ def main() -> int:
     parser.add_argument("--frames", type=int, default=30_000)
     parser.add_argument("--cold", action="store_true", help="new files, not touched ahead of time")
     parser.add_argument("--folder", type=Path, help="where the scans are written (deleted)")
+    parser.add_argument("--peer", action="store_true", help="LiberTEM's receiver too")
     parser.add_argument("--bare", metavar="ENDPOINT", help=argparse.SUPPRESS)
+    parser.add_argument("--libertem", metavar="ENDPOINT", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.bare:
         print(receive_bare(options.bare, options.frames))
         return 0
+    if options.libertem:
+        print(receive_by_libertem(options.libertem, options.frames))
+        return 0
     bench = Bench(options)
     bare: list[float] = []
     ingest: list[float] = []
+    peer: list[float] = []
     print(f"{'pair':>4} {'bare/s':>9} {'ingest/s':>9} {'ratio':>6}", file=sys.stderr)
     try:
         if not options.cold:
@@ -276,6 +314,8 @@ def main() -> int:
         for pair in range(options.pairs):
             bare.append(bench.bare())
             ingest.append(bench.ingest()["frames_per_s"])
+            if options.peer:
+                peer.append(bench.bare("--libertem"))
             ratio = ingest[-1] / bare[-1]
             print(f"{pair:4} {bare[-1]:9.0f} {ingest[-1]:9.0f} {ratio:6.2f}", file=sys.stderr)
     finally:
@@ -288,6 +328,11 @@ def main() -> int:
         "ingest_frames_per_s": statistics.median(ingest),
         "ratio": statistics.median(i / b for i, b in zip(ingest, bare, strict=True)),
     }
+    if peer:
+        result["libertem_frames_per_s"] = statistics.median(peer)
+        result["ratio_to_libertem"] = statistics.median(
+            ours / theirs for ours, theirs in zip(ingest, peer, strict=True)
+        )
     print(json.dumps(result, indent=1))
     return 0
 

@@ -27,7 +27,7 @@ from rich.table import Table
 
 FOLDER = Path(__file__).parent
 PROGRAMS = {
-    "ingest": ("ingest.py", "--pairs", "3"),
+    "ingest": ("ingest.py", "--pairs", "3", "--peer"),
     "crop": ("crop.py",),
     "curve": ("curve.py", "--pairs", "3"),
     "stitch": ("stitch.py",),
