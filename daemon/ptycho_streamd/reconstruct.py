@@ -45,6 +45,7 @@ from ptycho_stream.settings import Settings, load_settings
 from ptycho_streamd.bus import StageRequest
 from ptycho_streamd.device_watch import DeviceWatch
 from ptycho_streamd.export_desk import ExportDesk
+from ptycho_streamd.freed_memory import give_back_freed_memory
 from ptycho_streamd.image_store import ImageStore, Reprocessing
 from ptycho_streamd.lender import Lender
 from ptycho_streamd.misfit_watch import MisfitWatch
@@ -88,6 +89,7 @@ class ReconstructStage:
         self._images = ImageStore(settings)
         self._open: dict[str, OpenScan] = {}
         self._left_alone: set[str] = set()
+        self._memory_freed = False
         self._devices = DeviceWatch(config.parent)
         self._recipe_tried_at_s = float("-inf")
         self._problem = ""
@@ -140,6 +142,9 @@ class ReconstructStage:
         self._publisher.serve()
         self._gate.check()
         self._finish_scans()
+        if self._memory_freed:
+            self._memory_freed = False
+            give_back_freed_memory()
         self._save_if_due()
         self._exports.begin_partial(self._open.values())
         self._exports.take_note()
@@ -475,6 +480,7 @@ class ReconstructStage:
         """Let go of a scan in order: the stage has not died at it."""
         end_tries(scan.reader.directory)
         scan.close()
+        self._memory_freed = True
 
     def _measure_if_due(self) -> None:
         """Measure the newest scan's misfit now and then, for who starts a fine-tuning by it."""
