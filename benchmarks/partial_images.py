@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument("--probe", choices=("guess", "reference"), default="guess")
     parser.add_argument("--rate", type=float, default=100.0, help="frames/s [100]")
     parser.add_argument("--threads", type=int, default=1, help="of the network [1]")
+    parser.add_argument("--helpers", type=int, default=0, help="reconstruct.helpers [0]")
     parser.add_argument("--share", type=float, default=0.75, help="refine.share [0.75]")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -123,7 +124,7 @@ def main() -> None:
         settings = {
             "detector": {"dialect": "dectris-v1"},
             "geometry": None,
-            "reconstruct": {"size_px": 128, "threads": args.threads},
+            "reconstruct": {"size_px": 128, "threads": args.threads, "helpers": args.helpers},
             "refine": {"enabled": True, "share": args.share},
             "trust": {"enabled": True},
         }

@@ -180,7 +180,7 @@ def test_groups_stay_whole_on_a_device(scan, monkeypatch):
 
 @pytest.mark.parametrize(
     ("most", "group", "sizes"),
-    [(1, 1, [1]), (16, 1, [1, 2, 4, 8, 16]), (6, 1, [1, 2, 4, 6]), (12, 4, [4, 8, 12])],
+    [(1, 1, [1]), (16, 1, [1, 4, 16]), (6, 1, [1, 4, 6]), (48, 4, [4, 16, 48])],
 )
 def test_batches_have_few_sizes(most, group, sizes):
     assert bucket_sizes(most, group) == sizes

@@ -15,8 +15,11 @@ from ptycho_streamd.bus import Bus
 from ptycho_streamd.process import StageProcess
 
 FIRST_BACKOFF_S = 0.1
+AT_ONCE = 3
+"""So often in a row a stage is started again after that; then after twice as long each time."""
 STEADY_AFTER_S = 5.0
-"""A stage that lived this long failed by accident: its back-off starts again."""
+"""A stage that lived this long failed by accident, and none that came before it counts."""
+_MOST_DOUBLINGS = 30
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +53,7 @@ class Child(StageProcess):
         self.restarts = 0
         self._arguments = arguments
         self._environment = dict(environment)
-        self._backoff_s = FIRST_BACKOFF_S
+        self._ends_in_a_row = 0
         self._start_at_s = float("-inf")
 
     def begin(self) -> None:
@@ -73,14 +76,16 @@ class Child(StageProcess):
         if status is None:
             return False
         if self.age_s >= STEADY_AFTER_S:
-            self._backoff_s = FIRST_BACKOFF_S
+            self._ends_in_a_row = 0
+        doublings = min(max(self._ends_in_a_row - AT_ONCE + 1, 0), _MOST_DOUBLINGS)
+        backoff_s = min(FIRST_BACKOFF_S * 2**doublings, settings.max_backoff_s)
+        self._ends_in_a_row += 1
         log.error(
             "stage %s (pid %d) ended with status %s; it is started again in %.1f s",
             self.name,
             pid,
             status,
-            self._backoff_s,
+            backoff_s,
         )
-        self._start_at_s = time.monotonic() + self._backoff_s
-        self._backoff_s = min(2 * self._backoff_s, settings.max_backoff_s)
+        self._start_at_s = time.monotonic() + backoff_s
         return True

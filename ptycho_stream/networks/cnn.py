@@ -195,8 +195,9 @@ class CnnNetwork(Network):
 
     def _offset_px(self, power: Tensor, batch: int) -> Tensor:
         """How far (B, 2) the patches have to be moved, for probes of ``power`` (B|1, N, N)."""
-        trained = power.new_tensor(self.settings.probe_center_yx_px, dtype=torch.float32)
-        return (center_of_intensity(power) - trained).expand(batch, 2)
+        y, x = self.settings.probe_center_yx_px  # no tensor: recordings take nothing from the host
+        centre_yx = center_of_intensity(power)
+        return torch.stack((centre_yx[:, 0] - y, centre_yx[:, 1] - x), -1).expand(batch, 2)
 
     def _initialise(self) -> None:
         """Start with patches that vary from pixel to pixel and from frame to frame.

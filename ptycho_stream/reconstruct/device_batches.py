@@ -1,7 +1,7 @@
 """Batches through a network on a GPU, without waiting for it between them.
 
-Counts go into pinned memory, a stream of its own copies them while the batch before is computed,
-and the kernels of a batch are recorded once for each of a few batch sizes (CUDA graphs) and then
+Counts go into pinned memory, a second stream copies them while the batch before is computed, and
+the kernels of a batch are recorded once for each of a few batch sizes (CUDA graphs) and then
 started as one; smaller batches are filled up with empty frames. Patches stay on the device. Without
 CUDA there is nothing to pin, to overlap or to record, and all else is the same: so the tests run it
 on a CPU.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import cycle
 from typing import Any, NamedTuple
 
@@ -69,13 +69,19 @@ class DeviceBatches:
         size_px: int,
         device: torch.device,
     ) -> None:
-        self._forward = forward
-        self._sizes = bucket_sizes(batch_size, group_frames)
         self._size_px = size_px
         self._device = device
-        self._batches: dict[int, _Batch] = {}
-        self._slots = cycle([_Slot((batch_size, size_px, size_px), device) for _ in range(_SLOTS)])
-        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        recorder = _Recorder(device) if device.type == "cuda" else None
+        sizes = bucket_sizes(batch_size, group_frames)
+        self._batches = [_Batch(forward(), size, size_px, device, recorder) for size in sizes]
+        with self._in_use():
+            self._copying = torch.cuda.Stream(device) if recorder else None
+            slots = [_Slot((batch_size, size_px, size_px), device) for _ in range(_SLOTS)]
+        self._slots = cycle(slots)
+
+    def _in_use(self) -> AbstractContextManager[object]:
+        """Makes the device the current one."""
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
 
     def run(
         self, counts: NDArray[Any], shift_yx_px: NDArray[np.float32], valid: Tensor, empty: Tensor
@@ -96,60 +102,63 @@ class DeviceBatches:
         patches = torch.empty(shape, dtype=torch.complex64, device=self._device)
         weights = torch.empty(shape, device=self._device)
         judged = torch.empty((4, len(counts)), device=self._device)
-        on_cuda = self._device.type == "cuda"
-        with torch.cuda.device(self._device) if on_cuda else nullcontext():
-            for start in range(0, len(counts), self._sizes[-1]):
-                part = slice(start, min(start + self._sizes[-1], len(counts)))
+        most = self._batches[-1].frames
+        with self._in_use():
+            for start in range(0, len(counts), most):
+                part = slice(start, min(start + most, len(counts)))
                 length = part.stop - part.start
+                batch = next(batch for batch in self._batches if batch.frames >= length)
                 slot = next(self._slots)
-                slot.fill(counts[part], shift_yx_px[part])
-                found = self._batch(length).run(slot, length, valid, empty)
+                slot.fill(counts[part], shift_yx_px[part], self._copying)
+                found = batch.run(slot, length, valid, empty)
                 patches[part], weights[part] = found.patch[:length], found.weight[:length]
                 judged[:, part] = found.judged[:, :length]
             return patches, weights, judged.cpu().numpy()  # the only wait for the device
 
-    def _batch(self, frames: int) -> _Batch:
-        size = next(size for size in self._sizes if size >= frames)
-        if size not in self._batches:
-            self._batches[size] = _Batch(
-                self._forward(), size, self._size_px, self._device, self._pool
-            )
-        return self._batches[size]
-
 
 def bucket_sizes(most: int, group_frames: int) -> list[int]:
-    """Batch sizes that are computed: one group, then twice as many, and so on, and the largest."""
+    """Batch sizes that are computed: one group, four, sixteen and so on, and the largest.
+
+    Each holds memory of its own and is recorded by itself; empty frames cost a GPU little.
+    """
     sizes = [group_frames]
-    while 2 * sizes[-1] < most:
-        sizes.append(2 * sizes[-1])
+    while 4 * sizes[-1] < most:
+        sizes.append(4 * sizes[-1])
     return sizes if sizes[-1] == most else [*sizes, most]
 
 
 class _Slot:
-    """Room for a batch on its way: pinned on the host, and beside it on the device."""
+    """Room for a batch on its way: pinned on the host, and beside it on the device.
+
+    To be made and used while the device is the current one.
+    """
 
     def __init__(self, shape: tuple[int, int, int], device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self._counts = torch.zeros(shape, pin_memory=self._cuda)
-        self._shifts = torch.zeros((shape[0], 2), pin_memory=self._cuda)
-        self.counts = torch.zeros(shape, device=device)
-        self.shifts = torch.zeros((shape[0], 2), device=device)
-        if self._cuda:
-            self._stream = torch.cuda.Stream(device)
-            self._copied, self._used = torch.cuda.Event(), torch.cuda.Event()
+        cuda = device.type == "cuda"
+        self._counts = torch.empty(shape, pin_memory=cuda)
+        self._shifts = torch.empty((shape[0], 2), pin_memory=cuda)
+        self.counts = torch.empty(shape, device=device)
+        self.shifts = torch.empty((shape[0], 2), device=device)
+        self._copied, self._used = (torch.cuda.Event() if cuda else None for _ in range(2))
+        self.release()  # what used this memory before has to be over, too
 
-    def fill(self, counts: NDArray[Any], shifts: NDArray[np.float32]) -> None:
-        """Begin to copy a batch; the rest of the slot keeps what it held."""
-        if self._cuda:
+    def fill(
+        self,
+        counts: NDArray[Any],
+        shifts: NDArray[np.float32],
+        stream: torch.cuda.Stream | None,
+    ) -> None:
+        """Begin to copy a batch, on ``stream``; the rest of the slot is left as it is."""
+        if self._copied is not None:
             self._copied.synchronize()  # of the batch before the last two: done for long
         length = len(counts)
         np.copyto(self._counts[:length].numpy(), counts, casting="unsafe")
         np.copyto(self._shifts[:length].numpy(), shifts)
-        if not self._cuda:
+        if stream is None or self._copied is None or self._used is None:
             self._copy(length)
             return
-        self._stream.wait_event(self._used)
-        with torch.cuda.stream(self._stream):
+        stream.wait_event(self._used)
+        with torch.cuda.stream(stream):
             self._copy(length)
             self._copied.record()
 
@@ -159,24 +168,62 @@ class _Slot:
 
     def wait(self) -> None:
         """Let what the device does next begin when the copy has arrived."""
-        if self._cuda:
+        if self._copied is not None:
             torch.cuda.current_stream().wait_event(self._copied)
 
     def release(self) -> None:
         """Let the next batch come when the device has done what it was told until now."""
-        if self._cuda:
+        if self._used is not None:
             self._used.record()
 
 
+class _Recorder:
+    """Records kernels of one device, with memory that the recordings share.
+
+    When one fails, nothing more is recorded.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        # Torch's own stream for this is that of the device on which the process recorded first.
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+        self._works = True
+
+    def record(self, compute: Callable[[], _Outputs]) -> _Recording | None:
+        """What ``compute`` tells the device, to be played again; it must have run before."""
+        if not self._works:
+            return None
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(
+                graph, self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                outputs = compute()
+        except RuntimeError as error:
+            self._works = False
+            torch.cuda.set_stream(stream)  # torch stays on the other one where the end fails
+            reason = str(error.__context__ or error).splitlines()[0]
+            _log.warning("kernels are started one by one, which is slower: %s", reason)
+            return None
+        return _Recording(graph, outputs)
+
+
+class _Recording(NamedTuple):
+    """Recorded kernels, and what they write."""
+
+    graph: torch.cuda.CUDAGraph
+    outputs: _Outputs
+
+
 class _Batch:
-    """A batch of one size: eager the first time, recorded the second, then played.
+    """A batch of one size: its kernels are started one by one the first time, then played.
 
     Args:
         forward: of its own, since what is recorded holds on to the memory that it used.
         frames: in the batch.
         size_px: N.
         device: where to compute.
-        pool: memory that recordings share, as torch has it; None: nothing is recorded.
+        recorder: None: nothing is recorded.
     """
 
     def __init__(
@@ -185,20 +232,19 @@ class _Batch:
         frames: int,
         size_px: int,
         device: torch.device,
-        pool: Any,
+        recorder: _Recorder | None,
     ) -> None:
+        self.frames = frames
         self._forward = forward
-        self._frames = frames
-        self._pool = pool
-        self._runs = 0
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._outputs: _Outputs | None = None
+        self._recorder = recorder
+        self._recording: _Recording | None = None
+        shape = (frames, size_px, size_px)
         self._inputs = _Inputs(
-            torch.zeros((frames, size_px, size_px), device=device),
-            torch.zeros((frames, 2), device=device),
-            torch.zeros(frames, dtype=torch.bool, device=device),
-            torch.ones((1, size_px, size_px), dtype=torch.bool, device=device),
-            torch.zeros((size_px, size_px), device=device),
+            torch.empty(shape, device=device),
+            torch.empty((frames, 2), device=device),
+            torch.empty(frames, dtype=torch.bool, device=device),
+            torch.empty((1, *shape[1:]), dtype=torch.bool, device=device),
+            torch.empty(shape[1:], device=device),
         )
 
     def run(self, slot: _Slot, length: int, valid: Tensor, empty: Tensor) -> _Outputs:
@@ -214,25 +260,13 @@ class _Batch:
         inputs.real[length:].fill_(False)
         inputs.valid.copy_(valid)
         inputs.empty.copy_(empty)
-        self._runs += 1
-        if self._runs == 2 and self._pool is not None:
-            self._record()
-        if self._graph is None or self._outputs is None:
-            return self._compute()
-        self._graph.replay()
-        return self._outputs
-
-    def _record(self) -> None:
-        """Record the kernels; if that fails they are started one by one, as the first time."""
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
-                self._outputs = self._compute()
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            _log.warning("batches of %d are not recorded, slower: %s", self._frames, reason)
-            return
-        self._graph = graph
+        if self._recording is not None:
+            self._recording.graph.replay()
+            return self._recording.outputs
+        outputs = self._compute()
+        if self._recorder is not None:
+            self._recording = self._recorder.record(self._compute)
+        return outputs
 
     def _compute(self) -> _Outputs:
         counts, shifts, real, valid, empty = self._inputs

@@ -16,6 +16,8 @@ from ptycho_stream.reconstruct.canvas import Canvas, TileIndex, TileSums
 from ptycho_stream.reconstruct.devices import on_device
 
 _FIRST_TILES = 16
+_AT_ONCE = 128
+"""Patches that are scattered together: bounds the memory that their places take."""
 
 
 def canvas_on(device: torch.device | str, tile_px: int) -> Canvas:
@@ -46,8 +48,17 @@ class DeviceCanvas(Canvas):
         half: NDArray[np.int64],
     ) -> None:
         """As :meth:`Canvas.add`."""
-        if not len(patches):
-            return
+        for at in range(0, len(patches), _AT_ONCE):
+            part = slice(at, at + _AT_ONCE)
+            self._scatter(patches[part], weights[part], corner_yx_px[part], half[part])
+
+    def _scatter(
+        self,
+        patches: NDArray[np.complex64] | Tensor,
+        weights: NDArray[np.float32] | Tensor,
+        corner_yx_px: NDArray[np.int64],
+        half: NDArray[np.int64],
+    ) -> None:
         size, t = patches.shape[-1], self.tile_px
         self._touch(corner_yx_px, size)
         weight = on_device(weights, self._device)
@@ -76,9 +87,11 @@ class DeviceCanvas(Canvas):
         return np.array(rows, np.int64)[which.ravel()]
 
     def _make_tile(self, index: TileIndex) -> None:
-        row = self._row[index] = len(self._row)
-        if row == len(self._sums):
-            self._sums = torch.cat((self._sums, torch.zeros_like(self._sums)))
+        if len(self._row) == len(self._sums):
+            grown = self._sums.new_zeros((2 * len(self._sums), *self._sums.shape[1:]))
+            grown[: len(self._sums)] = self._sums
+            self._sums = grown
+        self._row[index] = len(self._row)
 
     def sums(self, index: TileIndex) -> TileSums:
         """The sums of a tile, fetched from the device."""

@@ -62,20 +62,20 @@ class GenerationIdentity:
 class Generation:
     """A canvas, the pairs in it, and the probe (modes, N, N) complex64 that made them.
 
-    The canvas lies on ``device``, where the patches are made.
+    The canvas lies on ``canvas_device``, where the patches are made.
     """
 
     number: int
     identity: GenerationIdentity
     probe: NDArray[np.complex64]
-    device: InitVar[torch.device | str] = "cpu"
+    canvas_device: InitVar[torch.device | str] = "cpu"
     canvas: Canvas = field(init=False)
     ledger: PairLedger = field(default_factory=PairLedger)
     spread: SpreadWatch = field(default_factory=SpreadWatch)
     _frames: list[NDArray[Any]] = field(default_factory=list[NDArray[Any]])
 
-    def __post_init__(self, device: torch.device | str) -> None:
-        self.canvas = canvas_on(device, self.identity.tile_px)
+    def __post_init__(self, canvas_device: torch.device | str) -> None:
+        self.canvas = canvas_on(canvas_device, self.identity.tile_px)
 
     def add(self, indices: NDArray[np.int64], pairs: NDArray[Any], patches: Patches) -> None:
         """Stitch the patches of ``pairs`` (B,), whose ``indices`` (B,) in the log these are.

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ptycho_stream.errors import GeometryError
 from ptycho_stream.geometry import patch_corners
 from ptycho_stream.reconstruct.collapse import Verdicts
+from ptycho_stream.reconstruct.devices import on_device
 from ptycho_stream.reconstruct.predict import Predictor
 from ptycho_stream.reconstruct.recipe import Recipe
 from ptycho_stream.scans.records import positions_of
@@ -42,7 +42,7 @@ class Patches:
 
     def only(self, rows: NDArray[np.bool_]) -> Patches:
         """Those patches where ``rows`` (B,) is True."""
-        kept = torch.from_numpy(rows).to(self.object_yx.device)
+        kept = on_device(np.flatnonzero(rows), self.object_yx.device)
         return Patches(
             self.object_yx[kept],
             self.weight_yx[kept],

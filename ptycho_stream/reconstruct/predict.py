@@ -21,6 +21,7 @@ from ptycho_stream.physics.probe import Probe
 from ptycho_stream.reconstruct import devices
 from ptycho_stream.reconstruct.collapse import Verdicts, judge, verdicts
 from ptycho_stream.reconstruct.device_batches import DeviceBatches
+from ptycho_stream.reconstruct.devices import on_device
 from ptycho_stream.reconstruct.forward_pass import Beam, ForwardPass, Passed, prepared
 from ptycho_stream.reconstruct.workers import Workers
 
@@ -72,10 +73,10 @@ class Predictor:
         self.group_frames = network.group_frames
         self.batch_size = max(batch_size // self.group_frames, 1) * self.group_frames
         network, dtype = prepared(network, self.device)
-        self._beam = Beam(probe, self.device)
+        self._beam = beam = Beam(probe, self.device)
 
         def forward() -> ForwardPass:
-            return ForwardPass(network.inference(dtype), self._beam)
+            return ForwardPass(network.inference(dtype), beam)
 
         on_host = devices.computes_on_host(self.device)
         self._workers = Workers(torch.get_num_threads() if on_host else 1)
@@ -90,8 +91,9 @@ class Predictor:
             )
 
     def close(self) -> None:
-        """End the workers; nothing can be predicted then."""
+        """End the workers and let go of the device's memory; nothing can be predicted then."""
         self._workers.close()
+        self._on_device = None
 
     def __enter__(self) -> Self:
         return self
@@ -232,7 +234,7 @@ class Predictor:
             return torch.ones((1, size, size), dtype=torch.bool, device=self.device)
         if valid.shape != (size, size):
             raise ModelError(f"the mask is {valid.shape}, the frames are ({size}, {size})")
-        return torch.as_tensor(np.fft.ifftshift(valid)[None].copy()).to(self.device)
+        return on_device(np.fft.ifftshift(valid)[None], self.device)
 
 
 def _cut(start: int, stop: int, most: int) -> list[slice]:
@@ -243,7 +245,9 @@ def _cut(start: int, stop: int, most: int) -> list[slice]:
 def _judge(parts: list[Passed], empty: Tensor, judged: NDArray[np.float32]) -> None:
     """Judge the patches of one batch, into ``judged`` (4, B)."""
     with torch.inference_mode():
-        patch, _, power, amplitude = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        patch = torch.cat([part.patch for part in parts])
+        power = torch.cat([part.power for part in parts])
+        amplitude = torch.cat([part.amplitude for part in parts])
         judged[...] = judge(patch, power, amplitude, empty).numpy()
 
 

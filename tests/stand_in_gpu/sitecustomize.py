@@ -27,8 +27,10 @@ def _install():
         def __init__(self, network, probe, device="cpu", batch_size=16):
             nonlocal like_a_gpu
             self.stands_in = like_a_gpu = torch.device(device).type == "cuda"
-            super().__init__(network, probe, host, batch_size)
-            like_a_gpu = False
+            try:
+                super().__init__(network, probe, host, batch_size)
+            finally:
+                like_a_gpu = False
 
         def predict_judged(self, *arguments):
             if self.stands_in and _condition() == "failing":
@@ -40,7 +42,7 @@ def _install():
             return device_canvas.DeviceCanvas(tile_px, host)
         return device_canvas.canvas_on(device, tile_px)
 
-    devices.computes_on_host = lambda _: not like_a_gpu
+    devices.computes_on_host = lambda device: device.type == "cpu" and not like_a_gpu
     generation.canvas_on = canvas_on
     real = recipe.usable_device
 
