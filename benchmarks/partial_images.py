@@ -103,7 +103,7 @@ def stream(
         player.join()
     return [
         {"part": part, "at_s": at_s, "frames": len(image.frame_numbers), "layer": image.layer}
-        | {"sweeps": image.sweeps, **score(image, args)}
+        | {"sweeps": image.sweeps, "verdict": image.verdict, **score(image, args)}
         for part, at_s, image in taken
     ]
 
