@@ -7,7 +7,7 @@ Refinement and trust, which take what time there is, are off.
 
 1. frames/s from socket to published image while more frames come than it can take, alternating
    with the bare network (same model, probe, batch and threads) on the same frames;
-2. receipt-to-publication latency at half of that rate;
+2. receipt-to-publication latency at half of that rate, over a minute;
 3. memory of the stages over a long scan, over the same area again and again.
 
     python benchmarks/live.py --pairs 3 --long 20000
@@ -302,7 +302,7 @@ def measure(
         pairs.append({"bare_frames_per_s": round(bare, 1), "live_frames_per_s": round(live, 1)})
     ratio = statistics.median(p["live_frames_per_s"] / p["bare_frames_per_s"] for p in pairs)
     half = statistics.median(p["live_frames_per_s"] for p in pairs) / 2
-    seen = beamline.scan(repeated(scan, int(20 * half)), half)
+    seen = beamline.scan(repeated(scan, int(60 * half)), half)
     status = beamline.stage("reconstruct")["status"]
     figures = {
         "cores": os.cpu_count(),

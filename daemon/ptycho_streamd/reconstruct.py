@@ -102,6 +102,7 @@ class ReconstructStage:
         for socket in (stage.socket, self._lender.socket, *self._publisher.sockets):
             self._poller.register(socket, zmq.POLLIN)
         self._published_at_s = 0.0
+        self._batch_s = 0.0
         self._catalogue_seen = False
         self._shown: ImageState | None = None
         self._latencies_ms: deque[float] = deque(maxlen=2000)
@@ -134,6 +135,7 @@ class ReconstructStage:
             self._answer(request)
         if self._stage.reload_requested:
             self._reload()
+        self._batch_s = 0.0
         self._find_scans()
         worked = self._help()
         worked |= not self._spare_time.owes and self._work()
@@ -343,7 +345,7 @@ class ReconstructStage:
             limit = self._limit(DEVICE_BATCHES)
         frames = min(limit, LATE_BATCH_FRAMES) if late and waited_for else limit
         shown = image.step(frames, self._on_damaged)
-        took_s = time.monotonic() - started_s
+        took_s = self._batch_s = time.monotonic() - started_s
         if len(shown):
             self._frame_s = took_s / len(shown)
         if late:
@@ -397,7 +399,9 @@ class ReconstructStage:
 
     def _publish_if_due(self) -> None:
         now_s = time.monotonic()
-        if now_s - self._published_at_s < self._settings.results.publish_interval_ms * 1e-3:
+        wait_s = self._settings.results.publish_interval_ms * 1e-3 - (now_s - self._published_at_s)
+        # Another batch may begin before that; then now, if it would not be over much sooner.
+        if wait_s > self._batch_s / 2:
             return
         for _, scan in sorted(self._open.items()):
             if scan.changed and scan.image.current is not None:
