@@ -36,6 +36,7 @@ PROGRAMS = {
     "wide": ("wide.py", "--pairs", "3", "--frames", "900"),
     "viewer": ("viewer.py", "--pairs", "3", "--json"),
     "subscribers": ("subscribers.py", "--pairs", "3"),
+    "flat": ("flat.py", "--frames", "20000", "--pairs", "3"),
 }
 VERSIONS = ("ptycho-stream", "torch", "numpy", "pyzmq", "bitshuffle")
 LIMIT_S = 900
