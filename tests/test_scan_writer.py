@@ -263,6 +263,16 @@ def test_sealing_ends_a_scan(tmp_path: Path) -> None:
         assert (reader.committed, reader.durable) == (5, 5)
 
 
+def test_what_is_paired_at_the_last_moment_is_counted(tmp_path: Path) -> None:
+    """A frame's pair may wait for the seal, as on a full disk, when the frame itself is written."""
+    with ScanWriter.create(tmp_path, make_header()) as writer:
+        write_frames(writer, range(3), pairs=False)
+        writer.commit()
+        writer.append_pair(0, 0, 1e-6, 2e-6, 0)
+        header = writer.seal("interrupted", {"positioned": 0, "unpositioned": 3})
+    assert (header.counts["positioned"], header.counts["unpositioned"]) == (1, 2)
+
+
 def test_a_scan_is_sealed_only_by_seal(tmp_path: Path) -> None:
     with ScanWriter.create(tmp_path, make_header()) as writer:
         with pytest.raises(ScanSealed):

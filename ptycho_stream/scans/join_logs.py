@@ -57,6 +57,11 @@ class JoinLogs:
         self._pack_position = struct.Struct(POSITION_RECORD_FORMAT).pack
         self._pack_pair = struct.Struct(PAIR_RECORD_FORMAT).pack
 
+    @property
+    def has_pending_pairs(self) -> bool:
+        """Whether there are pairs that no reader sees yet."""
+        return bool(self._pending_pairs)
+
     def add_positions(
         self,
         numbers: NDArray[np.int64],

@@ -418,7 +418,7 @@ class ScanWriter:
             raise ScanSealed(f"scan {self.scan_id} is closed already")
         try:
             release_reserve(self._directory)
-            pending = self._buffer.pending
+            pending = self._buffer.pending > 0 or self._joins.has_pending_pairs
             dropped = self._commit_or_drop()
             self.sync()
             with disk_errors(self._directory):  # nobody recovers a sealed scan
