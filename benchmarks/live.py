@@ -7,7 +7,8 @@ Refinement and trust, which take what time there is, are off.
 
 1. frames/s from socket to published image while more frames come than it can take, alternating
    with the bare network (same model, probe, batch and threads) on the same frames;
-2. receipt-to-publication latency at half of that rate, over a minute;
+2. receipt-to-publication latency at half of that rate, over a minute (of the newest 2,000
+   frames);
 3. memory of the stages over a long scan, over the same area again and again.
 
     python benchmarks/live.py --pairs 3 --long 20000
@@ -211,9 +212,10 @@ def pin(beamline: Beamline) -> None:
 def bare_network(
     scan: ScanFile, probe: Path, seconds: float, device: str = "cpu", batch: int = BATCH
 ) -> float:
-    """Frames/s of the predictor alone, on core 0, in the batches that the daemon uses."""
+    """Frames/s of the predictor alone, on a CPU on core 0, in batches as the daemon's."""
     cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {0})
+    if device == "cpu":
+        os.sched_setaffinity(0, {0})
     try:
         return frames_per_s(scan, probe, seconds, device, batch)
     finally:
@@ -282,7 +284,7 @@ def main() -> None:
         folder = Path(name)
         experiment = simulate_experiment(seed=1, frames=DIFFERENT, size_px=SIZE_PX)
         np.savez(folder / "probe.npz", probe=experiment.probe.modes)
-        scan = scan_file_of(experiment)
+        scan = repeated(scan_file_of(experiment), max(DIFFERENT, 2 * options.batch))
         told = {"device": options.device, "batch": options.batch}
         beamline = Beamline(folder, options.threads, more=NETWORK_ALONE, **told)
         with beamline.running():

@@ -38,7 +38,7 @@ PROGRAMS = {
     "subscribers": ("subscribers.py", "--pairs", "3"),
     "flat": ("flat.py", "--frames", "20000", "--pairs", "3"),
 }
-VERSIONS = ("ptycho-stream", "torch", "numpy", "pyzmq", "bitshuffle")
+VERSIONS = ("ptycho-stream", "torch", "numpy", "pyzmq", "bitshuffle", "libertem-dectris")
 LIMIT_S = 900
 SAME = 1.1
 """Figures within this factor count as the same on a machine that is not alone."""

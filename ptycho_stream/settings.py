@@ -835,7 +835,9 @@ class ResultSettings(Section):
 
     endpoint: Endpoint = "tcp://127.0.0.1:9600"
     resync_endpoint: Endpoint = "tcp://127.0.0.1:9601"
-    publish_interval_ms: float = Field(default=100.0, gt=0)
+    publish_interval_ms: float = Field(
+        default=100.0, gt=0, description="kept to the nearest moment between two batches"
+    )
     queue_bytes: int = Field(default=64_000_000, gt=0, description="kept for a slow subscriber")
 
 

@@ -12,6 +12,7 @@ from results_source import SCANS, free_settings, grown
 from ptycho_stream.errors import EndpointError
 from ptycho_stream.wire import results as wire
 from ptycho_streamd.publish import MAX_SUBSCRIPTION_BYTES, MAX_SUBSCRIPTIONS, Publisher
+from ptycho_streamd.reconstruct import is_due
 from ptycho_streamd.security import Gate
 
 
@@ -74,6 +75,14 @@ def ask(publisher, asker, request):
     asker.send_multipart([request] if isinstance(request, bytes) else wire.encode(request))
     serve_until(publisher, lambda: asker.poll(1))
     return wire.decode_server_message(asker.recv_multipart())
+
+
+@pytest.mark.parametrize(
+    ("wait_ms", "batch_ms", "due"),
+    [(0, 0, True), (1, 0, False), (30, 70, True), (40, 70, False), (-5, 0, True), (-5, 70, True)],
+)
+def test_an_image_leaves_at_the_moment_nearest_to_the_interval(wait_ms, batch_ms, due):
+    assert is_due(wait_ms * 1e-3, batch_ms * 1e-3) is due
 
 
 def test_the_first_update_holds_all_and_the_next_only_what_is_new(publisher, subscriber):

@@ -15,8 +15,8 @@ from ptycho_streamd.bus import Bus
 from ptycho_streamd.process import StageProcess
 
 FIRST_BACKOFF_S = 0.1
-AT_ONCE = 3
-"""So often in a row a stage is started again after that; then after twice as long each time."""
+SHORT_PAUSES = 3
+"""The first so many pauses in a row are short; each further one is twice the one before."""
 STEADY_AFTER_S = 5.0
 """A stage that lived this long failed by accident, and none that came before it counts."""
 _MOST_DOUBLINGS = 30
@@ -77,7 +77,7 @@ class Child(StageProcess):
             return False
         if self.age_s >= STEADY_AFTER_S:
             self._ends_in_a_row = 0
-        doublings = min(max(self._ends_in_a_row - AT_ONCE + 1, 0), _MOST_DOUBLINGS)
+        doublings = min(max(self._ends_in_a_row - SHORT_PAUSES + 1, 0), _MOST_DOUBLINGS)
         backoff_s = min(FIRST_BACKOFF_S * 2**doublings, settings.max_backoff_s)
         self._ends_in_a_row += 1
         log.error(

@@ -77,6 +77,15 @@ MAX_BATCH_S = 0.25
 """A batch takes no longer, however large frames are, so that images and requests go on."""
 
 
+def is_due(wait_s: float, batch_s: float) -> bool:
+    """Whether to publish now, ``wait_s`` before the interval is over.
+
+    After a batch that took ``batch_s`` the next chance comes when another one is done: now, if now
+    is nearer to the end of the interval than that. 0: there was no batch, and the wait is exact.
+    """
+    return wait_s <= batch_s / 2
+
+
 class ReconstructStage:
     """The loop of the stage: a batch, then whatever is due."""
 
@@ -102,7 +111,7 @@ class ReconstructStage:
         for socket in (stage.socket, self._lender.socket, *self._publisher.sockets):
             self._poller.register(socket, zmq.POLLIN)
         self._published_at_s = 0.0
-        self._batch_s = 0.0
+        self._batch_s = 0.0  # what this turn's batch took, if there was one
         self._catalogue_seen = False
         self._shown: ImageState | None = None
         self._latencies_ms: deque[float] = deque(maxlen=2000)
@@ -313,6 +322,13 @@ class ReconstructStage:
             return frames
         return max(1, min(frames, int(MAX_BATCH_S / self._frame_s)))
 
+    @property
+    def _step_limit(self) -> int:
+        """Frames of a step: a batch, and several on a GPU."""
+        recipe = self._images.recipe
+        on_gpu = recipe is not None and not devices.computes_on_host(recipe.device)
+        return self._limit(DEVICE_BATCHES if on_gpu else 1)
+
     def _help(self) -> bool:
         """Take back what helpers have made, and give them more; whether anything came back."""
         back = list(self._lender.returned())
@@ -320,7 +336,7 @@ class ReconstructStage:
             if loan.scan_id in self._open:
                 scan = self._open[loan.scan_id]
                 self._guarded(loan.scan_id, partial(self._take_back, scan, loan, made))
-        self._lender.lend(self._open, enough=self._limit())
+        self._lender.lend(self._open, enough=self._step_limit)
         self._metrics.helpers.set(self._lender.helpers)
         return bool(back)
 
@@ -340,10 +356,8 @@ class ReconstructStage:
         late = image.backlog > LATE_BATCHES * limit
         share = self._settings.refine.share
         waited_for = share and scan.refining and image.in_the_wake and image.sweeps < ENOUGH_SWEEPS
-        recipe = self._images.recipe
-        if recipe is not None and not devices.computes_on_host(recipe.device):
-            limit = self._limit(DEVICE_BATCHES)
-        frames = min(limit, LATE_BATCH_FRAMES) if late and waited_for else limit
+        frames = LATE_BATCH_FRAMES if late and waited_for else self._step_limit
+        frames = min(frames, self._step_limit)
         shown = image.step(frames, self._on_damaged)
         took_s = self._batch_s = time.monotonic() - started_s
         if len(shown):
@@ -400,8 +414,7 @@ class ReconstructStage:
     def _publish_if_due(self) -> None:
         now_s = time.monotonic()
         wait_s = self._settings.results.publish_interval_ms * 1e-3 - (now_s - self._published_at_s)
-        # Another batch may begin before that; then now, if it would not be over much sooner.
-        if wait_s > self._batch_s / 2:
+        if not is_due(wait_s, self._batch_s):
             return
         for _, scan in sorted(self._open.items()):
             if scan.changed and scan.image.current is not None:
