@@ -161,6 +161,9 @@ def receive_by_libertem(endpoint: str, frames: int) -> float:
     return rate
 
 
+RECEIVERS = {"bare": receive_bare, "libertem": receive_by_libertem}
+
+
 class Bench:
     """Sender, receivers and the folder of one run; ``keys`` adds to the settings and is shown."""
 
@@ -199,10 +202,10 @@ class Bench:
         self.sender.join()
         shutil.rmtree(self.folder)
 
-    def bare(self, receiver: str = "--bare") -> float:
-        """Frames/s of the bare loop, or another one, in a process of its own on the first core."""
+    def receive(self, receiver: str) -> float:
+        """Frames/s of one of ``RECEIVERS``, in a process of its own on the first core."""
         frames = self.options.frames
-        command = [sys.executable, __file__, receiver, self.frames_endpoint]
+        command = [sys.executable, __file__, "--receive", receiver, self.frames_endpoint]
         process = self._on_first_core([*command, "--frames", str(frames)], {})
         self.commands.send((frames, 0.5, False))
         out, _ = process.communicate(timeout=LIMIT_S)
@@ -294,14 +297,11 @@ def main() -> int:
     parser.add_argument("--cold", action="store_true", help="new files, not touched ahead of time")
     parser.add_argument("--folder", type=Path, help="where the scans are written (deleted)")
     parser.add_argument("--peer", action="store_true", help="LiberTEM's receiver too")
-    parser.add_argument("--bare", metavar="ENDPOINT", help=argparse.SUPPRESS)
-    parser.add_argument("--libertem", metavar="ENDPOINT", help=argparse.SUPPRESS)
+    parser.add_argument("--receive", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.bare:
-        print(receive_bare(options.bare, options.frames))
-        return 0
-    if options.libertem:
-        print(receive_by_libertem(options.libertem, options.frames))
+    if options.receive:
+        receiver, endpoint = options.receive
+        print(RECEIVERS[receiver](endpoint, options.frames))
         return 0
     bench = Bench(options)
     bare: list[float] = []
@@ -312,10 +312,10 @@ def main() -> int:
         if not options.cold:
             bench.ingest()  # makes the files that the next ones use again
         for pair in range(options.pairs):
-            bare.append(bench.bare())
+            bare.append(bench.receive("bare"))
             ingest.append(bench.ingest()["frames_per_s"])
             if options.peer:
-                peer.append(bench.bare("--libertem"))
+                peer.append(bench.receive("libertem"))
             ratio = ingest[-1] / bare[-1]
             print(f"{pair:4} {bare[-1]:9.0f} {ingest[-1]:9.0f} {ratio:6.2f}", file=sys.stderr)
     finally:

@@ -125,10 +125,10 @@ def judged(scan: Scan) -> str:
     number = np.arange(len(scan.counts))
     watch.add(number, number, scan.position_yx_m)
     image, tiles = scan.refined(), {}
-    for (y, x), tile in scan.canvas.tiles.items():
+    for (y, x), version in scan.canvas.versions.items():
         corner = np.array([[y, x]]) * TILE_PX - scan.low_yx_px
         weight = scan.canvas.object_tile((y, x))[1]
-        tiles[y, x] = Tile(tile.version, object_windows(image, corner, TILE_PX)[0], weight)
+        tiles[y, x] = Tile(version, object_windows(image, corner, TILE_PX)[0], weight)
     shown = Shown(tiles, scan.beam, scan.canvas, "refined")
     report = watch.look(shown, 1.0)
     while watch.has_work:

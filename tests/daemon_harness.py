@@ -192,13 +192,16 @@ class DaemonHarness:
             assert self._process is not None
             if self._process.poll() is not None:
                 raise AssertionError(f"the daemon ended:\n{self.log}")
-            try:
-                with urllib.request.urlopen(self.url("/healthz"), timeout=5) as answer:
-                    if answer.status == 200:
-                        return
-            except OSError:
-                time.sleep(0.05)
+            if self.is_well():
+                return
+            time.sleep(0.05)
         raise AssertionError(f"the daemon is not ready:\n{self.log}")
+
+    def is_well(self) -> bool:
+        """Whether it says that every stage runs and was heard of."""
+        with suppress(OSError), urllib.request.urlopen(self.url("/healthz"), timeout=5) as answer:
+            return answer.status == 200
+        return False
 
     def stop(self, timeout_s: float = 10.0) -> int:
         """Stop the daemon by SIGTERM; its exit status."""

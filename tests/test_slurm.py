@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import urllib.request
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -31,15 +29,9 @@ def started(config: Path, output: Path) -> subprocess.Popen[bytes]:
 @pytest.mark.slow
 def test_the_daemon_runs_as_a_job_and_ends_in_order(tmp_path: Path) -> None:
     harness = DaemonHarness(tmp_path)
-
-    def ready() -> bool:
-        with suppress(OSError), urllib.request.urlopen(harness.url("/healthz"), timeout=5) as page:
-            return page.status == 200
-        return False
-
     with started(harness.config, tmp_path / "job.out") as job:
         try:
-            wait_for(ready, 60, "the daemon")
+            wait_for(harness.is_well, 60, "the daemon")
             job.send_signal(signal.SIGTERM)
             assert job.wait(20) == 0, (tmp_path / "job.out").read_text()
         finally:

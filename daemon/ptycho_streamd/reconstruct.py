@@ -356,8 +356,8 @@ class ReconstructStage:
         late = image.backlog > LATE_BATCHES * limit
         share = self._settings.refine.share
         waited_for = share and scan.refining and image.in_the_wake and image.sweeps < ENOUGH_SWEEPS
-        frames = LATE_BATCH_FRAMES if late and waited_for else self._step_limit
-        frames = min(frames, self._step_limit)
+        most = self._step_limit
+        frames = min(most, LATE_BATCH_FRAMES) if late and waited_for else most
         shown = image.step(frames, self._on_damaged)
         took_s = self._batch_s = time.monotonic() - started_s
         if len(shown):

@@ -20,6 +20,9 @@ from torch import Tensor
 from ptycho_stream.reconstruct.frame_hash import frame_hash
 
 TileIndex = tuple[int, int]
+Values = NDArray[Any] | Tensor
+"""Numbers in the host's memory or on a device."""
+Whole = NDArray[np.int64]
 
 MIN_WEIGHT = 1e-3
 """Below this sum of weights (1 = one frame at the probe's peak) a pixel counts as never seen."""
@@ -75,10 +78,10 @@ class Canvas:
 
     def add(
         self,
-        patches: NDArray[np.complex64] | Tensor,
-        weights: NDArray[np.float32] | Tensor,
-        corner_yx_px: NDArray[np.int64],
-        half: NDArray[np.int64],
+        patches: Values,
+        weights: Values,
+        corner_yx_px: Whole,
+        half: Whole,
     ) -> None:
         """Add patches to the canvas, wherever they lie in memory.
 
@@ -88,13 +91,16 @@ class Canvas:
             corner_yx_px: (B, 2), the canvas pixel of each patch's [0, 0].
             half: (B,), 0 or 1, the half-canvas of each.
         """
-        if not len(patches):
-            return
+        if len(patches):
+            self._touch(corner_yx_px, patches.shape[-1])
+            self._sum_up(patches, weights, corner_yx_px, half)
+
+    def _sum_up(self, patches: Values, weights: Values, corner_yx_px: Whole, half: Whole) -> None:
+        """Add patches to tiles, all of which there are."""
         patches, weights = _on_host(patches), _on_host(weights)
         weighted = patches * weights
         size, side = patches.shape[-1], self._block_tiles * self.tile_px
         block_yx, at_yx = np.divmod(corner_yx_px, side)
-        self._touch(corner_yx_px, size)
         places = zip(block_yx.tolist(), at_yx.tolist(), half.tolist(), strict=True)
         for ((by, bx), (y, x), h), patch, weight in zip(places, weighted, weights, strict=True):
             if y + size <= side and x + size <= side:
@@ -200,7 +206,7 @@ class Canvas:
             self._add_sums((ty, tx), TileSums(numerator, denominator))
 
 
-def _on_host(values: NDArray[Any] | Tensor) -> NDArray[Any]:
+def _on_host(values: Values) -> NDArray[Any]:
     return values.numpy(force=True) if isinstance(values, Tensor) else values
 
 

@@ -105,8 +105,8 @@ class DeviceBatches:
         most = self._batches[-1].frames
         with self._in_use():
             for start in range(0, len(counts), most):
-                part = slice(start, min(start + most, len(counts)))
-                length = part.stop - part.start
+                part = slice(start, start + most)
+                length = len(counts[part])
                 batch = next(batch for batch in self._batches if batch.frames >= length)
                 slot = next(self._slots)
                 slot.fill(counts[part], shift_yx_px[part], self._copying)

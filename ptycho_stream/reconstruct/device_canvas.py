@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ptycho_stream.reconstruct import devices
-from ptycho_stream.reconstruct.canvas import Canvas, TileIndex, TileSums
+from ptycho_stream.reconstruct.canvas import Canvas, TileIndex, TileSums, Values, Whole
 from ptycho_stream.reconstruct.devices import on_device
 
 _FIRST_TILES = 16
@@ -40,30 +39,18 @@ class DeviceCanvas(Canvas):
         self._sums = torch.zeros((_FIRST_TILES, 2, tile_px, tile_px, 3), device=device)
 
     @torch.no_grad()
-    def add(
-        self,
-        patches: NDArray[np.complex64] | Tensor,
-        weights: NDArray[np.float32] | Tensor,
-        corner_yx_px: NDArray[np.int64],
-        half: NDArray[np.int64],
-    ) -> None:
-        """As :meth:`Canvas.add`."""
+    def _sum_up(self, patches: Values, weights: Values, corner_yx_px: Whole, half: Whole) -> None:
         for at in range(0, len(patches), _AT_ONCE):
             part = slice(at, at + _AT_ONCE)
-            self._scatter(patches[part], weights[part], corner_yx_px[part], half[part])
+            weight = on_device(weights[part], self._device)
+            weighted = torch.view_as_real(on_device(patches[part], self._device) * weight)
+            values = torch.cat((weighted, weight.unsqueeze(-1)), -1)
+            places = self._places(corner_yx_px[part], half[part], patches.shape[-1])
+            self._sums.view(-1, 3).index_add_(0, places.flatten(), values.view(-1, 3))
 
-    def _scatter(
-        self,
-        patches: NDArray[np.complex64] | Tensor,
-        weights: NDArray[np.float32] | Tensor,
-        corner_yx_px: NDArray[np.int64],
-        half: NDArray[np.int64],
-    ) -> None:
-        size, t = patches.shape[-1], self.tile_px
-        self._touch(corner_yx_px, size)
-        weight = on_device(weights, self._device)
-        weighted = torch.view_as_real(on_device(patches, self._device) * weight)
-        values = torch.cat((weighted, weight.unsqueeze(-1)), -1)
+    def _places(self, corner_yx_px: Whole, half: Whole, size: int) -> Tensor:
+        """Where the pixels of patches lie in the sums of both halves: (B, size, size)."""
+        t = self.tile_px
         first, within = np.divmod(corner_yx_px, t)
         rows = on_device(self._rows_under(first, (size - 2 + t) // t + 1), self._device)
         at = on_device(within, self._device).unsqueeze(-1) + torch.arange(size, device=self._device)
@@ -71,10 +58,9 @@ class DeviceCanvas(Canvas):
         frame = torch.arange(len(rows), device=self._device)[:, None, None]
         row = rows[frame, down.unsqueeze(2), across.unsqueeze(1)]
         row = 2 * row + on_device(half, self._device)[:, None, None]
-        place = (row * t + y.unsqueeze(2)) * t + x.unsqueeze(1)
-        self._sums.view(-1, 3).index_add_(0, place.flatten(), values.view(-1, 3))
+        return (row * t + y.unsqueeze(2)) * t + x.unsqueeze(1)
 
-    def _rows_under(self, first: NDArray[np.int64], reach: int) -> NDArray[np.int64]:
+    def _rows_under(self, first: Whole, reach: int) -> Whole:
         """Rows (B, reach, reach) of the tiles from ``first`` (B, 2) on; any where there is none.
 
         A patch never reaches those: only the tiles that it touches were made.
