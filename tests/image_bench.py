@@ -89,7 +89,7 @@ def predict(image: ScanImage) -> None:
 
 def refine(image: ScanImage, sweeps: float = float("inf")) -> None:
     """Until nothing more is wanted, or a frame was visited so often on average; show it."""
-    while image.wants_refinement and (image.refined is None or image.refined.sweeps < sweeps):
-        image.refine(0.02)
+    while image.wants_refinement and image.sweeps < sweeps:
+        image.refine(0.0)  # one batch, on any machine
     assert image.refined is not None
     image.refined.show()
