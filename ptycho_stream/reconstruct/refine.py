@@ -43,6 +43,9 @@ _SEARCHES = 6
 
 _SEARCH_EVERY_VISITS = 4
 
+_JUDGES = 16
+"""Most frames held out that are looked at after a round: two sweeps over so many."""
+
 _CLEARLY = 0.9
 """A place is taken if the frame's misfit there is below this share of what it was."""
 
@@ -117,6 +120,11 @@ class Refiner:
         self._positions = Positions(probe.size_px, steps, limit)
         self._since_round = 0
         self._searches: NDArray[np.int64] = np.zeros(0, np.int64)
+        # Not kept: each is looked at once a round.
+        self._held_roots = RootCache(
+            read, probe.size_px, valid, self.settings.saturation, 0, self._device
+        )
+        self._held_yx_px: NDArray[np.float64] = np.zeros((0, 2))
         self.fits_probe = True
         """False: the probe waits, as with ``probe_step`` 0; may be changed at any time."""
         self.unusable: dict[str, int] = {"dark": 0, "masked": 0}
@@ -131,18 +139,27 @@ class Refiner:
             GeometryError: a position is not finite, the numbers differ, or the positions span more
                 pixels than allowed. Nothing has been added then.
         """
-        position = np.asarray(position_yx_px, np.float64).reshape(-1, 2)
-        if len(keys) != len(position):
-            raise GeometryError(f"{len(keys)} frames were given with {len(position)} positions")
-        bad = np.flatnonzero(~np.isfinite(position).all(1))
-        if len(bad):
-            raise GeometryError(
-                f"the position of frame {int(keys[bad[0]])} is not a number (one of {len(bad)}): "
-                "leave such frames out until their positions are known"
-            )
-        if not len(position):
-            return
-        self._take_in(np.asarray(keys, np.int64), position, position)
+        position = _checked(keys, position_yx_px)
+        if len(position):
+            self._take_in(np.asarray(keys, np.int64), position, position)
+
+    def hold_out(
+        self, keys: NDArray[np.integer[Any]], position_yx_px: NDArray[np.floating[Any]]
+    ) -> None:
+        """Take in frames that are never visited, to judge by.
+
+        What :meth:`image` gives is then the mean of what was refined and the image given to
+        :meth:`start_from`, which gets the weight that explains these frames best: none, if it is
+        wrong.
+
+        Raises:
+            GeometryError: as :meth:`add`.
+        """
+        position = _checked(keys, position_yx_px)
+        if len(position):
+            self._cover(position)
+            self._held_roots.add(np.asarray(keys, np.int64))
+            self._held_yx_px = np.concatenate([self._held_yx_px, position])
 
     def _take_in(
         self,
@@ -150,6 +167,13 @@ class Refiner:
         measured: NDArray[np.float64],
         position: NDArray[np.float64],
     ) -> None:
+        self._cover(measured)
+        self._roots.add(keys)
+        self._schedule.add(len(position))
+        self._positions.add(measured, position)
+        self._searches = np.concatenate([self._searches, np.zeros(len(position), np.int64)])
+
+    def _cover(self, measured: NDArray[np.float64]) -> None:
         reach = self.settings.position_limit_px if self.settings.position_step else 0
         margin = _MARGIN_PX + int(np.ceil(reach))
         top = measured - (self._size_px - 1) / 2
@@ -161,16 +185,13 @@ class Refiner:
                 "the pixel size or the position's units"
             )
         self._model.field.cover(low.astype(np.int64), high.astype(np.int64))
-        self._roots.add(keys)
-        self._schedule.add(len(position))
-        self._positions.add(measured, position)
-        self._searches = np.concatenate([self._searches, np.zeros(len(position), np.int64)])
 
     def start_from(self, object_yx: NDArray[np.complex64], corner_yx_px: tuple[int, int]) -> None:
         """Give the stitched image of the network, as often as it grows.
 
-        It is the starting object where no visited frame has seen anything, and :meth:`image` and
-        :attr:`probe` are given with its phase and phase ramp.
+        It is the starting object where visited frames have seen nothing, or next to nothing if
+        it explains those held out, and :meth:`image` and :attr:`probe` are given with its phase and phase ramp. With frames that
+        were given to :meth:`hold_out` it is also part of :meth:`image`.
 
         Args:
             object_yx: complex (H, W), NaN where unseen.
@@ -237,15 +258,15 @@ class Refiner:
         settings, visits = self.settings, self._schedule.visits[indices]
         batch = self._batch(indices, roots)
         ready = (visits >= settings.position_start_visits) & (settings.position_step > 0)
-        found = self._model.visit(
-            batch,
-            1 / (1 + visits / settings.settle_visits),
-            probe=self.fits_probe,
-            positions=bool(ready.any()),
-        )
         fresh = visits == 0
         if fresh.any():
             self._model.cover(batch.corner_yx_px[fresh])
+        found = self._model.visit(
+            batch,
+            1 / (1 + self._schedule.settled[indices] / settings.settle_visits),
+            probe=self.fits_probe,
+            positions=bool(ready.any()),
+        )
         if found.position_step_yx_px is not None:
             step = settings.position_step * found.position_step_yx_px[ready]
             self._positions.move(indices[ready], step)
@@ -258,6 +279,12 @@ class Refiner:
         if self.settings.position_step:
             self._positions.centre()
             self._find_lost()
+        held = np.arange(len(self._held_yx_px))
+        if len(held):
+            some = held[np.linspace(0, len(held) - 1, min(len(held), _JUDGES)).astype(np.int64)]
+            corner, fraction = self._positions.on_grid(self._held_yx_px[some])
+            roots = self._held_roots.get(some)
+            self._model.choose_prior(Batch(corner, fraction, roots, self._held_roots.complete))
 
     def _find_lost(self) -> None:
         """Try frames that fit nowhere near at all positions that are allowed.
@@ -315,6 +342,11 @@ class Refiner:
         return self._schedule.misfit.copy()
 
     @property
+    def prior_weight(self) -> float:
+        """Of the image given to :meth:`start_from`, in :meth:`image`: as frames at their peak."""
+        return self._model.prior_weight
+
+    @property
     def repairs(self) -> int:
         """How often parts of the object left the range of numbers and were started anew."""
         return self._model.repairs
@@ -326,7 +358,10 @@ class Refiner:
         return float(visits[visits >= 0].mean()) if (visits >= 0).any() else 0.0
 
     def image(self) -> RefinedImage:
-        """The object as it is now; NaN where no visited frame saw it, never anywhere else."""
+        """The object as it is now; NaN where no visited frame saw it, never anywhere else.
+
+        See :meth:`hold_out` for what else than refinement is in it.
+        """
         field = self._model.field
         weight, obj = field.weight.cpu().numpy(), self._model.object_held().cpu().numpy()
         seen = (weight >= MIN_WEIGHT) & np.isfinite(obj)
@@ -341,6 +376,7 @@ class Refiner:
         field = self._model.field
         return {
             "object": field.object.cpu().numpy().copy(),
+            "mean": field.mean.cpu().numpy().copy(),
             "anchor": field.anchor.cpu().numpy().copy(),
             "weight": field.weight.cpu().numpy().copy(),
             "corner_yx_px": np.array(field.corner_yx_px, np.int64),
@@ -351,6 +387,9 @@ class Refiner:
             "visits": self.visits,
             "settled": self._schedule.settled.copy(),
             "misfit": self.misfit,
+            "held_keys": self._held_roots.keys.copy(),
+            "held_yx_px": self._held_yx_px.copy(),
+            "prior_weight": np.array(self._model.prior_weight),
         }
 
     @classmethod
@@ -367,14 +406,32 @@ class Refiner:
         """The refiner whose :meth:`state` this is, on the same frames."""
         made = cls(frames, Probe(state["probe"]), settings, valid=valid, device=device, seed=seed)
         made._model.field.restore(
-            state["object"], state["anchor"], state["weight"], state["corner_yx_px"]
+            *(state[name] for name in ("object", "mean", "anchor", "weight", "corner_yx_px"))
         )
         if len(state["keys"]):
             made._take_in(state["keys"], state["measured_yx_px"], state["position_yx_px"])
             made._schedule.visits[:] = state["visits"]
             made._schedule.settled[:] = state["settled"]
             made._schedule.misfit[:] = state["misfit"]
+        made.hold_out(state["held_keys"], state["held_yx_px"])
+        made._model.prior_weight = float(state["prior_weight"])
         return made
+
+
+def _checked(
+    keys: NDArray[np.integer[Any]], position_yx_px: NDArray[np.floating[Any]]
+) -> NDArray[np.float64]:
+    """Positions (n, 2) of as many frames."""
+    position = np.asarray(position_yx_px, np.float64).reshape(-1, 2)
+    if len(keys) != len(position):
+        raise GeometryError(f"{len(keys)} frames were given with {len(position)} positions")
+    bad = np.flatnonzero(~np.isfinite(position).all(1))
+    if len(bad):
+        raise GeometryError(
+            f"the position of frame {int(keys[bad[0]])} is not a number (one of {len(bad)}): "
+            "leave such frames out until their positions are known"
+        )
+    return position
 
 
 def _reader_of(frames: NDArray[Any]) -> ReadFrames:

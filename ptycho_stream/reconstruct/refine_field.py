@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ptycho_stream.errors import GeometryError
-from ptycho_stream.reconstruct.canvas import MIN_WEIGHT
 from ptycho_stream.reconstruct.refine_gauge import Drift
 
 _GRAIN_PX = 64
@@ -23,6 +22,10 @@ _GRAIN_PX = 64
 
 _SPARE = 0.25
 """Edges grow by at least this share of the length, so that copying stays a small cost."""
+
+_MEAN_SPAN = 3.0
+"""Light over which the object's mean is taken, 1 = a visit of a frame at the probe's peak. While
+the siemens star grows the image is a tenth better by it, and no worse than that at 2 or 10."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +79,12 @@ class Windows:
 
 
 class ObjectField:
-    """Object, momentum, illumination and scratch sums, all (H, W).
+    """Object, its mean, momentum, illumination and scratch sums, all (H, W).
 
     Attributes:
         corner_yx_px: canvas pixel of [0, 0].
         object: complex64, ``background`` where nothing is known.
+        mean: complex64, of the last values of ``object``, which steps leave noisy: what is shown.
         velocity: complex64, the last step at each pixel.
         weight: float32, illumination by the frames that were visited, 1 = one frame at the
             probe's peak.
@@ -96,6 +100,7 @@ class ObjectField:
         self.background = complex(1)
         self.corner_yx_px = (0, 0)
         self.object = self._made(0, 0, torch.complex64)
+        self.mean = self._made(0, 0, torch.complex64)
         self.velocity = self._made(0, 0, torch.complex64)
         self.weight = self._made(0, 0, torch.float32)
         self.anchor = self._made(0, 0, torch.complex64)
@@ -150,8 +155,9 @@ class ObjectField:
         object_yx: NDArray[np.complex64],
         corner_yx_px: tuple[int, int],
         drift: Drift | None,
+        below: float,
     ) -> None:
-        """Take an image (NaN where unseen) as the gauge, and as the object where none was swept.
+        """Take an image (NaN where unseen) as the gauge, and as the object where it is dark.
 
         If it comes before all frames it gives its mean phase to what is not known, lest a wall of
         phase surround it, into which the next frames would run.
@@ -160,6 +166,7 @@ class ObjectField:
             object_yx: complex (H, W).
             corner_yx_px: canvas pixel of [0, 0].
             drift: of the object against the gauge, if that is known.
+            below: a pixel that got less light than this is dark.
         """
         low = np.array(corner_yx_px, np.int64)
         self.cover(low, low + np.array(object_yx.shape))
@@ -174,11 +181,28 @@ class ObjectField:
             if not bool((self.weight > 0).any()):
                 self.background = self._anchor_phase()
                 self.object.fill_(self.background)
-        # Not a pixel that frames have lit dimly: its phase has moved, and would be walled in.
-        fresh = known & (self.weight[box] < MIN_WEIGHT)
+                self.mean.fill_(self.background)
+        fresh = known & (self.weight[box] < below)
         if drift is not None:
             image = drift.turned(image, (top, left), 1)
         self.object[box] = torch.where(fresh, image, self.object[box])
+        self.mean[box] = torch.where(fresh, image, self.mean[box])
+
+    def put(self, windows: Windows, values: Tensor, light: Tensor) -> None:
+        """Give the object new values, and take them into its mean.
+
+        Args:
+            windows: of a batch.
+            values: complex (B, N, N), equal where windows overlap.
+            light: real (B, N, N), by which the batch lit each pixel, 1 = a frame at the probe's
+                peak; equal where windows overlap.
+        """
+        windows.put(self.object, values)
+        # Where all frames together gave less light than the mean spans, it spans them all.
+        span = windows.gather(self.weight).clamp_max_(_MEAN_SPAN)
+        share = light / torch.maximum(span, light).clamp_min_(1e-20)
+        mean = windows.gather(self.mean)
+        windows.put(self.mean, mean.add_(share * (values - mean)))
 
     @property
     def anchored(self) -> bool:
@@ -188,6 +212,7 @@ class ObjectField:
     def restore(
         self,
         obj: NDArray[np.complex64],
+        mean: NDArray[np.complex64],
         anchor: NDArray[np.complex64],
         weight: NDArray[np.float32],
         corner_yx_px: NDArray[np.int64],
@@ -197,6 +222,7 @@ class ObjectField:
         top, left = (int(v) for v in corner_yx_px - np.array(self.corner_yx_px))
         box = slice(top, top + obj.shape[0]), slice(left, left + obj.shape[1])
         self.object[box] = torch.as_tensor(obj).to(self._device)
+        self.mean[box] = torch.as_tensor(mean).to(self._device)
         self.anchor[box] = torch.as_tensor(anchor).to(self._device)
         self.weight[box] = torch.as_tensor(weight).to(self._device)
         self._anchored = bool(anchor.any())
@@ -208,10 +234,11 @@ class ObjectField:
 
     def _move(self, rows: int, columns: int, top: int, left: int) -> None:
         height, width = self.shape
-        for name in ("object", "velocity", "weight", "anchor", "numerator", "denominator"):
+        names = ("object", "mean", "velocity", "weight", "anchor", "numerator", "denominator")
+        for name in names:
             old = cast("Tensor", getattr(self, name))
             new = self._made(rows, columns, old.dtype)
-            if name == "object":
+            if name in ("object", "mean"):
                 new.fill_(self.background)
             new[top : top + height, left : left + width] = old
             setattr(self, name, new)

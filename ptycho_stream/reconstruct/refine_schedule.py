@@ -23,8 +23,7 @@ Of 80 frames, 12 a batch leave a third more error than 5 a batch after as many s
 _STIR = 4.0
 """Frames that grow the scan by a share take so many times this share of the others' settling away.
 
-Otherwise steps shrink while probe and object still change much: at three quarters of the streamed
-siemens star the image would be off by a tenth more.
+Otherwise steps shrink while probe and object still change much.
 """
 
 _OUTLIER = 8.0
@@ -37,9 +36,10 @@ A corrupted frame never fits; visiting it more often would only spread its damag
 class Schedule:
     """Visits of frames and the order of the next ones.
 
-    New frames (newest first) come before all others, twice; then those visited least, in random
-    order among equals, so that the new ones catch up with them, and in a scan that outruns the
-    machine every frame is still visited as often as any other.
+    New frames (newest first) come before all others, once; then those visited least, so that in a
+    scan that outruns the machine every frame is still visited as often as any other, in batches at
+    random: visits of the newest frames alone, one after the other, before those beside them have
+    come, make the image of a siemens star that is streamed a tenth worse.
 
     Attributes:
         visits: int64 (n,), how often each frame was used; negative if it is unusable.
@@ -114,11 +114,8 @@ class Schedule:
         parts = [self._batches(part, group, size) for part in (old, bad, new)]
         planned = parts[0] + parts[1]
         planned = [planned[i] for i in self._rng.permutation(len(planned))]
-        # Taken from the end: fresh frames do not wait for a full plan of older ones. They come
-        # twice then, because one visit leaves them far behind: at half of a siemens star that is
-        # streamed, and visited six times a frame, the image is a tenth better so.
-        again = self._batches(new, group, size) if len(old) else []
-        self._planned = planned + again + parts[2]
+        # Taken from the end: fresh frames do not wait for a full plan of older ones.
+        self._planned = planned + parts[2]
 
     def _worst(self) -> NDArray[np.bool_]:
         seen = self.usable & np.isfinite(self.misfit)

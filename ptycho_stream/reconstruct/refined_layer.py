@@ -143,7 +143,7 @@ class RefinedLayer:
         return len(self.pairs) > 0 and not idle and self.sweeps < self._most_sweeps
 
     def add(self, indices: NDArray[np.int64], pairs: NDArray[Any], looked_at: int) -> None:
-        """Take in frames, but for those held out.
+        """Take in frames; those held out are judged by, and not refined.
 
         Args:
             indices: (n,), of the usable ones among the pairs not looked at so far.
@@ -153,12 +153,13 @@ class RefinedLayer:
         Raises:
             GeometryError: the positions span more pixels than are refined.
         """
-        used = ~held_out(pairs["number"])
-        indices, pairs = indices[used], pairs[used]
-        if len(indices):
-            position_yx_m = positions_of(pairs)
-            self._refiner.add(pairs["slot"].astype(np.int64), position_yx_m / self._pixel_yx_m)
-            self.pairs = np.concatenate([self.pairs, indices])
+        slots = pairs["slot"].astype(np.int64)
+        position_yx_px = positions_of(pairs) / self._pixel_yx_m
+        held = held_out(pairs["number"])
+        self._refiner.hold_out(slots[held], position_yx_px[held])
+        if not held.all():
+            self._refiner.add(slots[~held], position_yx_px[~held])
+            self.pairs = np.concatenate([self.pairs, indices[~held]])
             self._stuck = False
         self.looked_at = looked_at
 
@@ -335,8 +336,10 @@ def _refused(device: torch.device, error: RuntimeError) -> ModelError:
 
 def _last_shown(image: RefinedImage, probe: NDArray[np.complex64]) -> dict[str, NDArray[Any]]:
     """What a refiner's state has instead of what it has lost."""
+    object_yx = np.where(image.weight_yx > 0, image.object_yx, np.complex64(1))
     return {
-        "object": np.where(image.weight_yx > 0, image.object_yx, np.complex64(1)),
+        "object": object_yx,
+        "mean": object_yx,
         "anchor": np.zeros_like(image.object_yx),
         "weight": image.weight_yx,
         "corner_yx_px": np.array(image.corner_yx_px, np.int64),

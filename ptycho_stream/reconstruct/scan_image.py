@@ -39,11 +39,10 @@ from ptycho_stream.scans.viewed_scan import ViewedScan
 from ptycho_stream.settings import RefinementSettings
 
 _START_FRAMES = 16
-_DECIDED_FRAMES = 64
 _MAX_START_EXCESS = 0.1
-"""After so many frames (twice as many, and so on, where none lies inside the image yet, but then no
-more than that) the network's image must explain the newest ones so well, or refinement does without
-it: made with a wrong probe it costs more sweeps than it saves."""
+"""After so many frames (twice as many, and so on, where none lies inside the image yet) the
+network's image must explain the newest ones so well, or refinement does without it: made with a
+wrong probe it costs more sweeps than it saves, and puts a wall of phase where it begins."""
 _GOOD_PROBE_EXCESS = 0.03
 """Below it the probe is good: on the siemens star 0.015 to 0.025 with the probe of the scan before,
 0.04 with one that is defocused a little, 0.24 with a guess."""
@@ -328,8 +327,8 @@ class ScanImage:
         if taken < refined.judged_again_at and not last:
             return
         misfit = newest_misfit(self.viewed, generation, self._recipe.device)
-        if misfit.frames or last or taken >= _DECIDED_FRAMES:
-            refined.follows = not misfit.frames or misfit.excess <= _MAX_START_EXCESS
+        if misfit.frames or last:
+            refined.follows = bool(misfit.frames) and misfit.excess <= _MAX_START_EXCESS
             refined.probe_waits = misfit.excess <= _GOOD_PROBE_EXCESS
         refined.judged_again_at = 2 * taken
 
