@@ -202,6 +202,88 @@ def test_a_network_image_that_comes_tile_by_tile_and_drifts_tears_nothing(scan):
     assert error(refiner, scan) < 0.12
 
 
+def network_image(scan, error, seed=3):
+    """The sample with errors of its own, a share of it, and the canvas pixel of [0, 0]."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=(2, *scan.object.shape)) * error / np.sqrt(2)
+    image = scan.object * (1 + noise[0] + 1j * noise[1])
+    origin = np.rint(np.asarray(scan.origin_yx_m) / np.asarray(scan.pixel_yx_m)).astype(int)
+    return image.astype(np.complex64), (int(origin[0]), int(origin[1]))
+
+
+def judged(scan, image, corner, sweeps=4):
+    """A refiner with a tenth of the frames held out."""
+    refiner = Refiner(scan.counts, scan.probe, RefineSettings(modes=1))
+    held = np.arange(FRAMES) % 10 == 5
+    refiner.start_from(image, corner)
+    refiner.add(np.flatnonzero(~held), position_px(scan)[~held])
+    refiner.hold_out(np.flatnonzero(held), position_px(scan)[held])
+    return run(refiner, sweeps)
+
+
+def without_prior(refiner):
+    again = Refiner.from_state(refiner.state(), refiner._roots._read, refiner.settings)
+    again._model.prior_weight = 0.0
+    return again
+
+
+def test_a_good_network_image_is_part_of_what_is_shown():
+    dim = simulate_experiment(seed=7, frames=FRAMES, size_px=SIZE, photons=1e4)
+    refiner = judged(dim, *network_image(dim, 0.1))
+    assert refiner.prior_weight > 0
+    assert error(refiner, dim) < 0.8 * error(without_prior(refiner), dim)
+    again = Refiner.from_state(refiner.state(), dim.counts, refiner.settings)
+    assert np.array_equal(again.image().object_yx, refiner.image().object_yx, equal_nan=True)
+
+
+def test_a_wrong_network_image_is_none(scan):
+    image, corner = network_image(scan, 0.05)
+    refiner = judged(scan, np.roll(image, 20, axis=(0, 1)).conj(), corner, sweeps=8)
+    assert refiner.prior_weight == 0
+    assert error(refiner, scan) < 0.15
+
+
+def test_without_frames_held_out_nobody_judges(scan):
+    refiner = refiner_of(scan)
+    refiner.start_from(*network_image(scan, 0.05))
+    assert run(refiner, 3).prior_weight == 0
+
+
+def test_frames_held_out_are_never_visited_and_their_positions_are_checked(scan):
+    refiner = Refiner(scan.counts, scan.probe, RefineSettings(modes=1))
+    refiner.hold_out(np.arange(3), position_px(scan)[:3])
+    assert refiner.step() == 0
+    with pytest.raises(GeometryError, match="not a number"):
+        refiner.hold_out(np.array([3]), np.array([[np.nan, 0.0]]))
+    with pytest.raises(GeometryError, match="1 frames were given with 2"):
+        refiner.hold_out(np.array([3]), position_px(scan)[:2])
+
+
+def test_where_it_is_nearly_dark_a_good_network_image_starts_anew(scan):
+    image, corner = network_image(scan, 0.02)
+    refiner = judged(scan, image, corner)
+    field = refiner._model.field
+    dim = (field.weight > 0.01) & (field.weight < 0.5) & (field.anchor != 0)
+    lit = field.weight > 1
+    assert dim.sum() > 100
+    for weight, anew in ((0.0, False), (2.0, True)):
+        refiner._model.prior_weight = weight
+        before = field.object.clone()
+        refiner.start_from(image, corner)
+        changed = field.object != before
+        assert bool(changed[dim].any()) == anew and not changed[lit].any()
+
+
+def test_what_is_shown_is_the_mean_of_the_last_steps():
+    """An object is noisy after each step of a few frames."""
+    dim = simulate_experiment(seed=7, frames=FRAMES, size_px=SIZE, photons=1e4)
+    refiner = without_prior(judged(dim, *network_image(dim, 0.1), sweeps=2))
+    shown = error(refiner, dim)
+    field = refiner._model.field
+    field.mean = field.object
+    assert shown < 0.97 * error(refiner, dim)
+
+
 # ---------------------------------------------------------------- what it leaves alone
 
 
@@ -297,10 +379,34 @@ def test_new_frames_come_first_and_every_frame_is_visited():
         schedule.note(batch, np.ones(len(batch), np.float32))
         first += batch.tolist()
     assert sorted(first) == list(range(20, 28))
-    again = []
-    while len(again) < 8:
-        again += schedule.next(group).tolist()
-    assert sorted(again) == list(range(20, 28)), "they come twice"
+    after = np.concatenate([schedule.next(group) for _ in range(7)])
+    assert len(after) and after.min() < 20, "then they are frames like any other"
+
+
+def test_steps_are_whole_for_new_frames_and_grow_again_for_the_others(scan, monkeypatch):
+    refiner = Refiner(scan.counts, scan.probe, RefineSettings(modes=1))
+    refiner.add(np.arange(60), position_px(scan)[:60])
+    scales = []
+    visit = refiner._model.visit
+
+    def noted(batch, settled, **options):
+        scales.append(settled)
+        return visit(batch, settled, **options)
+
+    monkeypatch.setattr(refiner._model, "visit", noted)
+    refiner.step()
+    assert (scales[-1] == 1).all()
+    run(refiner, 6)
+    before = scales[-1].max()
+    assert before < 0.3
+    refiner.add(np.arange(60, 72), position_px(scan)[60:72])
+    refiner.step()
+    refiner.step()
+    refiner.step()
+    assert (scales[-3] == 1).all(), "new frames"
+    while scales[-1].max() == 1:
+        refiner.step()
+    assert before < scales[-1].min() < 1, "frames of before"
 
 
 def test_a_frame_that_is_excluded_is_not_visited_though_it_was_planned():
@@ -454,9 +560,11 @@ def test_nothing_but_dark_frames(scan):
 def test_lost_numbers_are_mended(scan):
     refiner = run(refiner_of(scan), 2)
     refiner._model.field.object[50, 50] = complex(np.nan, 0)
+    refiner._model.field.mean[60, 50] = complex(np.nan, 0)
     refiner._model.finish_round()
     assert refiner.repairs == 1
     assert bool(torch.isfinite(refiner._model.field.object.real).all())
+    assert bool(torch.isfinite(refiner._model.field.mean.real).all())
 
 
 @pytest.mark.parametrize(

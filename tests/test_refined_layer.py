@@ -15,6 +15,7 @@ from image_bench import SETTINGS, SIZE, Bench, predict, refine, running_scan, sh
 from ptycho_stream.errors import GeometryError, ProbeError, PtychoStreamError
 from ptycho_stream.geometry import View
 from ptycho_stream.physics.probe import Probe
+from ptycho_stream.reconstruct.misfit import Misfit
 from ptycho_stream.reconstruct.recipe import Recipe
 from ptycho_stream.reconstruct.saved_image import STATE_FILE
 from ptycho_stream.reconstruct.scan_image import ScanImage
@@ -179,6 +180,21 @@ def test_a_layer_that_is_saved_undecided_decides_later(bench):
     predict(again)
     again.refine(0.05)
     assert again.refined.follows
+
+
+def test_a_network_image_of_which_nothing_is_known_is_not_followed(bench, monkeypatch):
+    look = "ptycho_stream.reconstruct.scan_image.newest_misfit"
+    with monkeypatch.context() as patch:
+        patch.setattr(look, lambda *_: Misfit(skipped=32))  # no frame lies inside the image
+        bench.write(range(FRAMES))
+        image = bench.open()
+        predict(image)
+        refine(image, sweeps=1)
+        assert image.refined is not None and image.refined.follows is None
+        bench.writer.seal(state="complete")
+        assert image.reader.refresh()
+        refine(image, sweeps=2)
+        assert image.refined.follows is False
 
 
 def test_a_restart_goes_on_where_it_was(bench):

@@ -190,8 +190,9 @@ class Refiner:
         """Give the stitched image of the network, as often as it grows.
 
         It is the starting object where visited frames have seen nothing, or next to nothing if
-        it explains those held out, and :meth:`image` and :attr:`probe` are given with its phase and phase ramp. With frames that
-        were given to :meth:`hold_out` it is also part of :meth:`image`.
+        it explains those held out. :meth:`image` and :attr:`probe` are given with its phase and
+        phase ramp. With frames that were given to :meth:`hold_out` it is also part of
+        :meth:`image`.
 
         Args:
             object_yx: complex (H, W), NaN where unseen.

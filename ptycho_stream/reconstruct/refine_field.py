@@ -24,8 +24,9 @@ _SPARE = 0.25
 """Edges grow by at least this share of the length, so that copying stays a small cost."""
 
 _MEAN_SPAN = 3.0
-"""Light over which the object's mean is taken, 1 = a visit of a frame at the probe's peak. While
-the siemens star grows the image is a tenth better by it, and no worse than that at 2 or 10."""
+"""Light over which the object's mean is taken, 1 = a visit of a frame at the probe's peak; at most
+half of what all frames gave. After two sweeps from the network's image of a siemens star the error
+is an eighth less by it; from a flat start that is far from converged it is a twentieth more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +199,8 @@ class ObjectField:
                 peak; equal where windows overlap.
         """
         windows.put(self.object, values)
-        # Where all frames together gave less light than the mean spans, it spans them all.
-        span = windows.gather(self.weight).clamp_max_(_MEAN_SPAN)
+        # Not all that a pixel ever was: at first it is far from what it will be.
+        span = windows.gather(self.weight).mul_(0.5).clamp_max_(_MEAN_SPAN)
         share = light / torch.maximum(span, light).clamp_min_(1e-20)
         mean = windows.gather(self.mean)
         windows.put(self.mean, mean.add_(share * (values - mean)))

@@ -253,13 +253,13 @@ class Model:
     def _repair(self) -> None:
         """Start anew where a step has left the range of numbers, so that no NaN spreads."""
         field = self.field
-        lost = ~(torch.isfinite(field.object.real) & torch.isfinite(field.object.imag))
+        lost = ~torch.isfinite(field.object.abs() + field.mean.abs())
         if bool(lost.any()):
             self.repairs += 1
             known = field.anchor != 0
             start = torch.where(known, field.anchor, torch.ones_like(field.anchor))
             field.object = torch.where(lost, start, field.object)
-            field.mean = torch.where(torch.isfinite(field.mean.abs()), field.mean, field.object)
+            field.mean = torch.where(lost, start, field.mean)
             field.velocity.zero_()
         if not self.beam.is_finite:
             raise ProbeError(
