@@ -191,7 +191,7 @@ def test_a_network_image_of_which_nothing_is_known_is_not_followed(bench, monkey
         predict(image)
         refine(image, sweeps=1)
         assert image.refined is not None and image.refined.follows is None
-        bench.writer.seal(state="complete")
+        bench.writer.seal("complete", {})
         assert image.reader.refresh()
         refine(image, sweeps=2)
         assert image.refined.follows is False

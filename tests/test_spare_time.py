@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from ptycho_stream.errors import ProbeError, PtychoStreamError, StoreError
-from ptycho_stream.reconstruct.spare_time import ENOUGH_SWEEPS, OWED_SLICE_S, SLICE_S, SpareTime
+from ptycho_stream.reconstruct.spare_time import (
+    ENOUGH_SWEEPS,
+    LACKING_S,
+    OWED_SLICE_S,
+    SLICE_S,
+    SpareTime,
+)
 from ptycho_streamd.reconstruct_metrics import ReconstructMetrics
 
 
@@ -80,7 +86,7 @@ def test_where_there_is_time_it_is_used_in_slices(spare_time, metrics):
 def test_between_batches_there_is_time_only_where_the_network_is_late(spare_time):
     scan = Scan(judging=True)
     assert not use(spare_time, between_batches=True, a=scan)
-    spare_time.owe(0.3, share=0.1)
+    spare_time.owe(0.3, share=0.1, late=True)
     assert spare_time.owes
     assert use(spare_time, between_batches=True, a=scan)
     assert not spare_time.owes and not use(spare_time, between_batches=True, a=scan)
@@ -89,7 +95,7 @@ def test_between_batches_there_is_time_only_where_the_network_is_late(spare_time
 
 def test_what_is_owed_is_paid_in_slices_before_the_next_batch(spare_time):
     scan = Scan(takes_s=0.05)
-    spare_time.owe(0.1, share=0.6)
+    spare_time.owe(0.1, share=0.6, late=True)
     while spare_time.owes:
         assert use(spare_time, a=scan)
     assert scan.budgets_s[0] == OWED_SLICE_S and len(scan.budgets_s) == 3
@@ -98,14 +104,30 @@ def test_what_is_owed_is_paid_in_slices_before_the_next_batch(spare_time):
 def test_a_late_network_goes_on_when_its_frames_were_refined_often_enough(spare_time):
     scan = Scan()
     scan.image.sweeps = ENOUGH_SWEEPS
-    spare_time.owe(0.3, share=0.5)
+    spare_time.owe(0.3, share=0.5, late=True)
     assert not use(spare_time, a=scan) and not spare_time.owes
     assert use(spare_time, a=scan), "where nothing waits refinement goes on"
     assert scan.budgets_s == [SLICE_S]
 
 
+def test_where_the_network_keeps_up_a_batch_waits_only_if_there_are_no_pauses(spare_time):
+    scan = Scan(takes_s=0.06)
+    for _ in range(10):
+        spare_time.owe(0.05, share=0.5, late=False)
+        assert not spare_time.owes, "the pause after each batch is enough"
+        assert use(spare_time, a=scan)
+    batches = 0
+    while not spare_time.owes:
+        batches += 1
+        spare_time.owe(0.05, share=0.5, late=False)
+        assert batches < 20 and not (spare_time.owes and batches * 0.05 <= LACKING_S)
+    scan.budgets_s.clear()
+    assert use(spare_time, between_batches=True, a=scan)
+    assert scan.budgets_s == pytest.approx([0.05]) and not spare_time.owes
+
+
 def test_nothing_is_owed_for_ever(spare_time):
-    spare_time.owe(100.0, share=0.9)
+    spare_time.owe(100.0, share=0.9, late=True)
     scan = Scan(refining=False)
     use(spare_time, a=scan)
     assert not spare_time.owes
@@ -113,7 +135,7 @@ def test_nothing_is_owed_for_ever(spare_time):
 
 def test_without_a_share_a_late_network_is_still_judged(spare_time):
     scan = Scan(judging=True)
-    spare_time.owe(0.3, share=0.0)
+    spare_time.owe(0.3, share=0.0, late=True)
     assert use(spare_time, between_batches=True, a=scan)
     assert scan.budgets_s == [] and scan.looks == 1
     assert use(spare_time, a=scan)

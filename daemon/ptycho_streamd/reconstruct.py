@@ -355,15 +355,15 @@ class ReconstructStage:
         image = scan.image
         late = image.backlog > LATE_BATCHES * limit
         share = self._settings.refine.share
-        waited_for = share and scan.refining and image.in_the_wake and image.sweeps < ENOUGH_SWEEPS
+        wanted = share > 0 and scan.refining and image.sweeps < ENOUGH_SWEEPS
         most = self._step_limit
-        frames = min(most, LATE_BATCH_FRAMES) if late and waited_for else most
+        frames = min(most, LATE_BATCH_FRAMES) if late and wanted and image.in_the_wake else most
         shown = image.step(frames, self._on_damaged)
         took_s = self._batch_s = time.monotonic() - started_s
         if len(shown):
             self._frame_s = took_s / len(shown)
-        if late:
-            self._spare_time.owe(took_s, share)
+        if late or wanted:
+            self._spare_time.owe(took_s, share, late=late)
         self._metrics.count_batch(len(shown))
         self._take_note_of_patches(scan)
         scan.extended(shown)

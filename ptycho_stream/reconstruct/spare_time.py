@@ -22,6 +22,8 @@ OWED_SLICE_S = 0.1
 """The same, where the network cannot keep up and a batch follows at once."""
 MAX_OWED_S = 5.0
 """Of refinement after a batch, where the network cannot keep up."""
+LACKING_S = 0.25
+"""Refinement may lack so much of its share, where the network keeps up, before a batch waits."""
 ENOUGH_SWEEPS = 6.0
 """Visits of a frame on average, beyond which refinement no longer holds up the network: on the
 siemens star more change little, and the final image waits for the network."""
@@ -54,10 +56,18 @@ class SpareTime:
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
         self._owed_s: float | None = None
+        self._lacking_s = 0.0
 
-    def owe(self, batch_s: float, share: float) -> None:
-        """A batch took ``batch_s`` while others wait: ``share`` of the time is for refinement."""
-        self._owed_s = min(batch_s * share / (1 - share), MAX_OWED_S)
+    def owe(self, batch_s: float, share: float, *, late: bool) -> None:
+        """A batch took ``batch_s``: ``share`` of the time is for refinement.
+
+        It has it at once if the network is ``late``, so that others wait; else in the pauses
+        between batches, and at once only where there are no such pauses.
+        """
+        own_s = min(batch_s * share / (1 - share), MAX_OWED_S)
+        self._lacking_s = min(self._lacking_s + own_s, MAX_OWED_S)
+        if late or self._lacking_s > LACKING_S:
+            self._owed_s = own_s
 
     @property
     def owes(self) -> bool:
@@ -67,7 +77,7 @@ class SpareTime:
     def use(self, scans: Mapping[str, OpenScan], *, between_batches: bool) -> bool:
         """Do a slice of what is wanted; whether there was anything.
 
-        Between two batches that follow on each other only where the network cannot keep up.
+        Between two batches that follow on each other only what is owed.
         """
         if between_batches and self._owed_s is None:
             return False
@@ -81,7 +91,9 @@ class SpareTime:
         if refined is not None:
             started_s = time.monotonic()
             self._refine(refined, max(min(owed_s or 0.0, OWED_SLICE_S), SLICE_S))
-            left_s = (owed_s or 0.0) - (time.monotonic() - started_s)
+            took_s = time.monotonic() - started_s
+            self._lacking_s = max(self._lacking_s - took_s, 0.0)
+            left_s = (owed_s or 0.0) - took_s
             self._owed_s = left_s if left_s > 0 else None
         judged = _newest(scans, lambda scan: scan.judging)
         if judged is not None:
