@@ -777,7 +777,7 @@ class RefinementSettings(Section):
     probe: bool = Field(default=True, description="the probe is refined too")
     positions: bool = Field(default=False, description="positions are corrected too")
     max_object_px: int = Field(
-        default=1 << 25, ge=1, description="images of more pixels are not refined: 40 bytes each"
+        default=1 << 25, ge=1, description="images of more pixels are not refined: 48 bytes each"
     )
     cache_bytes: int = Field(default=1 << 29, ge=0, description="of frames kept in memory")
 

@@ -43,7 +43,7 @@ class RefineSettings:
             fraction share the moved probe, which saves a third of the time.
         saturation: counts from this on are not constrained; None: no such limit.
         cache_bytes: of roots of counts; frames beyond are read again at each visit.
-        max_object_px: refuse an object array of more pixels than this (40 bytes each).
+        max_object_px: refuse an object array of more pixels than this (48 bytes each).
     """
 
     method: Method = "lsqml"

@@ -33,9 +33,9 @@ from ptycho_stream.settings import RefinementSettings
 _log = logging.getLogger(__name__)
 _POSITION_STEP = 2.0
 _PROBE_WAITS_SWEEPS = 6.0
-"""Visits of a frame, on average, before a probe that is good is fitted: with an object that is
-still rough it gets worse, and a visit takes 1.5 times as long (at a quarter of the siemens star,
-after six visits: nrmse 0.085, and 0.074 if it waits)."""
+"""Visits of a frame, on average, before a probe that is good is fitted, and not before the scan has
+ended: with an object that is still rough, or in part, it gets worse, and a visit takes 1.5 times as
+long (a quarter of the siemens star, after six visits: nrmse 0.085, and 0.074 if it waits)."""
 _SHOW_EVERY_S = 0.25
 _SHOW_BYTES_PER_S = 50e6
 """Every sweep changes every tile: images are shown so seldom that subscribers get no more."""
@@ -61,7 +61,8 @@ class RefinedLayer:
         looked_at: how far in the log of pairs all have been taken in, or left out.
         pairs: int64 (n,), indices in that log of the frames that were taken in.
         follows: whether what the network made is good enough to start from; None: not known yet.
-        probe_waits: whether the probe is so good that it is fitted after a few sweeps only.
+        probe_waits: whether the probe is so good that it is fitted after a few sweeps only, and
+            after the scan.
         judged_again_at: where it is not known whether to follow: from so many predicted frames on
             it may be.
         shown: how many times :meth:`show` has renewed what :meth:`over` lays over tiles.
@@ -188,7 +189,8 @@ class RefinedLayer:
                     corner = (index[0] * predicted.tile_px, index[1] * predicted.tile_px)
                     self._refiner.start_from(predicted.object_tile(index)[0], corner)
             early = self.sweeps < min(_PROBE_WAITS_SWEEPS, self._most_sweeps / 2)
-            self._refiner.fits_probe = not (self.probe_waits and early)
+            grows = not self._reader.header.sealed
+            self._refiner.fits_probe = not (self.probe_waits and (early or grows))
             visits = self._refiner.sweep(budget_s)
         except ProbeError:
             self._lost = True
