@@ -32,7 +32,7 @@ from ptycho_stream.reconstruct.resolution import (
     shown_correlation,
 )
 from ptycho_stream.reconstruct.suspicion import defocused_probe
-from ptycho_stream.reconstruct.trust import FrameFigures, FrameJudge, object_windows
+from ptycho_stream.reconstruct.trust import FrameFigures, FrameJudge, held_out, object_windows
 from ptycho_stream.simulate.experiment import SimulatedExperiment, simulate_experiment
 
 
@@ -94,13 +94,16 @@ class Scan:
         return object_windows(image, self.corner_yx_px - self.low_yx_px, self.size_px)
 
     def refined(self, sweeps: float = 8) -> NDArray[np.complex64]:
-        """The image of all frames after some sweeps of physics, what was predicted beyond."""
+        """The image as a daemon shows it after some sweeps, what was predicted beyond."""
         settings = RefineSettings(modes=len(self.beam.modes), probe_step=0.0)
         refiner = Refiner(self.counts, self.beam, settings)
         low = (int(self.low_yx_px[0]), int(self.low_yx_px[1]))
         refiner.start_from(self.stitched, low)
         pixel = np.asarray(self.truth.pixel_yx_m)
-        refiner.add(np.arange(len(self.counts)), self.position_yx_m / pixel)
+        numbers, position_yx_px = np.arange(len(self.counts)), self.position_yx_m / pixel
+        held = held_out(numbers)
+        refiner.hold_out(numbers[held], position_yx_px[held])
+        refiner.add(numbers[~held], position_yx_px[~held])
         while refiner.sweeps < sweeps and refiner.step():
             pass
         found = refiner.image()

@@ -23,7 +23,7 @@ _GRAIN_PX = 64
 _SPARE = 0.25
 """Edges grow by at least this share of the length, so that copying stays a small cost."""
 
-_MEAN_SPAN = 3.0
+_MEAN_SPAN = 6.0
 """Light over which the object's mean is taken, 1 = a visit of a frame at the probe's peak; at most
 half of what all frames gave. After two sweeps from the network's image of a siemens star the error
 is an eighth less by it; from a flat start that is far from converged it is a twentieth more."""
