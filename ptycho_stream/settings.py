@@ -766,7 +766,7 @@ class RefinementSettings(Section):
         default=0.75,
         ge=0,
         le=0.9,
-        description="of the time, where the network cannot keep up and frames were visited little",
+        description="of the time, where the network needs more and frames were visited little",
     )
     sweeps: float = Field(
         default=60.0, gt=0, description="visits of a frame on average, after which it is done"

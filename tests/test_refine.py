@@ -5,6 +5,7 @@ import io
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -236,11 +237,42 @@ def test_a_good_network_image_is_part_of_what_is_shown():
     assert np.array_equal(again.image().object_yx, refiner.image().object_yx, equal_nan=True)
 
 
-def test_a_wrong_network_image_is_none(scan):
-    image, corner = network_image(scan, 0.05)
-    refiner = judged(scan, np.roll(image, 20, axis=(0, 1)).conj(), corner, sweeps=8)
+@pytest.mark.parametrize("fault", ["elsewhere", "three times as far off", "too dark"])
+def test_a_worse_network_image_is_none(scan, fault):
+    image, corner = network_image(scan, 0.3 if fault == "three times as far off" else 0.05)
+    if fault == "elsewhere":
+        image = np.roll(image, 20, axis=(0, 1)).conj()
+    refiner = judged(scan, 0.8 * image if fault == "too dark" else image, corner, sweeps=8)
     assert refiner.prior_weight == 0
     assert error(refiner, scan) < 0.15
+
+
+def test_spoiled_frames_held_out_do_not_choose(scan):
+    counts = scan.counts.copy()
+    counts[[5, 25]] = 0
+    counts[45] = counts[44]
+    spoiled = replace(scan, counts=counts)
+    refiner = judged(spoiled, *network_image(scan, 0.3), sweeps=8)
+    assert refiner.prior_weight == 0
+
+
+def test_a_state_of_before_the_prior_goes_on(scan):
+    refiner = judged(scan, *network_image(scan, 0.05))
+    new = {"mean", "held_keys", "held_yx_px", "prior_weight"}
+    old = {key: value for key, value in refiner.state().items() if key not in new}
+    again = Refiner.from_state(old, scan.counts, refiner.settings)
+    assert again.prior_weight == 0
+    assert error(run(again, 6), scan) < 0.15
+
+
+def test_a_round_ends_though_frames_come_faster_than_they_are_visited(scan):
+    refiner = Refiner(scan.counts, scan.probe, RefineSettings(modes=1))
+    rounds = []
+    refiner._model.finish_round = lambda: rounds.append(refiner.sweeps)
+    for index in range(0, FRAMES, 4):
+        refiner.add(np.arange(index, index + 4), position_px(scan)[index : index + 4])
+        refiner.step()
+    assert refiner.sweeps < 1 and len(rounds) >= 2
 
 
 def test_without_frames_held_out_nobody_judges(scan):
@@ -272,6 +304,7 @@ def test_where_it_is_nearly_dark_a_good_network_image_starts_anew(scan):
         refiner.start_from(image, corner)
         changed = field.object != before
         assert bool(changed[dim].any()) == anew and not changed[lit].any()
+        assert not anew or torch.equal(field.mean[changed], field.object[changed])
 
 
 def test_what_is_shown_is_the_mean_of_the_last_steps():
@@ -348,6 +381,16 @@ def test_indexed_windows_do_what_slices_do():
     sliced.clear(a)
     indexed.clear(b)
     assert torch.equal(a, b)
+    light = torch.zeros(field.shape)
+    sliced.add(light, values[:1].abs())  # summed where windows overlap, so equal there
+    means = []
+    for windows in (sliced, indexed):
+        field.object, field.mean = torch.zeros(field.shape) + 0j, torch.ones(field.shape) + 0j
+        field.weight = torch.full(field.shape, 0.5)
+        field.put(windows, windows.gather(light) * (1 + 2j), windows.gather(light))
+        assert torch.equal(field.object, light * (1 + 2j))
+        means.append(field.mean)
+    assert torch.equal(*means) and not torch.equal(means[0], torch.ones(field.shape) + 0j)
 
 
 def test_priors_do_what_they_say(scan):

@@ -83,7 +83,7 @@ def test_where_there_is_time_it_is_used_in_slices(spare_time, metrics):
     assert not use(spare_time, a=scan) and not use(spare_time)
 
 
-def test_between_batches_there_is_time_only_where_the_network_is_late(spare_time):
+def test_between_batches_there_is_time_only_where_it_is_owed(spare_time):
     scan = Scan(judging=True)
     assert not use(spare_time, between_batches=True, a=scan)
     spare_time.owe(0.3, share=0.1, late=True)
@@ -124,6 +124,20 @@ def test_where_the_network_keeps_up_a_batch_waits_only_if_there_are_no_pauses(sp
     scan.budgets_s.clear()
     assert use(spare_time, between_batches=True, a=scan)
     assert scan.budgets_s == pytest.approx([0.05]) and not spare_time.owes
+
+
+def test_what_one_scan_lacks_is_not_taken_from_the_next(spare_time):
+    idle = Scan(refining=False)
+    for _ in range(10):
+        spare_time.owe(1.0, share=0.75, late=True)
+        use(spare_time, between_batches=True, a=idle)
+    spare_time.owe(0.05, share=0.5, late=False)
+    assert not spare_time.owes
+    for _ in range(10):
+        spare_time.owe(0.05, share=0.5, late=False)
+    use(spare_time, a=idle)
+    spare_time.owe(0.05, share=0.5, late=False)
+    assert not spare_time.owes, "nobody wanted it"
 
 
 def test_nothing_is_owed_for_ever(spare_time):

@@ -43,8 +43,9 @@ _SEARCHES = 6
 
 _SEARCH_EVERY_VISITS = 4
 
-_JUDGES = 16
-"""Most frames held out that are looked at after a round: two sweeps over so many."""
+_JUDGES, _JUDGES_SIZE_PX = 16, 128
+"""Most frames held out that are looked at after a round, three times mostly, as long as they are no
+larger; of larger ones so many that they have as many pixels together."""
 
 _CLEARLY = 0.9
 """A place is taken if the frame's misfit there is below this share of what it was."""
@@ -118,7 +119,7 @@ class Refiner:
         self._schedule = Schedule(self.settings.batch_frames, seed)
         steps, limit = self.settings.subpixel_steps, self.settings.position_limit_px
         self._positions = Positions(probe.size_px, steps, limit)
-        self._since_round = 0
+        self._since_round = self._round_frames = 0
         self._searches: NDArray[np.int64] = np.zeros(0, np.int64)
         # Not kept: each is looked at once a round.
         self._held_roots = RootCache(
@@ -229,8 +230,10 @@ class Refiner:
         if not good.all():
             indices, roots = indices[good], roots[torch.as_tensor(good).to(self._device)]
         self._visit(indices, roots)
+        if not self._since_round:  # its length is fixed now: frames may come faster than they go
+            self._round_frames = int(self._schedule.usable.sum())
         self._since_round += len(indices)
-        if self._since_round >= self._schedule.usable.sum():
+        if self._since_round >= self._round_frames:
             self._finish_round()
         return len(indices)
 
@@ -280,11 +283,24 @@ class Refiner:
         if self.settings.position_step:
             self._positions.centre()
             self._find_lost()
-        held = np.arange(len(self._held_yx_px))
-        if len(held):
-            some = held[np.linspace(0, len(held) - 1, min(len(held), _JUDGES)).astype(np.int64)]
-            corner, fraction = self._positions.on_grid(self._held_yx_px[some])
-            roots = self._held_roots.get(some)
+        else:
+            self._choose_prior()
+
+    def _choose_prior(self) -> None:
+        """Ask some of the frames held out, spread over the scan, how much of the prior they want.
+
+        Not where positions are corrected: theirs are not, and a blurred image would suit them.
+        """
+        held, pixels = len(self._held_yx_px), self._size_px**2
+        most = max(1, min(_JUDGES, _JUDGES * _JUDGES_SIZE_PX**2 // pixels))
+        some = np.linspace(0, held - 1, min(held, most)).astype(np.int64)
+        roots = self._held_roots.get(some) if held else None
+        if roots is None:
+            return
+        lit = (roots.amax((1, 2)) > _DARK_ROOT).cpu().numpy()
+        if lit.any():
+            corner, fraction = self._positions.on_grid(self._held_yx_px[some[lit]])
+            roots = roots[torch.as_tensor(lit).to(self._device)]
             self._model.choose_prior(Batch(corner, fraction, roots, self._held_roots.complete))
 
     def _find_lost(self) -> None:
@@ -406,16 +422,22 @@ class Refiner:
     ) -> Refiner:
         """The refiner whose :meth:`state` this is, on the same frames."""
         made = cls(frames, Probe(state["probe"]), settings, valid=valid, device=device, seed=seed)
+        # A state that is older than the mean and the prior goes on without them.
         made._model.field.restore(
-            *(state[name] for name in ("object", "mean", "anchor", "weight", "corner_yx_px"))
+            state["object"],
+            state.get("mean", state["object"]),
+            state["anchor"],
+            state["weight"],
+            state["corner_yx_px"],
         )
         if len(state["keys"]):
             made._take_in(state["keys"], state["measured_yx_px"], state["position_yx_px"])
             made._schedule.visits[:] = state["visits"]
             made._schedule.settled[:] = state["settled"]
             made._schedule.misfit[:] = state["misfit"]
-        made.hold_out(state["held_keys"], state["held_yx_px"])
-        made._model.prior_weight = float(state["prior_weight"])
+        if "held_keys" in state:
+            made.hold_out(state["held_keys"], state["held_yx_px"])
+            made._model.prior_weight = float(state["prior_weight"])
         return made
 
 

@@ -188,6 +188,7 @@ class ObjectField:
             image = drift.turned(image, (top, left), 1)
         self.object[box] = torch.where(fresh, image, self.object[box])
         self.mean[box] = torch.where(fresh, image, self.mean[box])
+        self.velocity[box].masked_fill_(fresh, 0)
 
     def put(self, windows: Windows, values: Tensor, light: Tensor) -> None:
         """Give the object new values, and take them into its mean.

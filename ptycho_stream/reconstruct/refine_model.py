@@ -7,6 +7,7 @@ Knows nothing of which frames there are or when they are visited: that is
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -114,8 +115,7 @@ class Model:
         object_step, light = self._object_step(windows, back)
         fits = probe and self._settings.probe_step > 0
         probe_back = self._probe_gradient(patch, found, shifts) if fits else None
-        value = self._advance(windows, patch, back, object_step, probe_back)
-        self.field.put(windows, value, light)
+        self._advance(windows, patch, back, object_step, light, probe_back)
         return Visited(found.misfit.cpu().numpy(), steps)
 
     def misfit(self, batch: Batch) -> NDArray[np.float32]:
@@ -145,22 +145,37 @@ class Model:
         return drift(field.mean, field.anchor, field.weight) if field.anchored else None
 
     def choose_prior(self, batch: Batch) -> None:
-        """Find the :attr:`prior_weight` that explains a batch best, of frames never visited."""
+        """Find the :attr:`prior_weight` that explains a batch best, of frames never visited.
+
+        From the present one on, as long as its neighbour is better, in the middle of the frames: a
+        frame that is spoiled may want anything.
+        """
         found, field = self.drift(), self.field
         if found is None:
             return
         windows, _, illumination = self._under(batch)
-        prior = windows.gather(found.turned(field.anchor, (0, 0), 1))
+        each = zip(windows.gather(field.anchor), windows.corners, strict=True)
+        prior = torch.stack([found.turned(part, corner, 1) for part, corner in each])
         patch, weight = windows.gather(field.mean), windows.gather(field.weight)
         still = torch.zeros(len(batch.roots), device=self._device)
 
-        def misfit(prior_weight: float) -> float:
-            mixed = with_prior(patch, prior, weight, prior_weight)
+        @cache
+        def misfit(choice: int) -> Tensor:
+            mixed = with_prior(patch, prior, weight, PRIOR_WEIGHTS[choice])
             noise = self._settings.noise
-            made = project(illumination, mixed, batch.roots, noise, still, batch.complete)
-            return float(made.misfit.sum())
+            return project(illumination, mixed, batch.roots, noise, still, batch.complete).misfit
 
-        self.prior_weight = min(PRIOR_WEIGHTS, key=misfit)
+        def worse(choice: int) -> float:
+            return float((misfit(choice) / misfit(chosen)).quantile(0.5))
+
+        chosen = PRIOR_WEIGHTS.index(self.prior_weight)
+        while True:
+            beside = [c for c in (chosen - 1, chosen + 1) if 0 <= c < len(PRIOR_WEIGHTS)]
+            best = min(beside, key=worse)
+            if not worse(best) < 1:
+                break
+            chosen = best
+        self.prior_weight = PRIOR_WEIGHTS[chosen]
 
     def object_held(self) -> Tensor:
         """The object (H, W), turned back, with the image that holds the gauge as its prior."""
@@ -178,26 +193,31 @@ class Model:
         return Probe(modes.cpu().numpy().copy())
 
     def finish_round(self) -> None:
-        """What is done once for every frame visited: modes and prior."""
+        """What is done once for every frame visited: modes, and what is expected of an object."""
         self._repair()
         self.beam.orthogonalise()
-        self._apply_prior(self._settings.phase_only, self._settings.smoothness)
+        self._regularise(self._settings.phase_only, self._settings.smoothness)
         self._drift = None
 
-    def _apply_prior(self, phase_only: float, smoothness: float) -> None:
+    def _regularise(self, phase_only: float, smoothness: float) -> None:
         """Take the object, where frames have seen it, these shares of the way to what is expected.
 
         Unit modulus, and the mean of the four neighbours.
         """
         if not (phase_only or smoothness):
             return
-        wanted = self.field.object
-        wanted = wanted * ((1 - phase_only) + phase_only / wanted.abs().clamp_min(1e-6))
-        mean = wanted.clone()
-        mean[1:-1, 1:-1] = wanted[:-2, 1:-1] + wanted[2:, 1:-1] + wanted[1:-1, :-2]
-        mean[1:-1, 1:-1] = (mean[1:-1, 1:-1] + wanted[1:-1, 2:]) / 4
-        wanted = torch.lerp(wanted, mean, smoothness)
-        self.field.object = torch.where(self.field.weight >= MIN_WEIGHT, wanted, self.field.object)
+
+        def expected(obj: Tensor) -> Tensor:
+            wanted = obj * ((1 - phase_only) + phase_only / obj.abs().clamp_min(1e-6))
+            mean = wanted.clone()
+            mean[1:-1, 1:-1] = wanted[:-2, 1:-1] + wanted[2:, 1:-1] + wanted[1:-1, :-2]
+            mean[1:-1, 1:-1] = (mean[1:-1, 1:-1] + wanted[1:-1, 2:]) / 4
+            return torch.lerp(wanted, mean, smoothness)
+
+        field = self.field
+        seen = field.weight >= MIN_WEIGHT
+        field.object = torch.where(seen, expected(field.object), field.object)
+        field.mean = torch.where(seen, expected(field.mean), field.mean)
 
     def _under(self, batch: Batch) -> tuple[Windows, Shifts, Tensor]:
         """Windows, shifts and the probe (B|1, M, N, N) over them."""
@@ -230,9 +250,10 @@ class Model:
         patch: Tensor,
         back: Tensor,
         object_step: Tensor,
+        light: Tensor,
         probe_back: Tensor | None,
-    ) -> Tensor:
-        """Take the probe's step, with momentum; the object (B, N, N) after its own."""
+    ) -> None:
+        """Take the steps of object and probe, with momentum."""
         settings, field, beam = self._settings, self.field, self.beam
         a: Tensor | float = 1.0
         if probe_back is None:
@@ -248,7 +269,7 @@ class Model:
             beam.advance(b * probe_step, settings.momentum)
         step = a * object_step + settings.momentum * windows.gather(field.velocity)
         windows.put(field.velocity, step)
-        return patch + step
+        field.put(windows, patch + step, light)
 
     def _repair(self) -> None:
         """Start anew where a step has left the range of numbers, so that no NaN spreads."""

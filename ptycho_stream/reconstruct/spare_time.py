@@ -65,7 +65,8 @@ class SpareTime:
         between batches, and at once only where there are no such pauses.
         """
         own_s = min(batch_s * share / (1 - share), MAX_OWED_S)
-        self._lacking_s = min(self._lacking_s + own_s, MAX_OWED_S)
+        if not late:
+            self._lacking_s = min(self._lacking_s + own_s, MAX_OWED_S)
         if late or self._lacking_s > LACKING_S:
             self._owed_s = own_s
 
@@ -95,6 +96,8 @@ class SpareTime:
             self._lacking_s = max(self._lacking_s - took_s, 0.0)
             left_s = (owed_s or 0.0) - took_s
             self._owed_s = left_s if left_s > 0 else None
+        elif owed_s != 0:
+            self._lacking_s = 0.0  # nobody wants it
         judged = _newest(scans, lambda scan: scan.judging)
         if judged is not None:
             self._judge(judged)
