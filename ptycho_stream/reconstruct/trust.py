@@ -1,7 +1,8 @@
 """How far each frame, and the image as a whole, can be trusted: misfit beside what noise gives.
 
-Every frame is simulated back from the stitched object with all probe modes; 2 % of the frames are
-held out of stitching and refinement, and their misfit (R_free) cannot be bought by fitting noise.
+Every frame is simulated back from the shown object with all probe modes; 2 % of the frames are held
+out of refinement, and their misfit (R_free) cannot be bought by fitting noise. (They are stitched,
+and choose how much of the network's image is shown: docs/decisions/0023.)
 Used by the reconstruct stage with each published image and by anyone with an object and frames.
 """
 
