@@ -20,7 +20,7 @@ _LEAST_STEPS = 16
 Of 80 frames, 12 a batch leave a third more error than 5 a batch after as many sweeps.
 """
 
-_STIR = 16.0
+_STIR = 4.0
 """Frames that grow the scan by a share take so many times this share of the others' settling away.
 
 Otherwise steps shrink while probe and object still change much.

@@ -6,6 +6,7 @@ without any daemon.  Where it stands is saved in one file beside the scan's fram
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,8 @@ from ptycho_stream.scans.reader import ScanReader
 from ptycho_stream.scans.records import positions_of
 from ptycho_stream.scans.viewed_scan import ViewedScan
 from ptycho_stream.settings import RefinementSettings
+
+_log = logging.getLogger(__name__)
 
 _START_FRAMES = 16
 _MAX_START_EXCESS = 0.1
@@ -330,6 +333,15 @@ class ScanImage:
         if misfit.frames or last:
             refined.follows = bool(misfit.frames) and misfit.excess <= _MAX_START_EXCESS
             refined.probe_waits = misfit.excess <= _GOOD_PROBE_EXCESS
+            _log.info(
+                "scan %s: the network's image of %d frames explains %d of them with an excess R of "
+                "%.3f: refinement %s",
+                self.reader.scan_id,
+                taken,
+                misfit.frames,
+                misfit.excess,
+                "begins from it" if refined.follows else "does without it",
+            )
         refined.judged_again_at = 2 * taken
 
     def _feed(self, refined: RefinedLayer, generation: Generation) -> None:
