@@ -18,8 +18,8 @@ from test_scan_image import (
 from ptycho_stream.errors import ModelError
 from ptycho_stream.geometry import patch_corners
 from ptycho_stream.physics.probe import Probe
-from ptycho_stream.reconstruct.live_misfit import NEWEST, compared_frames, live_misfit
-from ptycho_stream.reconstruct.misfit import stitched_misfit
+from ptycho_stream.reconstruct.live_misfit import NEWEST, live_misfit
+from ptycho_stream.reconstruct.misfit import compared_frames, stitched_misfit
 from ptycho_stream.results import Image
 from ptycho_streamd.misfit_watch import MisfitWatch
 
@@ -73,7 +73,8 @@ def test_without_an_image_there_is_none(store, recipe):  # noqa: F811
 
 
 def test_no_more_pixels_are_compared_where_frames_are_large():
-    assert [compared_frames(n) for n in (64, 128, 256, 512, 1024)] == [NEWEST, NEWEST, 8, 2, 1]
+    compared = [compared_frames(n, NEWEST) for n in (64, 128, 256, 512, 1024)]
+    assert compared == [NEWEST, NEWEST, 8, 2, 1]
 
 
 def test_an_image_that_is_being_made_again_is_not_judged(image, monkeypatch):

@@ -51,6 +51,11 @@ def position_px(scan):
     return scan.positions_yx_m / np.asarray(scan.pixel_yx_m)
 
 
+def origin_px(scan):
+    """Canvas pixel (y, x) of the sample's [0, 0]."""
+    return np.rint(np.asarray(scan.origin_yx_m) / np.asarray(scan.pixel_yx_m)).astype(int)
+
+
 def refiner_of(scan, probe=None, counts=None, valid=None, **settings):
     settings = RefineSettings(**{"modes": 1, **settings})
     made = Refiner(scan.counts if counts is None else counts, probe or scan.probe, settings)
@@ -69,7 +74,7 @@ def run(refiner, sweeps):
 def error(refiner, scan, min_weight=1.0):
     """Relative error against the truth at its world coordinates; factor and ramp are fitted."""
     image = refiner.image()
-    origin = np.rint(np.asarray(scan.origin_yx_m) / np.asarray(scan.pixel_yx_m)).astype(int)
+    origin = origin_px(scan)
     top, left = origin - np.asarray(image.corner_yx_px)
     height, width = scan.object.shape
     obj = np.full(scan.object.shape, np.nan, np.complex64)
@@ -164,7 +169,7 @@ def test_frames_that_come_in_while_it_runs_end_as_well_as_all_at_once(scan):
 
 
 def test_a_network_image_spares_sweeps_and_holds_the_gauge(scan):
-    origin = np.rint(np.asarray(scan.origin_yx_m) / np.asarray(scan.pixel_yx_m)).astype(int)
+    origin = origin_px(scan)
     y, x = np.mgrid[: scan.object.shape[0], : scan.object.shape[1]]
     turned = (scan.object * np.exp(1j * (0.7 + 0.01 * y - 0.02 * x))).astype(np.complex64)
     refiner = refiner_of(scan)
@@ -184,7 +189,7 @@ def test_a_network_image_spares_sweeps_and_holds_the_gauge(scan):
 
 def test_a_network_image_that_comes_tile_by_tile_and_drifts_tears_nothing(scan):
     """Its slow error of phase must not show as walls where tiles and frames came in."""
-    origin = np.rint(np.asarray(scan.origin_yx_m) / np.asarray(scan.pixel_yx_m)).astype(int)
+    origin = origin_px(scan)
     y, x = np.mgrid[: scan.object.shape[0], : scan.object.shape[1]]
     slow = 0.5 * np.sin(y / 40) + 0.5 * np.cos(x / 30) + 1.9
     network = (scan.object * np.exp(1j * slow)).astype(np.complex64)
@@ -208,7 +213,7 @@ def network_image(scan, error, seed=3):
     rng = np.random.default_rng(seed)
     noise = rng.normal(size=(2, *scan.object.shape)) * error / np.sqrt(2)
     image = scan.object * (1 + noise[0] + 1j * noise[1])
-    origin = np.rint(np.asarray(scan.origin_yx_m) / np.asarray(scan.pixel_yx_m)).astype(int)
+    origin = origin_px(scan)
     return image.astype(np.complex64), (int(origin[0]), int(origin[1]))
 
 

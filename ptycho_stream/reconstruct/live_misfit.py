@@ -17,7 +17,7 @@ from ptycho_stream.geometry import patch_corners
 from ptycho_stream.physics.probe import Probe
 from ptycho_stream.reconstruct.canvas import Canvas
 from ptycho_stream.reconstruct.generation import Generation
-from ptycho_stream.reconstruct.misfit import Misfit, stitched_misfit
+from ptycho_stream.reconstruct.misfit import Misfit, compared_frames, stitched_misfit
 from ptycho_stream.reconstruct.trust import tile_windows
 from ptycho_stream.results import Tile
 from ptycho_stream.scans.records import positions_of
@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from ptycho_stream.reconstruct.scan_image import ScanImage
 
 NEWEST = 32
-"""So many frames are compared, as long as they are no larger than..."""
-NEWEST_SIZE_PX = 128
-"""...these; of larger ones so many that they have as many pixels together."""
+"""So many frames are compared, or fewer large ones."""
 
 
 def live_misfit(image: ScanImage, device: torch.device | str = "cpu") -> Misfit | None:
@@ -62,7 +60,7 @@ def newest_misfit(
     """
     probe, reader = Probe(generation.probe), scan.reader
     size = probe.size_px
-    newest = generation.ledger.added[-compared_frames(size) :]
+    newest = generation.ledger.added[-compared_frames(size, NEWEST) :]
     first = int(newest.min())
     pairs = reader.pairs(first, int(newest.max()) + 1)[newest - first]
     position_yx_m = positions_of(pairs)
@@ -83,11 +81,6 @@ def newest_misfit(
         raise ModelError(
             f"{device} cannot simulate frames: {str(error).splitlines()[0]}"
         ) from error
-
-
-def compared_frames(size_px: int) -> int:
-    """How many frames of ``size_px`` a side are compared, so that a look takes no longer."""
-    return max(1, min(NEWEST, NEWEST * NEWEST_SIZE_PX**2 // size_px**2))
 
 
 def _windows(

@@ -25,6 +25,17 @@ _CORE = 1e-3
 
 _BATCH_FRAMES = 32
 
+_COMPARED_SIZE_PX = 128
+"""Larger frames are compared so few that they have as many pixels together."""
+
+
+def compared_frames(size_px: int, most: int) -> int:
+    """How many frames of ``size_px`` a side are compared instead of ``most`` small ones.
+
+    So that a look takes no longer.
+    """
+    return max(1, min(most, most * _COMPARED_SIZE_PX**2 // size_px**2))
+
 
 @dataclass(frozen=True, slots=True)
 class Misfit:

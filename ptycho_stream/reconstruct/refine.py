@@ -20,6 +20,7 @@ from torch import Tensor
 from ptycho_stream.errors import GeometryError
 from ptycho_stream.physics.probe import Probe
 from ptycho_stream.reconstruct.canvas import MIN_WEIGHT
+from ptycho_stream.reconstruct.misfit import compared_frames
 from ptycho_stream.reconstruct.positions_fit import Positions
 from ptycho_stream.reconstruct.refine_frames import COUNT_OFFSET, ReadFrames, RootCache
 from ptycho_stream.reconstruct.refine_model import Batch, Model
@@ -43,9 +44,8 @@ _SEARCHES = 6
 
 _SEARCH_EVERY_VISITS = 4
 
-_JUDGES, _JUDGES_SIZE_PX = 16, 128
-"""Most frames held out that are looked at after a round, three times mostly, as long as they are no
-larger; of larger ones so many that they have as many pixels together."""
+_JUDGES = 16
+"""So many frames held out are looked at after a round, three times mostly, or fewer large ones."""
 
 _CLEARLY = 0.9
 """A place is taken if the frame's misfit there is below this share of what it was."""
@@ -291,12 +291,12 @@ class Refiner:
 
         Not where positions are corrected: theirs are not, and a blurred image would suit them.
         """
-        held, pixels = len(self._held_yx_px), self._size_px**2
-        most = max(1, min(_JUDGES, _JUDGES * _JUDGES_SIZE_PX**2 // pixels))
-        some = np.linspace(0, held - 1, min(held, most)).astype(np.int64)
-        roots = self._held_roots.get(some) if held else None
-        if roots is None:
+        held = len(self._held_yx_px)
+        if not held:
             return
+        count = min(held, compared_frames(self._size_px, _JUDGES))
+        some = np.linspace(0, held - 1, count).astype(np.int64)
+        roots = self._held_roots.get(some)
         lit = (roots.amax((1, 2)) > _DARK_ROOT).cpu().numpy()
         if lit.any():
             corner, fraction = self._positions.on_grid(self._held_yx_px[some[lit]])

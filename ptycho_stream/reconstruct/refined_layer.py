@@ -189,9 +189,10 @@ class RefinedLayer:
                     self._started_from[index] = version
                     corner = (index[0] * predicted.tile_px, index[1] * predicted.tile_px)
                     self._refiner.start_from(predicted.object_tile(index)[0], corner)
-            early = self.sweeps < min(_PROBE_WAITS_SWEEPS, self._most_sweeps / 2)
-            grows = not self._reader.header.sealed and self.sweeps < self._most_sweeps / 2
-            self._refiner.fits_probe = not (self.probe_waits and (early or grows))
+            waits_for = self._most_sweeps / 2
+            if self._reader.header.sealed:
+                waits_for = min(_PROBE_WAITS_SWEEPS, waits_for)
+            self._refiner.fits_probe = not self.probe_waits or self.sweeps >= waits_for
             visits = self._refiner.sweep(budget_s)
         except ProbeError:
             self._lost = True
