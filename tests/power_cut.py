@@ -47,12 +47,21 @@ class PowerCut:
         path = Path(f"/proc/self/fd/{fd}").readlink()
         if stat.S_ISDIR(status.st_mode):
             # By inode: a folder that is renamed keeps its names.
-            names = {p.name: self._inode(p) for p in path.iterdir() if p.is_file()}
-            names |= {p.name: -1 for p in path.iterdir() if p.is_dir()}
-            self._names[status.st_ino] = names
+            self._names[status.st_ino] = self._names_in(path)
         else:
             inode = self._inode(path)
             self._contents[inode] = os.pread(self._held[inode], status.st_size, 0)
+
+    def _names_in(self, folder: Path) -> dict[str, int]:
+        """The names of a folder at one moment: other threads make and rename files meanwhile."""
+        while True:
+            before = sorted(folder.iterdir())
+            try:
+                names = {p.name: -1 if p.is_dir() else self._inode(p) for p in before}
+            except FileNotFoundError:
+                continue
+            if sorted(folder.iterdir()) == before:
+                return names
 
     def _inode(self, path: Path) -> int:
         """The inode of a file, which is held so that no other file gets its number."""
