@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from ptycho_stream.errors import (
     FileFormatError,
@@ -26,6 +27,7 @@ from ptycho_stream.reconstruct.refine import Refiner
 from ptycho_stream.reconstruct.refine_beam import with_modes
 from ptycho_stream.reconstruct.refine_field import ObjectField
 from ptycho_stream.reconstruct.refine_file import measured_photons, refine_file
+from ptycho_stream.reconstruct.refine_prior import PriorWeights
 from ptycho_stream.reconstruct.refine_schedule import Schedule
 from ptycho_stream.reconstruct.refine_settings import RefineSettings
 from ptycho_stream.simulate.experiment import simulate_experiment
@@ -208,6 +210,30 @@ def test_a_network_image_that_comes_tile_by_tile_and_drifts_tears_nothing(scan):
     assert error(refiner, scan) < 0.12
 
 
+def test_a_network_image_is_turned_as_the_object_whichever_way_the_scan_grows(scan):
+    """How the object has drifted is measured once a round; its array may grow meanwhile."""
+    corner = origin_px(scan)
+    refiner = Refiner(scan.counts, scan.probe, RefineSettings(modes=1))
+    refiner.start_from(scan.object.astype(np.complex64), (int(corner[0]), int(corner[1])))
+    refiner.add(np.arange(20), position_px(scan)[:20])
+    run(refiner, 2)
+    field = refiner._model.field
+    rows, columns = np.indices(field.shape)
+    ramp = np.exp(1j * (0.01 * rows - 0.02 * columns)).astype(np.complex64)
+    field.object *= torch.as_tensor(ramp)
+    field.mean *= torch.as_tensor(ramp)
+    refiner._model.finish_round()
+    flat = np.ones((40, 40), np.complex64)
+    turned = []
+    for step in range(4):  # up and to the left, further than the array reaches
+        at = (int(corner[0]) - 40 * (step + 1), int(corner[1]) - 40 * (step + 1))
+        refiner.start_from(flat, at)
+        top, left = (at[k] - field.corner_yx_px[k] for k in (0, 1))
+        turned.append(complex(field.object[top, left]))
+    steps = np.angle(np.array(turned[1:]) / np.array(turned[:-1]))
+    assert np.allclose(steps, -40 * (0.01 - 0.02), atol=0.02)
+
+
 def network_image(scan, error, seed=3):
     """The sample with errors of its own, a share of it, and the canvas pixel of [0, 0]."""
     rng = np.random.default_rng(seed)
@@ -229,14 +255,14 @@ def judged(scan, image, corner, sweeps=4):
 
 def without_prior(refiner):
     again = Refiner.from_state(refiner.state(), refiner._roots._read, refiner.settings)
-    again._model.prior_weight = 0.0
+    again._model.prior_weights = PriorWeights()
     return again
 
 
 def test_a_good_network_image_is_part_of_what_is_shown():
     dim = simulate_experiment(seed=7, frames=FRAMES, size_px=SIZE, photons=1e4)
     refiner = judged(dim, *network_image(dim, 0.1))
-    assert refiner.prior_weight > 0
+    assert refiner.prior_weights.fine > 0
     assert error(refiner, dim) < 0.8 * error(without_prior(refiner), dim)
     again = Refiner.from_state(refiner.state(), dim.counts, refiner.settings)
     assert np.array_equal(again.image().object_yx, refiner.image().object_yx, equal_nan=True)
@@ -248,8 +274,26 @@ def test_a_worse_network_image_is_none(scan, fault):
     if fault == "elsewhere":
         image = np.roll(image, 20, axis=(0, 1)).conj()
     refiner = judged(scan, 0.8 * image if fault == "too dark" else image, corner, sweeps=8)
-    assert refiner.prior_weight == 0
+    assert refiner.prior_weights.coarse == 0
+    # One that is too dark may have good details.
+    assert refiner.prior_weights.fine == 0 or fault == "too dark"
     assert error(refiner, scan) < 0.15
+
+
+def test_a_blurred_network_image_takes_the_noise_from_details():
+    """The details of a network's image are mostly missing, those of a dim object mostly noise."""
+    dim = simulate_experiment(seed=7, frames=FRAMES, size_px=SIZE, photons=1e4)
+    image, corner = network_image(dim, 0.0)
+    slow = gaussian_filter(np.random.default_rng(5).normal(size=image.shape), 6)
+    image = gaussian_filter(image * np.exp(1j * 0.15 * slow / slow.std()), 0.5)
+    refiner = judged(dim, image.astype(np.complex64), corner)
+    assert refiner.prior_weights.fine > 4 * refiner.prior_weights.coarse
+    assert error(refiner, dim) < 0.8 * error(without_prior(refiner), dim)
+
+
+def test_a_priors_weights_are_those_that_are_tried():
+    with pytest.raises(ValueError, match="it must be one of"):
+        PriorWeights(3.0)
 
 
 def test_spoiled_frames_held_out_do_not_choose(scan):
@@ -258,15 +302,15 @@ def test_spoiled_frames_held_out_do_not_choose(scan):
     counts[45] = counts[44]
     spoiled = replace(scan, counts=counts)
     refiner = judged(spoiled, *network_image(scan, 0.3), sweeps=8)
-    assert refiner.prior_weight == 0
+    assert refiner.prior_weights == PriorWeights()
 
 
 def test_a_state_of_before_the_prior_goes_on(scan):
     refiner = judged(scan, *network_image(scan, 0.05))
-    new = {"mean", "held_keys", "held_yx_px", "prior_weight"}
+    new = {"mean", "held_keys", "held_yx_px", "prior_weights"}
     old = {key: value for key, value in refiner.state().items() if key not in new}
     again = Refiner.from_state(old, scan.counts, refiner.settings)
-    assert again.prior_weight == 0
+    assert again.prior_weights == PriorWeights()
     assert error(run(again, 6), scan) < 0.15
 
 
@@ -283,7 +327,7 @@ def test_a_round_ends_though_frames_come_faster_than_they_are_visited(scan):
 def test_without_frames_held_out_nobody_judges(scan):
     refiner = refiner_of(scan)
     refiner.start_from(*network_image(scan, 0.05))
-    assert run(refiner, 3).prior_weight == 0
+    assert run(refiner, 3).prior_weights == PriorWeights()
 
 
 def test_frames_held_out_are_never_visited_and_their_positions_are_checked(scan):
@@ -303,8 +347,8 @@ def test_where_it_is_nearly_dark_a_good_network_image_starts_anew(scan):
     dim = (field.weight > 0.01) & (field.weight < 0.5) & (field.anchor != 0)
     lit = field.weight > 1
     assert dim.sum() > 100
-    for weight, anew in ((0.0, False), (2.0, True)):
-        refiner._model.prior_weight = weight
+    for weights, anew in ((PriorWeights(0, 8), False), (PriorWeights(2, 8), True)):
+        refiner._model.prior_weights = weights
         before = field.object.clone()
         refiner.start_from(image, corner)
         changed = field.object != before

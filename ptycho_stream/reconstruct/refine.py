@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from ptycho_stream.reconstruct.misfit import compared_frames
 from ptycho_stream.reconstruct.positions_fit import Positions
 from ptycho_stream.reconstruct.refine_frames import COUNT_OFFSET, ReadFrames, RootCache
 from ptycho_stream.reconstruct.refine_model import Batch, Model
+from ptycho_stream.reconstruct.refine_prior import PriorWeights
 from ptycho_stream.reconstruct.refine_schedule import Schedule
 from ptycho_stream.reconstruct.refine_settings import RefineSettings
 
@@ -150,7 +151,7 @@ class Refiner:
         """Take in frames that are never visited, to judge by.
 
         What :meth:`image` gives is then the mean of what was refined and the image given to
-        :meth:`start_from`, which gets the weight that explains these frames best: none, if it is
+        :meth:`start_from`, which gets the weights that explain these frames best: none, if it is
         wrong.
 
         Raises:
@@ -301,7 +302,8 @@ class Refiner:
         if lit.any():
             corner, fraction = self._positions.on_grid(self._held_yx_px[some[lit]])
             roots = roots[torch.as_tensor(lit).to(self._device)]
-            self._model.choose_prior(Batch(corner, fraction, roots, self._held_roots.complete))
+            batch = Batch(corner, fraction, roots, self._held_roots.complete)
+            self._model.choose_prior(batch, self._schedule.common_misfit())
 
     def _find_lost(self) -> None:
         """Try frames that fit nowhere near at all positions that are allowed.
@@ -359,9 +361,9 @@ class Refiner:
         return self._schedule.misfit.copy()
 
     @property
-    def prior_weight(self) -> float:
-        """Of the image given to :meth:`start_from`, in :meth:`image`: as frames at their peak."""
-        return self._model.prior_weight
+    def prior_weights(self) -> PriorWeights:
+        """Of the image given to :meth:`start_from`, in :meth:`image`."""
+        return self._model.prior_weights
 
     @property
     def repairs(self) -> int:
@@ -406,7 +408,7 @@ class Refiner:
             "misfit": self.misfit,
             "held_keys": self._held_roots.keys.copy(),
             "held_yx_px": self._held_yx_px.copy(),
-            "prior_weight": np.array(self._model.prior_weight),
+            "prior_weights": np.array(astuple(self._model.prior_weights)),
         }
 
     @classmethod
@@ -437,7 +439,8 @@ class Refiner:
             made._schedule.misfit[:] = state["misfit"]
         if "held_keys" in state:
             made.hold_out(state["held_keys"], state["held_yx_px"])
-            made._model.prior_weight = float(state["prior_weight"])
+        if "prior_weights" in state:
+            made._model.prior_weights = PriorWeights(*state["prior_weights"].tolist())
         return made
 
 

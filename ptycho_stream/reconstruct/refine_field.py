@@ -185,7 +185,7 @@ class ObjectField:
                 self.mean.fill_(self.background)
         fresh = known & (self.weight[box] < below)
         if drift is not None:
-            image = drift.turned(image, (top, left), 1)
+            image = drift.turned(image, corner_yx_px, 1)
         self.object[box] = torch.where(fresh, image, self.object[box])
         self.mean[box] = torch.where(fresh, image, self.mean[box])
         self.velocity[box].masked_fill_(fresh, 0)

@@ -21,28 +21,39 @@ _SAMPLES = 1 << 19
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """Phase of an object against its anchor: ``phase`` + ``ramp_yx`` . (y, x) radians at [y, x]."""
+    """Phase of an object against its anchor: ``phase`` + ``ramp_yx`` . (y, x) radians.
+
+    y and x are canvas pixels, which stay what they are when the object's array grows.
+    """
 
     phase: float
     ramp_yx: tuple[float, float]
 
-    def turned(self, image: Tensor, corner_yx: tuple[int, int], turns: int) -> Tensor:
+    def turned(self, image: Tensor, corner_yx_px: tuple[int, int], turns: int) -> Tensor:
         """A part of the object, complex (..., h, w), turned ``turns`` times as it has drifted.
 
-        ``corner_yx`` is the array's row and column of the part's [0, 0]; -1 turns back.
+        ``corner_yx_px`` is the canvas pixel of the part's [0, 0]; -1 turns back.
         """
         rows, columns = (
             (torch.arange(size, device=image.device, dtype=torch.float64) + first) * slope
-            for size, first, slope in zip(image.shape[-2:], corner_yx, self.ramp_yx, strict=True)
+            for size, first, slope in zip(image.shape[-2:], corner_yx_px, self.ramp_yx, strict=True)
         )
         angle = torch.remainder(rows[:, None] + columns + self.phase, 2 * torch.pi).float() * turns
         return image * torch.polar(torch.ones_like(angle), angle)
 
 
-def drift(obj: Tensor, anchor: Tensor, weight: Tensor) -> Drift | None:
-    """Weighted phase and ramp of ``obj`` against ``anchor``, complex (H, W); 0 = no anchor there.
+def drift(
+    obj: Tensor, anchor: Tensor, weight: Tensor, corner_yx_px: tuple[int, int]
+) -> Drift | None:
+    """Weighted phase and ramp of an object against the image that holds its gauge.
 
     The ramp is the phase of the summed products of neighbours, which needs no unwrapping.
+
+    Args:
+        obj: complex (H, W).
+        anchor: the same; 0 where there is none.
+        weight: real (H, W), of each pixel.
+        corner_yx_px: canvas pixel of their [0, 0].
 
     Returns:
         None where nothing can be compared.
@@ -61,7 +72,7 @@ def drift(obj: Tensor, anchor: Tensor, weight: Tensor) -> Drift | None:
     total = (ratio * torch.polar(torch.ones_like(angle), angle)).sum()
     if not float(total.abs()) > 0:
         return None
-    return Drift(float(total.angle()), (ky, kx))
+    return Drift(float(total.angle()) - ky * corner_yx_px[0] - kx * corner_yx_px[1], (ky, kx))
 
 
 def _ratio(obj: Tensor, anchor: Tensor, weight: Tensor, rows: slice, columns: slice) -> Tensor:

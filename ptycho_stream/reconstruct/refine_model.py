@@ -7,7 +7,6 @@ Knows nothing of which frames there are or when they are visited: that is
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from ptycho_stream.reconstruct.positions_fit import position_steps
 from ptycho_stream.reconstruct.refine_beam import Beam, Shifts, with_modes
 from ptycho_stream.reconstruct.refine_field import ObjectField, Windows
 from ptycho_stream.reconstruct.refine_gauge import Drift, drift
+from ptycho_stream.reconstruct.refine_prior import PriorWeights, with_prior
 from ptycho_stream.reconstruct.refine_settings import RefineSettings
 from ptycho_stream.reconstruct.refine_step import (
     Projection,
@@ -33,10 +33,6 @@ from ptycho_stream.reconstruct.refine_step import (
     probe_gradient,
     project,
 )
-
-PRIOR_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-"""That are tried. On the siemens star 2 is best, whether a quarter or all of the frames are there,
-with every frame in the network's image or every eighth; at fewer photons it is more."""
 
 _DIM = 0.6
 """Light below which a pixel is started anew from an image that is a good prior: what frames say of
@@ -83,9 +79,8 @@ class Model:
         self.beam = Beam(with_modes(probe, settings.modes), device)
         self.field = ObjectField(device, settings.max_object_px)
         self._drift: Drift | None = None
-        self.prior_weight = 0.0
-        """Of the image that holds the gauge, in the object that is given away: as so many frames at
-        the probe's peak."""
+        self.prior_weights = PriorWeights()
+        """Of the image that holds the gauge, in the object that is given away."""
         self.repairs = 0
         """How often parts of the object had to be started anew; 0 in health."""
 
@@ -136,54 +131,51 @@ class Model:
         """See :meth:`Refiner.start_from`."""
         if self._drift is None:
             self._drift = self.drift()
-        below = _DIM if self.prior_weight > 0 else MIN_WEIGHT
+        below = _DIM if self.prior_weights.coarse > 0 else MIN_WEIGHT
         self.field.start_from(object_yx, corner_yx_px, self._drift, below)
 
     def drift(self) -> Drift | None:
         """How the object has turned against the image that holds the gauge; None: unknown."""
         field = self.field
-        return drift(field.mean, field.anchor, field.weight) if field.anchored else None
+        if not field.anchored:
+            return None
+        return drift(field.mean, field.anchor, field.weight, field.corner_yx_px)
 
-    def choose_prior(self, batch: Batch) -> None:
-        """Find the :attr:`prior_weight` that explains a batch best, of frames never visited.
+    def choose_prior(self, batch: Batch, common_misfit: float) -> None:
+        """Find the :attr:`prior_weights` that explain a batch best, of frames never visited.
 
-        From the present one on, as long as its neighbour is better, in the middle of the frames: a
-        frame that is spoiled may want anything.
+        Args:
+            batch: of frames.
+            common_misfit: those that have more are spoiled, and are not asked.
         """
         found, field = self.drift(), self.field
         if found is None:
             return
         windows, _, illumination = self._under(batch)
-        each = zip(windows.gather(field.anchor), windows.corners, strict=True)
-        prior = torch.stack([found.turned(part, corner, 1) for part, corner in each])
+        each = zip(windows.gather(field.anchor), batch.corner_yx_px.tolist(), strict=True)
+        prior = torch.stack([found.turned(part, (y, x), 1) for part, (y, x) in each])
         patch, weight = windows.gather(field.mean), windows.gather(field.weight)
         still = torch.zeros(len(batch.roots), device=self._device)
 
-        @cache
-        def misfit(choice: int) -> Tensor:
-            mixed = with_prior(patch, prior, weight, PRIOR_WEIGHTS[choice])
+        def misfit(weights: PriorWeights) -> Tensor:
+            mixed = with_prior(patch, prior, weight, weights)
             noise = self._settings.noise
             return project(illumination, mixed, batch.roots, noise, still, batch.complete).misfit
 
-        def worse(choice: int) -> float:
-            return float((misfit(choice) / misfit(chosen)).quantile(0.5))
-
-        chosen = PRIOR_WEIGHTS.index(self.prior_weight)
-        while True:
-            beside = [c for c in (chosen - 1, chosen + 1) if 0 <= c < len(PRIOR_WEIGHTS)]
-            best = min(beside, key=worse)
-            if not worse(best) < 1:
-                break
-            chosen = best
-        self.prior_weight = PRIOR_WEIGHTS[chosen]
+        now = misfit(self.prior_weights)
+        sound = now <= common_misfit
+        if bool(sound.any()):
+            self.prior_weights = self.prior_weights.improved(
+                lambda weights: float((misfit(weights) / now)[sound].mean())
+            )
 
     def object_held(self) -> Tensor:
         """The object (H, W), turned back, with the image that holds the gauge as its prior."""
         found, field = self.drift(), self.field
         if found is None:
             return field.mean
-        turned = found.turned(field.mean, (0, 0), -1)
-        return with_prior(turned, field.anchor, field.weight, self.prior_weight)
+        turned = found.turned(field.mean, field.corner_yx_px, -1)
+        return with_prior(turned, field.anchor, field.weight, self.prior_weights)
 
     def probe_held(self) -> Probe:
         """The probe that belongs to :meth:`object_held`."""
@@ -287,21 +279,3 @@ class Model:
                 "refinement has lost the probe: its steps left the range of numbers. Start again "
                 "from a probe nearer to the truth, or with a smaller refine.probe_step"
             )
-
-
-def with_prior(obj: Tensor, prior: Tensor, weight: Tensor, prior_weight: float) -> Tensor:
-    """Mean of an object and a prior estimate of it, weighted by the light that each stands for.
-
-    The errors of the two are different ones: an object that was fitted to frames has their noise,
-    least where it got most light; a network's has none of it, and is wrong in other ways.
-
-    Args:
-        obj: complex (..., H, W).
-        prior: the same, 0 where there is none.
-        weight: real (..., H, W), light that ``obj`` was made from, 1 = a frame at the probe's peak.
-        prior_weight: light that the prior is worth.
-    """
-    if prior_weight == 0:
-        return obj
-    share = torch.where(prior != 0, prior_weight / (weight + prior_weight), 0)
-    return obj + share * (prior - obj)

@@ -127,12 +127,15 @@ class Schedule:
     def outliers(self, deviations: float) -> NDArray[np.bool_]:
         """Frames (n,) whose misfit is so many robust deviations above the median."""
         seen = self.usable & np.isfinite(self.misfit)
-        if not seen.any():
-            return seen
-        known = self.misfit[seen]
+        return seen & (self.misfit > self.common_misfit(deviations))
+
+    def common_misfit(self, deviations: float = _OUTLIER) -> float:
+        """The median of the misfits plus so many robust deviations; infinite before any visit."""
+        known = self.misfit[self.usable & np.isfinite(self.misfit)]
+        if not len(known):
+            return float("inf")
         median = float(np.median(known))
-        spread = 1.4826 * float(np.median(np.abs(known - median)))
-        return seen & (self.misfit > median + deviations * spread)
+        return median + deviations * 1.4826 * float(np.median(np.abs(known - median)))
 
     def _batches(
         self, indices: NDArray[np.int64], group: NDArray[np.int64], size: int
