@@ -234,6 +234,24 @@ def test_a_network_image_is_turned_as_the_object_whichever_way_the_scan_grows(sc
     assert np.allclose(steps, -40 * (0.01 - 0.02), atol=0.02)
 
 
+def test_while_there_are_few_frames_each_network_image_starts_all_anew(scan):
+    """What few frames have made of an image of few frames is worse than an image of more."""
+    corner = origin_px(scan)
+    at = (int(corner[0]), int(corner[1]))
+    good = scan.object.astype(np.complex64)
+    refiner = Refiner(scan.counts, scan.probe, RefineSettings(modes=1))
+    refiner.start_from(good, at)
+    for frames, anew in ((20, True), (FRAMES, False)):
+        part = np.arange(len(refiner.keys), frames)
+        refiner.add(part, position_px(scan)[part])
+        run(refiner, refiner.sweeps + 2)
+        before = refiner._model.field.object.clone()
+        refiner.start_from(good, at)
+        lit = refiner._model.field.weight > 1
+        changed = refiner._model.field.object != before
+        assert bool(changed[lit].all()) == anew and bool(changed[lit].any()) == anew
+
+
 def network_image(scan, error, seed=3):
     """The sample with errors of its own, a share of it, and the canvas pixel of [0, 0]."""
     rng = np.random.default_rng(seed)

@@ -6,6 +6,7 @@ Knows nothing of which frames there are or when they are visited: that is
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,11 +128,15 @@ class Model:
         windows = self.field.windows(corner_yx_px, self._size_px)
         windows.add(self.field.weight, (self.beam.power / self.beam.peak)[None])
 
-    def start_from(self, object_yx: NDArray[np.complex64], corner_yx_px: tuple[int, int]) -> None:
-        """See :meth:`Refiner.start_from`."""
+    def start_from(
+        self, object_yx: NDArray[np.complex64], corner_yx_px: tuple[int, int], *, anew: bool
+    ) -> None:
+        """See :meth:`Refiner.start_from`; ``anew``: also where frames have been visited."""
         if self._drift is None:
             self._drift = self.drift()
         below = _DIM if self.prior_weights.coarse > 0 else MIN_WEIGHT
+        if anew:
+            below = math.inf
         self.field.start_from(object_yx, corner_yx_px, self._drift, below)
 
     def drift(self) -> Drift | None:
