@@ -7,7 +7,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
 # A test that fails once more fails; one that passes then is listed as RERUN, a fault to be looked into.
-PYTEST := $(BIN)/python -m pytest --reruns 1
+PYTEST := $(BIN)/python -m pytest --reruns 1 -raR
 
 .PHONY: demo docs test test-interop test-long fuzz lint bench bench-compare pretrain pictures chromium prometheus setup constraints clean
 

@@ -54,14 +54,16 @@ class PowerCut:
 
     def _names_in(self, folder: Path) -> dict[str, int]:
         """The names of a folder at one moment: other threads make and rename files meanwhile."""
-        while True:
+        for _ in range(1000):
             before = sorted(folder.iterdir())
             try:
-                names = {p.name: -1 if p.is_dir() else self._inode(p) for p in before}
+                names = {p.name: self._inode(p) for p in before if p.is_file()}
             except FileNotFoundError:
                 continue
+            names |= {p.name: -1 for p in before if p.is_dir()}
             if sorted(folder.iterdir()) == before:
                 return names
+        raise AssertionError(f"{folder} does not stand still")
 
     def _inode(self, path: Path) -> int:
         """The inode of a file, which is held so that no other file gets its number."""

@@ -241,15 +241,16 @@ def test_while_there_are_few_frames_each_network_image_starts_all_anew(scan):
     good = scan.object.astype(np.complex64)
     refiner = Refiner(scan.counts, scan.probe, RefineSettings(modes=1))
     refiner.start_from(good, at)
-    for frames, anew in ((20, True), (FRAMES, False)):
+    for frames, sweeps, anew in ((20, 2, True), (20, 12, False), (FRAMES, 14, False)):
         part = np.arange(len(refiner.keys), frames)
         refiner.add(part, position_px(scan)[part])
-        run(refiner, refiner.sweeps + 2)
+        run(refiner, sweeps)
         before = refiner._model.field.object.clone()
         refiner.start_from(good, at)
         lit = refiner._model.field.weight > 1
         changed = refiner._model.field.object != before
         assert bool(changed[lit].all()) == anew and bool(changed[lit].any()) == anew
+        assert not anew or not refiner._schedule.settled.any(), "steps are whole again"
 
 
 def network_image(scan, error, seed=3):
@@ -312,6 +313,19 @@ def test_a_blurred_network_image_takes_the_noise_from_details():
 def test_a_priors_weights_are_those_that_are_tried():
     with pytest.raises(ValueError, match="it must be one of"):
         PriorWeights(3.0)
+
+
+def test_a_prior_that_has_become_wrong_is_given_up(scan):
+    """Every frame held out misfits then, and must not be taken for spoiled."""
+    good, corner = network_image(scan, 0.01)
+    refiner = judged(scan, good, corner)
+    refiner._model.prior_weights = PriorWeights(32.0, 16.0)
+    refiner.start_from(np.roll(good, 20, axis=(0, 1)).conj(), corner)
+    run(refiner, refiner.sweeps + 2)
+    assert max(refiner.prior_weights.coarse, refiner.prior_weights.fine) <= 0.5
+    assert error(refiner, scan) < 0.15
+    refiner.forget_prior()
+    assert refiner.prior_weights == PriorWeights()
 
 
 def test_spoiled_frames_held_out_do_not_choose(scan):

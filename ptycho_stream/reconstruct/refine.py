@@ -50,8 +50,12 @@ _JUDGES = 16
 
 _FEW_FRAMES = 48
 """With fewer, a new image of the network is a better start than what was refined from a former one:
-on the siemens star refinement of the first frames, alone in one row, leaves an error of slow phase
-that all later visits mend only by half, and an image of a quarter of the frames a tenth worse."""
+on the siemens star (no other scan was tried) refinement of the first frames, alone in one row,
+leaves an error of slow phase that all later visits mend only by half, and an image of a quarter of
+the frames a tenth worse."""
+
+_FEW_VISITS = 6.0
+"""On average, that count since new frames came; after more what was refined is a better start."""
 
 _CLEARLY = 0.9
 """A place is taken if the frame's misfit there is below this share of what it was."""
@@ -197,15 +201,23 @@ class Refiner:
         """Give the stitched image of the network, as often as it grows.
 
         It is the starting object where visited frames have seen nothing, or next to nothing if
-        it explains those held out; and everywhere, while there are few frames. :meth:`image` and
-        :attr:`probe` are given with its phase and phase ramp. With frames that were given to
-        :meth:`hold_out` it is also part of :meth:`image`.
+        it explains those held out; and everywhere, while there are few frames, visited a few
+        times. :meth:`image` and :attr:`probe` are given with its phase and phase ramp. With frames
+        that were given to :meth:`hold_out` it is also part of :meth:`image`.
 
         Args:
             object_yx: complex (H, W), NaN where unseen.
             corner_yx_px: canvas pixel of [0, 0].
         """
-        self._model.start_from(object_yx, corner_yx_px, anew=len(self.keys) < _FEW_FRAMES)
+        settled = self._schedule.settled
+        anew = 0 < len(settled) < _FEW_FRAMES and float(settled.mean()) < _FEW_VISITS
+        self._model.start_from(object_yx, corner_yx_px, anew=anew)
+        if anew:
+            settled[:] = 0
+
+    def forget_prior(self) -> None:
+        """Have the weights of the image given to :meth:`start_from` chosen anew: it is another."""
+        self._model.prior_weights = PriorWeights()
 
     def sweep(self, budget_s: float) -> int:
         """Take steps until the time is up; at least one, if there is a frame to visit.

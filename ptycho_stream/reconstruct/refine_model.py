@@ -135,7 +135,7 @@ class Model:
         if self._drift is None:
             self._drift = self.drift()
         below = _DIM if self.prior_weights.coarse > 0 else MIN_WEIGHT
-        if anew:
+        if anew and self.field.anchored:
             below = math.inf
         self.field.start_from(object_yx, corner_yx_px, self._drift, below)
 
@@ -168,11 +168,16 @@ class Model:
             return project(illumination, mixed, batch.roots, noise, still, batch.complete).misfit
 
         now = misfit(self.prior_weights)
-        sound = now <= common_misfit
-        if bool(sound.any()):
-            self.prior_weights = self.prior_weights.improved(
-                lambda weights: float((misfit(weights) / now)[sound].mean())
-            )
+        # A prior that is wrong makes every frame misfit: that does not make it spoiled.
+        sound = torch.minimum(now, misfit(PriorWeights())) <= common_misfit
+
+        def mean(weights: PriorWeights) -> float:
+            ratio = float((misfit(weights) / now)[sound].mean())
+            return ratio if math.isfinite(ratio) else math.inf
+
+        self.prior_weights = (
+            self.prior_weights.improved(mean) if bool(sound.any()) else PriorWeights()
+        )
 
     def object_held(self) -> Tensor:
         """The object (H, W), turned back, with the image that holds the gauge as its prior."""

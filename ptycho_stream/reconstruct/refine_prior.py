@@ -9,7 +9,7 @@ by :class:`~ptycho_stream.reconstruct.refine_model.Model`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -43,12 +43,13 @@ class PriorWeights:
                 raise ValueError(f"a prior's weight is {weight}; it must be one of {WEIGHTS}")
 
     def neighbours(self) -> Iterator[PriorWeights]:
-        """Those that differ by one step in one of the two."""
-        for name in ("coarse", "fine"):
-            at = WEIGHTS.index(getattr(self, name))
-            for step in (at - 1, at + 1):
-                if 0 <= step < len(WEIGHTS):
-                    yield replace(self, **{name: WEIGHTS[step]})
+        """Those that differ by one step in one of the two, or in both the same way."""
+        coarse, fine = WEIGHTS.index(self.coarse), WEIGHTS.index(self.fine)
+        for down, across in ((0, 1), (1, 0), (1, 1)):
+            for sign in (-1, 1):
+                at = coarse + sign * down, fine + sign * across
+                if min(at) >= 0 and max(at) < len(WEIGHTS):
+                    yield PriorWeights(WEIGHTS[at[0]], WEIGHTS[at[1]])
 
     def improved(self, misfit: Callable[[PriorWeights], float]) -> PriorWeights:
         """Step to the best neighbour, as long as there is one of less misfit."""

@@ -181,7 +181,9 @@ class RefinedLayer:
             StoreError: the frames cannot be read.
             ModelError: the device refuses, for want of memory for example.
         """
-        if predicted is not self._predicted:  # of another model
+        if predicted is not self._predicted:
+            if self._predicted is not None:  # of another model
+                self._refiner.forget_prior()
             self._predicted, self._started_from = predicted, {}
         try:
             for index, version in predicted.versions.items() if self.follows else ():
