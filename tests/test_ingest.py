@@ -92,7 +92,7 @@ def test_frames_so_large_that_few_make_a_batch_are_all_counted(tmp_path):
 def test_scans_follow_each_other_with_series_numbers_that_start_again(daemon, line):
     """Positions before, during and after their frames; an aborted scan in between."""
     line.send_positions(range(60), "1", "before")
-    wait_for(lambda: daemon.metrics().get("ptycho_stream_positions_received_total") == 60)
+    daemon.metric("ptycho_stream_positions_received_total", 60)
     line.dectris(1, key=1, numbers=range(60))
     line.dectris(2, key=2, numbers=range(30), end=False)
     line.send_positions(range(60), "2", "during")
@@ -231,7 +231,7 @@ def test_a_scan_whose_end_is_lost_is_interrupted_after_a_silence(tmp_path):
 def test_ever_new_epochs_do_not_cost_a_scan_its_own(daemon, line):
     line.dectris(1, key=1, numbers=range(10), end=False, expected=20)
     line.send_positions(range(10), "1", "own", end=False)
-    wait_for(lambda: daemon.metrics().get("ptycho_stream_positions_received_total") == 10)
+    daemon.metric("ptycho_stream_positions_received_total", 10)
     for n in range(4200):
         encoder = NativeEncoder(f"other {n}", f"other {n}")
         line.positioner.send_multipart(encoder.positions([n], positions([n])))

@@ -55,7 +55,8 @@ def position_px(scan):
 
 def origin_px(scan):
     """Canvas pixel (y, x) of the sample's [0, 0]."""
-    return np.rint(np.asarray(scan.origin_yx_m) / np.asarray(scan.pixel_yx_m)).astype(int)
+    y, x = np.rint(np.asarray(scan.origin_yx_m) / np.asarray(scan.pixel_yx_m)).astype(int)
+    return int(y), int(x)
 
 
 def refiner_of(scan, probe=None, counts=None, valid=None, **settings):
@@ -175,7 +176,7 @@ def test_a_network_image_spares_sweeps_and_holds_the_gauge(scan):
     y, x = np.mgrid[: scan.object.shape[0], : scan.object.shape[1]]
     turned = (scan.object * np.exp(1j * (0.7 + 0.01 * y - 0.02 * x))).astype(np.complex64)
     refiner = refiner_of(scan)
-    refiner.start_from(turned, (int(origin[0]), int(origin[1])))
+    refiner.start_from(turned, origin)
     first = refiner.image()
     assert np.isnan(first.object_yx).all(), "nothing is refined yet"
     run(refiner, 10)
@@ -203,7 +204,7 @@ def test_a_network_image_that_comes_tile_by_tile_and_drifts_tears_nothing(scan):
             light[row + 12 : row + 52, column + 12 : column + 52] = True
         image = np.where(light, network, np.complex64(complex(np.nan, np.nan)))
         refiner.add(part, position_px(scan)[part])
-        refiner.start_from(image, (int(origin[0]), int(origin[1])))
+        refiner.start_from(image, origin)
         for _ in range(8):
             refiner.step()
     run(refiner, 20)
@@ -214,7 +215,7 @@ def test_a_network_image_is_turned_as_the_object_whichever_way_the_scan_grows(sc
     """How the object has drifted is measured once a round; its array may grow meanwhile."""
     corner = origin_px(scan)
     refiner = Refiner(scan.counts, scan.probe, RefineSettings(modes=1))
-    refiner.start_from(scan.object.astype(np.complex64), (int(corner[0]), int(corner[1])))
+    refiner.start_from(scan.object.astype(np.complex64), corner)
     refiner.add(np.arange(20), position_px(scan)[:20])
     run(refiner, 2)
     field = refiner._model.field
@@ -226,7 +227,7 @@ def test_a_network_image_is_turned_as_the_object_whichever_way_the_scan_grows(sc
     flat = np.ones((40, 40), np.complex64)
     turned = []
     for step in range(4):  # up and to the left, further than the array reaches
-        at = (int(corner[0]) - 40 * (step + 1), int(corner[1]) - 40 * (step + 1))
+        at = corner[0] - 40 * (step + 1), corner[1] - 40 * (step + 1)
         refiner.start_from(flat, at)
         top, left = (at[k] - field.corner_yx_px[k] for k in (0, 1))
         turned.append(complex(field.object[top, left]))
@@ -236,8 +237,7 @@ def test_a_network_image_is_turned_as_the_object_whichever_way_the_scan_grows(sc
 
 def test_while_there_are_few_frames_each_network_image_starts_all_anew(scan):
     """What few frames have made of an image of few frames is worse than an image of more."""
-    corner = origin_px(scan)
-    at = (int(corner[0]), int(corner[1]))
+    at = origin_px(scan)
     good = scan.object.astype(np.complex64)
     refiner = Refiner(scan.counts, scan.probe, RefineSettings(modes=1))
     refiner.start_from(good, at)
@@ -258,8 +258,7 @@ def network_image(scan, error, seed=3):
     rng = np.random.default_rng(seed)
     noise = rng.normal(size=(2, *scan.object.shape)) * error / np.sqrt(2)
     image = scan.object * (1 + noise[0] + 1j * noise[1])
-    origin = origin_px(scan)
-    return image.astype(np.complex64), (int(origin[0]), int(origin[1]))
+    return image.astype(np.complex64), origin_px(scan)
 
 
 def judged(scan, image, corner, sweeps=4):

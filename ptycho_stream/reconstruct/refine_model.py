@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -117,11 +118,13 @@ class Model:
     def misfit(self, batch: Batch) -> NDArray[np.float32]:
         """Misfit (B,) of frames, without a step."""
         windows, _, illumination = self._under(batch)
-        patch = windows.gather(self.field.object)
+        return self._misfit(illumination, windows.gather(self.field.object), batch).cpu().numpy()
+
+    def _misfit(self, illumination: Tensor, patch: Tensor, batch: Batch) -> Tensor:
+        """Misfit (B,) of frames whose windows of the object are ``patch`` (B, N, N)."""
         still = torch.zeros(len(batch.roots), device=self._device)
         noise = self._settings.noise
-        found = project(illumination, patch, batch.roots, noise, still, batch.complete)
-        return found.misfit.cpu().numpy()
+        return project(illumination, patch, batch.roots, noise, still, batch.complete).misfit
 
     def cover(self, corner_yx_px: NDArray[np.int64]) -> None:
         """Note the illumination by frames (B, 2) that are visited for the first time."""
@@ -160,12 +163,10 @@ class Model:
         each = zip(windows.gather(field.anchor), batch.corner_yx_px.tolist(), strict=True)
         prior = torch.stack([found.turned(part, (y, x), 1) for part, (y, x) in each])
         patch, weight = windows.gather(field.mean), windows.gather(field.weight)
-        still = torch.zeros(len(batch.roots), device=self._device)
 
+        @cache
         def misfit(weights: PriorWeights) -> Tensor:
-            mixed = with_prior(patch, prior, weight, weights)
-            noise = self._settings.noise
-            return project(illumination, mixed, batch.roots, noise, still, batch.complete).misfit
+            return self._misfit(illumination, with_prior(patch, prior, weight, weights), batch)
 
         now = misfit(self.prior_weights)
         # A prior that is wrong makes every frame misfit: that does not make it spoiled.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -52,9 +51,12 @@ class PriorWeights:
                     yield PriorWeights(WEIGHTS[at[0]], WEIGHTS[at[1]])
 
     def improved(self, misfit: Callable[[PriorWeights], float]) -> PriorWeights:
-        """Step to the best neighbour, as long as there is one of less misfit."""
-        once, chosen = cache(misfit), self
-        while once(best := min(chosen.neighbours(), key=once)) < once(chosen):
+        """Step to the best neighbour, as long as there is one of less misfit.
+
+        ``misfit`` is asked for the same weights several times.
+        """
+        chosen = self
+        while misfit(best := min(chosen.neighbours(), key=misfit)) < misfit(chosen):
             chosen = best
         return chosen
 
