@@ -103,10 +103,7 @@ class ImageStore:
                 recipe, network=network, model=manifest.name, model_sha256=manifest.sha256
             )
         probe = load_probe(told.probe) if told.probe else self._carried(header, recipe)
-        if probe is None:
-            return recipe.made_for(header)
-        modes = min(self.settings.probe.modes or len(probe.modes), len(probe.modes))
-        return replace(recipe, probe=probe.leading(modes))
+        return recipe.made_for(header) if probe is None else recipe.with_probe(probe)
 
     def _settings_recipe(self) -> Recipe:
         if self.recipe is None:

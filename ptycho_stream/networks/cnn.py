@@ -131,6 +131,8 @@ class CnnNetwork(Network):
     has its centre of intensity.
     """
 
+    uses_probe = False
+
     def __init__(self, settings: CnnSettings | None = None) -> None:
         super().__init__()
         self.settings = settings or CnnSettings()

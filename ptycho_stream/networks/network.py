@@ -44,9 +44,11 @@ class Network(nn.Module, ABC):
             a multiple of it.
         half_precision: whether its convolutions may run in bfloat16 for inference: measured to cost
             nothing in the score.
+        uses_probe: whether the probe that it is given tells it more than where the patch lies.
     """
 
     group_frames: int = 1
+    uses_probe: bool = True
     half_precision: bool = False
 
     @abstractmethod

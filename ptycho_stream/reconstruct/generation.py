@@ -28,10 +28,13 @@ class GenerationIdentity:
 
     Attributes:
         software: version of this package; the next one may predict otherwise.
+        probe_digest: of the probe that the image began with.
         photons: of the unattenuated beam, a frame.
         photon_frames: how many frames that was measured from; 0: it is from the settings.
         corrected_below: corrections of positions up to this pair are in the image.
         neighbours: among so many a frame's group was sought; 0 where the network takes single ones.
+        probe_frames: with so many frames the probe was refined before the network got it; 0: it is
+            the one that the image began with.
     """
 
     software: str
@@ -45,6 +48,7 @@ class GenerationIdentity:
     tile_px: int
     corrected_below: int
     neighbours: int
+    probe_frames: int = 0
 
     @classmethod
     def from_json(cls, text: str) -> GenerationIdentity:

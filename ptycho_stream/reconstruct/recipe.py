@@ -28,6 +28,7 @@ class Recipe:
     """A network and a probe, with what identifies them in results and saved states.
 
     ``probe`` is as the file has it; ``photons`` is what to scale it to, None: from the frames.
+    Of a probe that was refined the network gets ``modes``, None: all.
     Among ``neighbours`` of a frame its group is sought, where the network takes several together.
     With ``optics`` the probe is one to warm up with until :meth:`made_for` makes that of a scan.
     """
@@ -41,6 +42,7 @@ class Recipe:
     batch_frames: int
     neighbours: int = 4
     optics: OpticsSettings | None = None
+    modes: int | None = None
 
     @property
     def probe_digest(self) -> str:
@@ -53,6 +55,11 @@ class Recipe:
         if self.optics is None:
             return self.probe_digest
         return xxhash.xxh3_128_hexdigest(self.optics.model_dump_json().encode())
+
+    def with_probe(self, probe: Probe) -> Recipe:
+        """This recipe with another probe, of as many modes as it may have."""
+        have = len(probe.modes)
+        return replace(self, probe=probe.leading(min(self.modes or have, have)))
 
     def made_for(self, header: ScanHeader) -> Recipe:
         """This recipe with the probe that the optics make for a scan, where there are optics.
@@ -151,6 +158,7 @@ def load_recipe(settings: Settings) -> Recipe:
         batch_frames=settings.reconstruct.batch_frames,
         neighbours=settings.reconstruct.neighbours,
         optics=settings.probe.optics,
+        modes=settings.probe.modes,
     )
 
 

@@ -129,6 +129,11 @@ class RefinedLayer:
         return self._refiner.sweeps
 
     @property
+    def probe(self) -> Probe:
+        """The probe as it is now, in photons."""
+        return self._refiner.probe
+
+    @property
     def image(self) -> RefinedImage | None:
         """What :meth:`show` has taken last."""
         return self._image

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from ptycho_stream import __version__
 from ptycho_stream.errors import PtychoStreamError
+from ptycho_stream.physics.probe import Probe
 from ptycho_stream.reconstruct.canvas import TileIndex
 from ptycho_stream.reconstruct.generation import Generation, GenerationIdentity
 from ptycho_stream.reconstruct.groups import GroupFormer
@@ -51,6 +53,22 @@ _GOOD_PROBE_EXCESS = 0.03
 0.04 with one that is defocused a little, 0.24 with a guess."""
 _FEED = 512
 """Pairs given to the refined layer at once: their frames' checksums are verified."""
+_RENEW_FRAMES, _RENEW_SWEEPS = 32, 3.0
+"""Where the network's image is not followed, so many frames, visited so often on average, have made
+a better probe, and the network predicts the scan again with it: on the siemens star from the file's
+guess the excess of its image falls from 0.27 to 0.03."""
+_RENEW_GROWTH, _RENEW_LAST = 1.4, 256
+"""Again when there are so many times as many frames, but not after so many: it is good by then."""
+_RENEW_MOST_FRAMES = 1024
+"""Of more frames the prediction is not made again: it would take too long."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Renewed:
+    """A probe as it was after refinement with ``frames`` frames."""
+
+    probe: Probe
+    frames: int
 
 
 class ScanImage:
@@ -58,7 +76,8 @@ class ScanImage:
 
     ``current`` is what subscribers see.  After a change of recipe, view or positions ``following``
     is a new generation, filled from the store while no new pair waits for ``current``; it takes
-    over when it covers as many pairs.
+    over when it covers as many pairs.  So it is when refinement has made a better probe, but then
+    new pairs go to it at once, and what ``current`` shows waits.
 
     Args:
         reader: of the scan.
@@ -91,6 +110,13 @@ class ScanImage:
         self._recipe = recipe
         self._refinement = refinement
         self._gave_up: GenerationIdentity | None = None
+        self._renewed: _Renewed | None = None  # waits for its generation
+        self._may_renew = (
+            refinement is not None
+            and refinement.probe
+            and not refinement.positions
+            and recipe.network.uses_probe
+        )
         saved = load_state(reader, recipe.device)
         self.current, self.following = saved.current, saved.following
         self.refined: RefinedLayer | None = None
@@ -100,7 +126,7 @@ class ScanImage:
 
     def use(self, recipe: Recipe) -> None:
         """Go on with ``recipe``; the next step opens a generation for it."""
-        self._recipe = recipe
+        self._recipe, self._renewed = recipe, None
 
     @property
     def viewed(self) -> ViewedScan:
@@ -180,12 +206,19 @@ class ScanImage:
         newest = self._newest
         if newest is None or newest.number not in self._makers or not self._is_present(newest):
             self._open_generation(newest)
-        assert self.current is not None
-        if self.current.number in self._makers and self.pending:
-            return self._extend(self.current, limit, on_damaged)
-        if self.following is None:
+        target = self._to_extend
+        if target is None:
             return np.empty(0, np.int64)
-        return self._seen(self.following, self._extend(self.following, limit, on_damaged))
+        return self._seen(target, self._extend(target, limit, on_damaged))
+
+    @property
+    def _to_extend(self) -> Generation | None:
+        """The generation that the next pairs go to."""
+        current = self.current
+        assert current is not None
+        if current.number in self._makers and self.pending and not self._renewing:
+            return current
+        return self.following
 
     def _seen(self, extended: Generation, paired_ns: NDArray[np.int64]) -> NDArray[np.int64]:
         """Which of the pairs that a generation was extended by subscribers will see, by time.
@@ -199,10 +232,15 @@ class ScanImage:
         left_over = self.reader.header.sealed and ledger.waiting_count
         if ledger.taken < self.current.ledger.taken or left_over:
             return np.empty(0, np.int64)
-        self._makers.pop(self.current.number, None)
-        self._formers.pop(self.current.number, None)
-        self._show(extended)
         self.following = None
+        taken_over = not self._is_renewal(extended) or self._explains(extended)
+        gone = self.current if taken_over else extended
+        self._makers.pop(gone.number, None)
+        self._formers.pop(gone.number, None)
+        if not taken_over:
+            self._may_renew = False
+            return np.empty(0, np.int64)
+        self._show(extended)
         return paired_ns
 
     # -- helpers ------------------------------------------------------------------------------
@@ -214,9 +252,7 @@ class ScanImage:
         whole scan meanwhile. Networks that take frames in groups predict here alone: groups hang on
         the order of pairs.
         """
-        target = self.current
-        if target is not None and (target.number not in self._makers or not self.pending):
-            target = self.following
+        target = None if self.current is None else self._to_extend
         maker = None if target is None else self._makers.get(target.number)
         if target is None or maker is None or maker.group_frames > 1:
             return None
@@ -274,6 +310,8 @@ class ScanImage:
             return False  # another generation, of the new view, is on its way
         if self._gave_up is not None and basis_of(generation.identity) == self._gave_up:
             return False
+        if self._renewing:
+            return False  # it begins anew with the better probe
         refined = self.refined
         if refined is None:
             return generation.ledger.taken >= min(_START_FRAMES, self.reader.pair_count)
@@ -318,7 +356,9 @@ class ScanImage:
             self._feed(self.refined, self.current)
             if not self.refined.has_work:
                 return 0
-            return self.refined.work(self.current.canvas, budget_s)
+            visits = self.refined.work(self.current.canvas, budget_s)
+            self._renew_if_due(self.refined, self.current)
+            return visits
         except PtychoStreamError:
             self._gave_up = basis_of(self.current.identity)
             raise
@@ -332,7 +372,8 @@ class ScanImage:
         misfit = newest_misfit(self.viewed, generation, self._recipe.device)
         if misfit.frames or last:
             refined.follows = bool(misfit.frames) and misfit.excess <= _MAX_START_EXCESS
-            refined.probe_waits = misfit.excess <= _GOOD_PROBE_EXCESS
+            as_told = not generation.identity.probe_frames
+            refined.probe_waits = as_told and misfit.excess <= _GOOD_PROBE_EXCESS
             _log.info(
                 "scan %s: the network's image of %d frames explains %d of them with an excess R of "
                 "%.3f: refinement %s",
@@ -343,6 +384,58 @@ class ScanImage:
                 "begins from it" if refined.follows else "does without it",
             )
         refined.judged_again_at = 2 * taken
+
+    def _renew_if_due(self, refined: RefinedLayer, generation: Generation) -> None:
+        """Have the scan predicted again with the refined probe, if that is much better by now."""
+        frames, before = len(refined.pairs), generation.identity.probe_frames
+        if (
+            not self._may_renew
+            or self.following is not None
+            or (refined.follows and not before)  # the network knows the beam
+            or refined.sweeps < _RENEW_SWEEPS
+            or before >= _RENEW_LAST
+            or not max(_RENEW_FRAMES, _RENEW_GROWTH * before) <= frames <= _RENEW_MOST_FRAMES
+            or not self._is_present(generation)
+        ):
+            return
+        _log.info(
+            "scan %s: the network predicts it again with the probe refined with %d frames",
+            self.reader.scan_id,
+            frames,
+        )
+        self._renewed = _Renewed(refined.probe, frames)
+
+    @property
+    def _renewing(self) -> bool:
+        """Whether a generation with a better probe is to be made, or is being made."""
+        following = self.following
+        return self._renewed is not None or (following is not None and self._is_renewal(following))
+
+    def _is_renewal(self, generation: Generation) -> bool:
+        """Whether a generation is as the current one, with a probe refined with more frames."""
+        current = self.current
+        return (
+            current is not None and generation.identity.probe_frames > current.identity.probe_frames
+        )
+
+    def _explains(self, renewal: Generation) -> bool:
+        """Whether the network's image with a refined probe explains frames at least as before."""
+        assert self.current is not None
+        made, before = (
+            newest_misfit(self.viewed, generation, self._recipe.device)
+            for generation in (renewal, self.current)
+        )
+        good = bool(made.frames) and made.excess <= _MAX_START_EXCESS
+        better = good or not before.frames or (made.frames and made.excess <= before.excess)
+        if not better:
+            _log.warning(
+                "scan %s: the refined probe explains frames worse than the one before (excess R "
+                "%.3f, %.3f) and is not used for the network",
+                self.reader.scan_id,
+                made.excess,
+                before.excess,
+            )
+        return bool(better)
 
     def _feed(self, refined: RefinedLayer, generation: Generation) -> None:
         """Give the refined layer the pairs that have come since."""
@@ -388,13 +481,22 @@ class ScanImage:
         else:
             photons = measured_photons(self.viewed, frames)
         identity = self._wanted(newest, photons)
-        maker = PatchMaker(self.viewed, self._recipe, photons)
+        recipe = self._recipe
+        if self._renewed is not None:
+            recipe = recipe.with_probe(self._renewed.probe)
+        elif identity.probe_frames:
+            assert newest is not None
+            recipe = recipe.with_probe(Probe(newest.probe))
+        self._renewed = None
+        maker = PatchMaker(self.viewed, recipe, photons)
         if newest is None or newest.identity != identity:
             number = 1 if newest is None else newest.number + 1
             newest = Generation(number, identity, maker.probe, self._recipe.device)
         if self.current is not None and self.current.identity == identity:
             newest, self.following = self.current, None
-        elif self.current is None or self.current.ledger.count <= self._recipe.batch_frames:
+        elif self.current is None or (
+            self.current.ledger.count <= recipe.batch_frames and not self._is_renewal(newest)
+        ):
             self._show(newest)  # soon made again
             self.following = None
         else:
@@ -438,7 +540,22 @@ class ScanImage:
             tile_px=self._tile_px,
             corrected_below=self._corrected_below(held),
             neighbours=recipe.neighbours if recipe.network.group_frames > 1 else 0,
+            probe_frames=self._probe_frames(held),
         )
+
+    def _probe_frames(self, held: Generation | None) -> int:
+        """With how many frames the probe was refined that the network should be given.
+
+        One that was refined as frames are no longer looked at, or from another one, is of no use.
+        """
+        if held is None:
+            return 0
+        identity, view = held.identity, self.reader.header.view
+        if identity.probe_digest != self._recipe.probe_digest:
+            return 0
+        if identity.view_version != view.version:
+            return 0
+        return identity.probe_frames if self._renewed is None else self._renewed.frames
 
     def _photon_frames(self, held: Generation | None) -> int:
         """How many frames, the first of the scan, the photon count should be measured from.
