@@ -59,6 +59,8 @@ a better probe, and the network predicts the scan again with it: on the siemens 
 guess the excess of its image falls from 0.27 to 0.03."""
 _RENEW_GROWTH, _RENEW_LAST = 1.4, 256
 """Again when there are so many times as many frames, but not after so many: it is good by then."""
+_RENEWAL_SHARE = 4
+"""It takes over with every so manieth frame, and the others follow."""
 _RENEW_MOST_FRAMES = 1024
 """Of more frames the prediction is not made again: it would take too long."""
 
@@ -225,22 +227,18 @@ class ScanImage:
 
         The following one takes over when it covers as much as the current one.
         """
-        assert self.current is not None
-        if extended is self.current:
+        current = self.current
+        assert current is not None
+        if extended is current:
             return paired_ns
-        ledger = extended.ledger
-        left_over = self.reader.header.sealed and ledger.waiting_count
-        if ledger.taken < self.current.ledger.taken or left_over:
+        left_over = self.reader.header.sealed and extended.ledger.waiting_count
+        covers = extended.ledger.taken >= current.ledger.taken and not left_over
+        if not (self._is_better(extended, current) if self._renewing else covers):
             return np.empty(0, np.int64)
-        self.following = None
-        taken_over = not self._is_renewal(extended) or self._explains(extended)
-        gone = self.current if taken_over else extended
-        self._makers.pop(gone.number, None)
-        self._formers.pop(gone.number, None)
-        if not taken_over:
-            self._may_renew = False
-            return np.empty(0, np.int64)
+        self._makers.pop(current.number, None)
+        self._formers.pop(current.number, None)
         self._show(extended)
+        self.following = None
         return paired_ns
 
     # -- helpers ------------------------------------------------------------------------------
@@ -418,24 +416,36 @@ class ScanImage:
             current is not None and generation.identity.probe_frames > current.identity.probe_frames
         )
 
-    def _explains(self, renewal: Generation) -> bool:
-        """Whether the network's image with a refined probe explains frames at least as before."""
-        assert self.current is not None
-        made, before = (
-            newest_misfit(self.viewed, generation, self._recipe.device)
-            for generation in (renewal, self.current)
+    def _is_better(self, renewal: Generation, current: Generation) -> bool:
+        """Whether a generation with a refined probe should be seen instead of the current one.
+
+        As soon as it covers the scan a little and explains its frames; it is dropped if it covers
+        the scan and explains them worse than the current one.
+        """
+        seen = current.ledger.taken if self.refined is None else self.refined.looked_at
+        seen = max(seen, current.ledger.taken)
+        covers = renewal.ledger.taken >= seen
+        if renewal.ledger.taken < seen / _RENEWAL_SHARE:
+            return False
+        made = newest_misfit(self.viewed, renewal, self._recipe.device)
+        if made.frames and made.excess <= _MAX_START_EXCESS:
+            return True
+        if not covers:
+            return False
+        before = newest_misfit(self.viewed, current, self._recipe.device)
+        if not before.frames or (made.frames and made.excess <= before.excess):
+            return True
+        _log.warning(
+            "scan %s: the refined probe explains frames worse than the one before (excess R %.3f, "
+            "%.3f) and is not used for the network",
+            self.reader.scan_id,
+            made.excess,
+            before.excess,
         )
-        good = bool(made.frames) and made.excess <= _MAX_START_EXCESS
-        better = good or not before.frames or (made.frames and made.excess <= before.excess)
-        if not better:
-            _log.warning(
-                "scan %s: the refined probe explains frames worse than the one before (excess R "
-                "%.3f, %.3f) and is not used for the network",
-                self.reader.scan_id,
-                made.excess,
-                before.excess,
-            )
-        return bool(better)
+        self._may_renew, self.following = False, None
+        self._makers.pop(renewal.number, None)
+        self._formers.pop(renewal.number, None)
+        return False
 
     def _feed(self, refined: RefinedLayer, generation: Generation) -> None:
         """Give the refined layer the pairs that have come since."""

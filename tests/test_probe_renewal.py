@@ -1,0 +1,199 @@
+"""While a scan runs the network is given the refined probe, where it does not know the beam."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_bench import SETTINGS, SIZE, Bench, predict, running_scan, shipped_recipe
+
+from ptycho_stream.geometry import View
+from ptycho_stream.physics.probe import Probe
+from ptycho_stream.reconstruct.generation import Generation
+from ptycho_stream.reconstruct.live_misfit import newest_misfit
+from ptycho_stream.reconstruct.recipe import Recipe
+from ptycho_stream.reconstruct.refined_layer import RefinedLayer
+from ptycho_stream.reconstruct.scan_image import ScanImage
+from ptycho_stream.settings import RefinementSettings
+from ptycho_stream.simulate.experiment import SimulatedExperiment, simulate_experiment
+
+FRAMES = 80
+LONGER = RefinementSettings(modes=1, sweeps=24)
+
+
+@pytest.fixture(scope="module")
+def experiment() -> SimulatedExperiment:
+    return simulate_experiment(seed=5, frames=FRAMES, size_px=SIZE)
+
+
+def defocused(probe: Probe, waves: float) -> Probe:
+    """The probe with so many waves of defocus at the edge of its window's spectrum."""
+    frequency = np.fft.fftfreq(probe.size_px)
+    r2 = (frequency[:, None] ** 2 + frequency[None, :] ** 2) / 0.25
+    spectrum = np.fft.fft2(probe.modes) * np.exp(2j * np.pi * waves * r2)
+    return Probe(np.fft.ifft2(spectrum).astype(np.complex64))
+
+
+@pytest.fixture(scope="module")
+def recipe(experiment: SimulatedExperiment) -> Recipe:
+    """With a probe that does not explain the frames."""
+    return replace(shipped_recipe(experiment), probe=defocused(experiment.probe, 2.0))
+
+
+@pytest.fixture
+def bench(experiment: SimulatedExperiment, recipe: Recipe, tmp_path: Path) -> Iterator[Bench]:
+    with running_scan(tmp_path, experiment, recipe) as made:
+        yield made
+
+
+def excess(image: ScanImage) -> float:
+    return newest_misfit(image.viewed, generation(image)).excess
+
+
+def turns(image: ScanImage, most: int = 2000) -> None:
+    """What the stage does while there is anything to do: a batch, else a step of refinement."""
+    for _ in range(most):
+        if image.has_work:
+            image.step(16, list[int]().extend)
+        elif image.wants_refinement:
+            image.refine(0.0)
+        else:
+            break
+    assert image.refined is not None
+    image.refined.show()
+
+
+def generation(image: ScanImage) -> Generation:
+    """What subscribers see."""
+    assert image.current is not None
+    return image.current
+
+
+def renewed_with(image: ScanImage) -> int:
+    """With how many frames the probe was refined that the network has."""
+    return generation(image).identity.probe_frames
+
+
+def renewed_with_next(image: ScanImage) -> int:
+    """The same of the generation that follows."""
+    assert image.following is not None
+    return image.following.identity.probe_frames
+
+
+def until_renewal(image: ScanImage) -> None:
+    """Predict and refine until the scan is to be predicted again."""
+    predict(image)
+    while not image.has_work:
+        image.refine(0.0)
+
+
+def without_probe(recipe: Recipe) -> Recipe:
+    """The same, with a network that says that the probe tells it nothing."""
+    network = copy.copy(recipe.network)
+    network.uses_probe = False
+    return replace(recipe, network=network)
+
+
+def test_a_scan_that_begins_with_a_wrong_probe_is_predicted_again_with_the_refined_one(bench):
+    bench.write(range(FRAMES))
+    image = bench.open(settings=LONGER)
+    predict(image)
+    before, number = excess(image), generation(image).number
+    turns(image)
+    assert renewed_with(image) >= 32 and generation(image).number > number
+    assert excess(image) < before / 2
+    assert image.refined is not None and image.refined.follows
+    assert image.refined.sweeps >= LONGER.sweeps
+    assert len(image.frames) == FRAMES
+
+    as_told = bench.open(recipe=without_probe(bench.recipe), settings=LONGER)
+    turns(as_told)
+    assert renewed_with(as_told) == 0
+    assert bench.error(image) < 0.5 * bench.error(as_told)
+
+
+@pytest.mark.parametrize("settings", [{"probe": False}, {"positions": True}])
+def test_a_probe_that_is_not_refined_or_beside_moving_positions_stays(bench, settings):
+    bench.write(range(FRAMES))
+    image = bench.open(settings=SETTINGS.model_copy(update=settings))
+    turns(image)
+    assert renewed_with(image) == 0
+
+
+def test_a_probe_that_the_network_is_good_with_stays(bench, experiment):
+    bench.write(range(FRAMES))
+    image = bench.open(recipe=shipped_recipe(experiment), settings=LONGER)
+    turns(image)
+    assert renewed_with(image) == 0 and generation(image).number == 1
+
+
+def test_while_it_is_predicted_again_new_frames_come_and_none_is_lost(bench):
+    image = bench.open(settings=LONGER)
+    for first in range(0, FRAMES, 4):
+        bench.write(range(first, first + 4))
+        for _ in range(12):
+            if image.has_work:
+                image.step(4, list[int]().extend)
+            elif image.wants_refinement:
+                image.refine(0.0)
+    turns(image)
+    assert renewed_with(image) >= 32
+    assert sorted(image.frames.number.tolist()) == list(range(FRAMES))
+    assert len(generation(image).ledger.added) == FRAMES
+    assert image.backlog == 0 and image.following is None
+
+
+def test_a_restart_in_the_midst_of_it_goes_on_with_that_probe(bench):
+    bench.write(range(FRAMES))
+    image = bench.open(settings=LONGER)
+    until_renewal(image)
+    image.step(4, list[int]().extend)
+    assert image.following is not None and image.following.ledger.count == 4
+    probe = image.following.probe
+    image.save()
+    again = bench.open(settings=LONGER)
+    turns(again)
+    assert renewed_with(again) == renewed_with_next(image)
+    np.testing.assert_array_equal(generation(again).probe, probe)
+    again.save()
+    third = bench.open(settings=LONGER)
+    assert not third.has_work and not third.wants_refinement
+    assert renewed_with(third) == renewed_with(again)
+
+
+def test_a_probe_that_has_got_worse_is_not_used(bench, monkeypatch, caplog):
+    bench.write(range(FRAMES))
+    image = bench.open(settings=LONGER)
+    worse = Probe(np.roll(defocused(bench.experiment.probe, 8.0).modes, 20, axis=1))
+    monkeypatch.setattr(RefinedLayer, "probe", worse)
+    turns(image)
+    assert renewed_with(image) == 0 and image.following is None
+    assert "is not used for the network" in caplog.text
+    assert image.refined is not None and image.refined.sweeps >= LONGER.sweeps
+
+
+def test_another_view_of_the_frames_begins_with_the_probe_that_was_told(bench):
+    bench.write(range(FRAMES))
+    image = bench.open(settings=LONGER)
+    turns(image)
+    assert renewed_with(image) >= 32
+    told = bench.recipe.probe_digest
+    bench.writer.update_header(views=(View(SIZE), View(SIZE).next(orientation="flip_x")))
+    assert image.reader.refresh()
+    predict(image)
+    assert renewed_with(image) == 0 and generation(image).identity.probe_digest == told
+    scale = generation(image).probe / bench.recipe.probe.modes
+    np.testing.assert_allclose(scale, scale.flat[0], rtol=1e-3)
+
+
+def test_the_network_gets_as_many_modes_as_the_settings_say(bench):
+    bench.write(range(FRAMES))
+    three = LONGER.model_copy(update={"modes": 3})
+    for told, modes in ((None, 3), (2, 2)):
+        image = bench.open(recipe=replace(bench.recipe, modes=told), settings=three)
+        turns(image)
+        assert renewed_with(image) >= 32 and len(generation(image).probe) == modes
