@@ -104,9 +104,10 @@ def test_where_nobody_judges_the_sweeps_decide(harness, store, former):
 
 def test_the_settings_may_keep_to_their_own_probe_or_to_fewer_modes(harness, store, former):
     store.keep_probe(ended(former, "good"))
-    harness.write_config({"probe": {"modes": 1}})
-    store.settings = harness.settings
+    told = store.recipe
+    store.recipe = replace(told, modes=1)
     assert store.recipe_for(next_scan()).probe.modes.shape == (1, SIZE, SIZE)
+    store.recipe = told
     harness.write_config({"probe": {"carry": False}})
     store.settings = harness.settings
     assert store.recipe_for(next_scan()) == store.recipe
