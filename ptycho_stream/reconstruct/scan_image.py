@@ -7,6 +7,7 @@ without any daemon.  Where it stands is saved in one file beside the scan's fram
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -427,25 +428,32 @@ class ScanImage:
         covers = renewal.ledger.taken >= seen
         if renewal.ledger.taken < seen / _RENEWAL_SHARE:
             return False
-        made = newest_misfit(self.viewed, renewal, self._recipe.device)
-        if made.frames and made.excess <= _MAX_START_EXCESS:
+        made = self._excess(renewal)
+        if made <= _MAX_START_EXCESS:
             return True
         if not covers:
             return False
-        before = newest_misfit(self.viewed, current, self._recipe.device)
-        if not before.frames or (made.frames and made.excess <= before.excess):
+        before = self._excess(current)
+        if made <= before and len(renewal.ledger.added):
             return True
         _log.warning(
             "scan %s: the refined probe explains frames worse than the one before (excess R %.3f, "
             "%.3f) and is not used for the network",
             self.reader.scan_id,
-            made.excess,
-            before.excess,
+            made,
+            before,
         )
         self._may_renew, self.following = False, None
         self._makers.pop(renewal.number, None)
         self._formers.pop(renewal.number, None)
         return False
+
+    def _excess(self, generation: Generation) -> float:
+        """Excess R of a generation's image under its newest frames; infinite if not known."""
+        if not len(generation.ledger.added):
+            return math.inf
+        misfit = newest_misfit(self.viewed, generation, self._recipe.device)
+        return misfit.excess if misfit.frames else math.inf
 
     def _feed(self, refined: RefinedLayer, generation: Generation) -> None:
         """Give the refined layer the pairs that have come since."""
