@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 from image_bench import SETTINGS, SIZE, Bench, predict, running_scan, shipped_recipe
 
+from ptycho_stream.errors import ModelError
 from ptycho_stream.geometry import View
 from ptycho_stream.physics.probe import Probe
 from ptycho_stream.reconstruct.generation import Generation
+from ptycho_stream.reconstruct.lending import LentScan
 from ptycho_stream.reconstruct.live_misfit import newest_misfit
 from ptycho_stream.reconstruct.recipe import Recipe
 from ptycho_stream.reconstruct.refined_layer import RefinedLayer
 from ptycho_stream.reconstruct.scan_image import ScanImage
+from ptycho_stream.scans import ScanReader
 from ptycho_stream.settings import RefinementSettings
 from ptycho_stream.simulate.experiment import SimulatedExperiment, simulate_experiment
 
@@ -116,8 +119,8 @@ def test_a_scan_that_begins_with_a_wrong_probe_is_predicted_again_with_the_refin
     assert bench.error(image) < 0.5 * bench.error(as_told)
 
 
-@pytest.mark.parametrize("settings", [{"probe": False}, {"positions": True}])
-def test_a_probe_that_is_not_refined_or_beside_moving_positions_stays(bench, settings):
+@pytest.mark.parametrize("settings", [{"probe": False}, {"positions": True}, {"seconds": 1.0}])
+def test_a_probe_stays_that_is_not_refined_or_while_it_would_do_harm(bench, settings):
     bench.write(range(FRAMES))
     image = bench.open(settings=SETTINGS.model_copy(update=settings))
     turns(image)
@@ -132,16 +135,23 @@ def test_a_probe_that_the_network_is_good_with_stays(bench, experiment):
 
 
 def test_while_it_is_predicted_again_new_frames_come_and_none_is_lost(bench):
-    image = bench.open(settings=LONGER)
+    # With photons from the first frames an image of four would be made again, and told again.
+    image = bench.open(recipe=replace(bench.recipe, photons=4e5), settings=LONGER)
+    told = 0
     for first in range(0, FRAMES, 4):
         bench.write(range(first, first + 4))
         for _ in range(12):
             if image.has_work:
-                image.step(4, list[int]().extend)
+                told += len(image.step(4, list[int]().extend))
             elif image.wants_refinement:
                 image.refine(0.0)
-    turns(image)
-    assert renewed_with(image) >= 32
+    while image.has_work or image.wants_refinement:
+        if image.has_work:
+            told += len(image.step(4, list[int]().extend))
+        else:
+            image.refine(0.0)
+    assert renewed_with(image) >= 32 and generation(image).number > 2
+    assert told == FRAMES  # each is new to subscribers once
     assert sorted(image.frames.number.tolist()) == list(range(FRAMES))
     assert len(generation(image).ledger.added) == FRAMES
     assert image.backlog == 0 and image.following is None
@@ -174,6 +184,54 @@ def test_a_probe_that_has_got_worse_is_not_used(bench, monkeypatch, caplog):
     assert renewed_with(image) == 0 and image.following is None
     assert "is not used for the network" in caplog.text
     assert image.refined is not None and image.refined.sweeps >= LONGER.sweeps
+
+
+def test_a_probe_that_cannot_be_judged_is_not_used_and_no_frame_is_lost(bench, monkeypatch, caplog):
+    bench.write(range(FRAMES))
+    image = bench.open(settings=LONGER)
+    until_renewal(image)
+    bench.writer.seal("complete", {})
+    assert image.reader.refresh()
+
+    def refuse(*_: object) -> None:
+        raise ModelError("no memory left")
+
+    monkeypatch.setattr("ptycho_stream.reconstruct.scan_image.newest_misfit", refuse)
+    turns(image)
+    assert renewed_with(image) == 0 and image.following is None
+    assert "goes on with the probe as it was: no memory left" in caplog.text
+    assert image.refined is not None and image.refined.sweeps >= LONGER.sweeps
+    assert len(image.frames) == FRAMES
+
+
+def test_a_view_that_changes_while_a_probe_waits_does_not_get_it(bench):
+    bench.write(range(FRAMES))
+    image = bench.open(settings=LONGER)
+    until_renewal(image)
+    bench.writer.update_header(views=(View(SIZE), View(SIZE).next(orientation="flip_x")))
+    assert image.reader.refresh()
+    predict(image)
+    assert renewed_with(image) == 0
+    scale = generation(image).probe / bench.recipe.probe.modes
+    np.testing.assert_allclose(scale, scale.flat[0], rtol=1e-3)
+
+
+def test_pairs_that_helpers_predict_meanwhile_are_in_it(bench):
+    bench.write(range(FRAMES))
+    image = bench.open(settings=LONGER)
+    until_renewal(image)
+    image.step(4, list[int]().extend)
+    assert image.following is not None
+    number = image.following.number
+    loan = image.lend(30)
+    assert loan is not None and loan.generation == number and loan.probe is not None
+    np.testing.assert_array_equal(loan.probe, image.following.probe)
+    with ScanReader.open(bench.root, bench.writer.scan_id) as reader:
+        made = LentScan(reader, bench.recipe, loan).make(loan, lambda: None)
+    image.take_back(loan, made)
+    turns(image)
+    assert generation(image).number >= number and renewed_with(image) >= 32
+    assert len(generation(image).ledger.added) == len(image.frames) == FRAMES
 
 
 def test_another_view_of_the_frames_begins_with_the_probe_that_was_told(bench):

@@ -62,6 +62,8 @@ _RENEW_GROWTH, _RENEW_LAST = 1.4, 256
 """Again when there are so many times as many frames, but not after so many: it is good by then."""
 _RENEWAL_SHARE = 4
 """It takes over with every so manieth frame, and the others follow."""
+_RENEW_SECONDS = 5.0
+"""Of refinement after the scan: with less the image may end less refined than it was before."""
 _RENEW_MOST_FRAMES = 1024
 """Of more frames the prediction is not made again: it would take too long."""
 
@@ -114,14 +116,12 @@ class ScanImage:
         self._refinement = refinement
         self._gave_up: GenerationIdentity | None = None
         self._renewed: _Renewed | None = None  # waits for its generation
-        self._may_renew = (
-            refinement is not None
-            and refinement.probe
-            and not refinement.positions
-            and recipe.network.uses_probe
-        )
+        self._renewal_failed = False
+        self._seen_below = 0  # pairs that subscribers saw before a renewal took over
         saved = load_state(reader, recipe.device)
         self.current, self.following = saved.current, saved.following
+        held = (one for one in (self.current, self.following) if one is not None)
+        self._last_number = max((one.number for one in held), default=0)
         self.refined: RefinedLayer | None = None
         if saved.refined and saved.current is not None:
             settings = refinement or RefinementSettings()
@@ -129,7 +129,7 @@ class ScanImage:
 
     def use(self, recipe: Recipe) -> None:
         """Go on with ``recipe``; the next step opens a generation for it."""
-        self._recipe, self._renewed = recipe, None
+        self._recipe, self._renewed, self._renewal_failed = recipe, None, False
 
     @property
     def viewed(self) -> ViewedScan:
@@ -232,15 +232,49 @@ class ScanImage:
         assert current is not None
         if extended is current:
             return paired_ns
+        if self._is_renewal(extended):
+            return self._seen_renewal(extended, current)
         left_over = self.reader.header.sealed and extended.ledger.waiting_count
-        covers = extended.ledger.taken >= current.ledger.taken and not left_over
-        if not (self._is_better(extended, current) if self._renewing else covers):
+        if extended.ledger.taken < current.ledger.taken or left_over:
             return np.empty(0, np.int64)
-        self._makers.pop(current.number, None)
-        self._formers.pop(current.number, None)
-        self._show(extended)
-        self.following = None
+        self._take_over(extended)
         return paired_ns
+
+    def _seen_renewal(self, renewal: Generation, current: Generation) -> NDArray[np.int64]:
+        """The same for a generation with a better probe; one that is worse is dropped."""
+        seen = current.ledger.taken
+        if self.refined is not None:  # it may be ahead of the network
+            seen = max(seen, self.refined.looked_at)
+        try:
+            better = self._is_better(renewal, current, seen)
+        except PtychoStreamError as error:
+            _log.error("scan %s goes on with the probe as it was: %s", self.reader.scan_id, error)
+            better = False
+        if better is None:
+            return np.empty(0, np.int64)
+        if not better:
+            self.following, self._renewal_failed = None, True
+            self._forget(renewal)
+            return np.empty(0, np.int64)
+        self._take_over(renewal)
+        self._seen_below = max(self._seen_below, seen)
+        added = renewal.ledger.added
+        return self._paired_ns(added, self._pairs.at(added))
+
+    def _take_over(self, generation: Generation) -> None:
+        """Let subscribers see the following generation."""
+        assert self.current is not None
+        self._forget(self.current)
+        self._show(generation)
+        self.following = None
+
+    def _forget(self, generation: Generation) -> None:
+        self._makers.pop(generation.number, None)
+        self._formers.pop(generation.number, None)
+
+    def _paired_ns(self, indices: NDArray[np.int64], pairs: NDArray[Any]) -> NDArray[np.int64]:
+        """When pairs that subscribers have not seen before became complete."""
+        return pairs["paired_monotonic_ns"][indices >= self._seen_below].astype(np.int64)
 
     # -- helpers ------------------------------------------------------------------------------
 
@@ -281,8 +315,8 @@ class ScanImage:
             return np.empty(0, np.int64)
         target.merge(made.generation)
         self.patches_collapsed, self.patches_not_finite = made.collapsed, made.not_finite
-        pairs = self._pairs.at(made.generation.ledger.added)
-        return self._seen(target, pairs["paired_monotonic_ns"].astype(np.int64))
+        added = made.generation.ledger.added
+        return self._seen(target, self._paired_ns(added, self._pairs.at(added)))
 
     def _show(self, generation: Generation) -> None:
         """Let subscribers see another generation."""
@@ -387,8 +421,14 @@ class ScanImage:
     def _renew_if_due(self, refined: RefinedLayer, generation: Generation) -> None:
         """Have the scan predicted again with the refined probe, if that is much better by now."""
         frames, before = len(refined.pairs), generation.identity.probe_frames
+        settings = self._refinement
         if (
-            not self._may_renew
+            settings is None
+            or not settings.probe
+            or settings.positions
+            or settings.seconds < _RENEW_SECONDS
+            or not self._recipe.network.uses_probe
+            or self._renewal_failed
             or self.following is not None
             or (refined.follows and not before)  # the network knows the beam
             or refined.sweeps < _RENEW_SWEEPS
@@ -417,25 +457,22 @@ class ScanImage:
             current is not None and generation.identity.probe_frames > current.identity.probe_frames
         )
 
-    def _is_better(self, renewal: Generation, current: Generation) -> bool:
-        """Whether a generation with a refined probe should be seen instead of the current one.
+    def _is_better(self, renewal: Generation, current: Generation, seen: int) -> bool | None:
+        """Whether a generation with a refined probe explains frames as well as the current one.
 
-        As soon as it covers the scan a little and explains its frames; it is dropped if it covers
-        the scan and explains them worse than the current one.
+        None: it does not cover enough yet of the ``seen`` pairs in what subscribers see.
         """
-        seen = current.ledger.taken if self.refined is None else self.refined.looked_at
-        seen = max(seen, current.ledger.taken)
         covers = renewal.ledger.taken >= seen
-        if renewal.ledger.taken < seen / _RENEWAL_SHARE:
-            return False
-        made = self._excess(renewal)
-        if made <= _MAX_START_EXCESS:
-            return True
+        # Groups go through the scan from its start, and cover it only in the end.
+        share = _RENEWAL_SHARE if self._recipe.network.group_frames == 1 else 1
+        if renewal.ledger.taken < seen / share:
+            return None
+        made, before = self._excess(renewal), self._excess(current)
+        good = current.identity.probe_frames > 0 and made <= _MAX_START_EXCESS
+        if (good or made <= before) and len(renewal.ledger.added):
+            return True if math.isfinite(made) or covers else None
         if not covers:
-            return False
-        before = self._excess(current)
-        if made <= before and len(renewal.ledger.added):
-            return True
+            return None
         _log.warning(
             "scan %s: the refined probe explains frames worse than the one before (excess R %.3f, "
             "%.3f) and is not used for the network",
@@ -443,9 +480,6 @@ class ScanImage:
             made,
             before,
         )
-        self._may_renew, self.following = False, None
-        self._makers.pop(renewal.number, None)
-        self._formers.pop(renewal.number, None)
         return False
 
     def _excess(self, generation: Generation) -> float:
@@ -500,16 +534,15 @@ class ScanImage:
             photons = measured_photons(self.viewed, frames)
         identity = self._wanted(newest, photons)
         recipe = self._recipe
-        if self._renewed is not None:
-            recipe = recipe.with_probe(self._renewed.probe)
-        elif identity.probe_frames:
+        if identity.probe_frames:
             assert newest is not None
-            recipe = recipe.with_probe(Probe(newest.probe))
+            renewed = self._renewed
+            recipe = recipe.with_probe(Probe(newest.probe) if renewed is None else renewed.probe)
         self._renewed = None
         maker = PatchMaker(self.viewed, recipe, photons)
         if newest is None or newest.identity != identity:
-            number = 1 if newest is None else newest.number + 1
-            newest = Generation(number, identity, maker.probe, self._recipe.device)
+            self._last_number += 1
+            newest = Generation(self._last_number, identity, maker.probe, self._recipe.device)
         if self.current is not None and self.current.identity == identity:
             newest, self.following = self.current, None
         elif self.current is None or (
@@ -611,7 +644,7 @@ class ScanImage:
         if len(pairs):
             patches = self._makers[target.number].make(pairs, target.identity.pixel_yx_m)
             self._add(target, indices, pairs, patches)
-        return pairs["paired_monotonic_ns"].astype(np.int64)
+        return self._paired_ns(indices, pairs)
 
     def _extend_by_groups(
         self, target: Generation, indices: NDArray[np.int64], pairs: NDArray[Any], limit: int
@@ -643,7 +676,7 @@ class ScanImage:
             target.ledger.wait(indices)
         self._add(target, rows[new], pairs[new], patches)
         self._formers[target.number] = former
-        return pairs[new]["paired_monotonic_ns"].astype(np.int64)
+        return self._paired_ns(rows[new], pairs[new])
 
     def _all_looked_at(self, target: Generation) -> bool:
         return target.ledger.taken >= self.reader.pair_count
