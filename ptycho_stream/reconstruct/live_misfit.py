@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 NEWEST = 32
 """So many frames are compared, or fewer large ones."""
+MAX_START_EXCESS = 0.1
+"""The network's image must explain the newest frames so well, or refinement does without it: made
+with a wrong probe it costs more sweeps than it saves, and puts a wall of phase where it begins."""
 
 
 def live_misfit(image: ScanImage, device: torch.device | str = "cpu") -> Misfit | None:

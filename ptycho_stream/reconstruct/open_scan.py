@@ -90,6 +90,8 @@ class OpenScan:
             positions_move=refinement.positions,
             mask_pixels=settings.view.hot_pixels == "auto",
         )
+        if trust.enabled:
+            image.renewal_waits = lambda: judge.looks_first
         return cls(
             image,
             lease,

@@ -43,6 +43,10 @@ class PatternWatch:
         """In words, with the settings to change."""
         return self._advice.suggestions
 
+    def has_looked(self, view_version: int) -> bool:
+        """Whether the frames of a view were looked at."""
+        return self._view_version == view_version
+
     def look(self, generation: Generation) -> None:
         """Look at the frames, if there are enough of them and this view was not looked at yet.
 

@@ -65,6 +65,7 @@ class RefinedLayer:
         follows: whether what the network made is good enough to start from; None: not known yet.
         probe_waits: whether the probe is so good that it is fitted after a few sweeps only, and
             after the scan.
+        network_excess: excess R of what the network made, when that was judged; NaN: not yet.
         judged_again_at: where it is not known whether to follow: from so many predicted frames on
             it may be.
         shown: how many times :meth:`show` has renewed what :meth:`over` lays over tiles.
@@ -109,6 +110,7 @@ class RefinedLayer:
         known = {} if state is None else state
         self.follows: bool | None = bool(known["follows"]) if "follows" in known else None
         self.probe_waits = bool(known.get("probe_waits", False))
+        self.network_excess = float(known.get("network_excess", float("nan")))
         self.judged_again_at = 0
         self._predicted: Canvas | None = None
         self._started_from: dict[TileIndex, int] = {}
@@ -300,6 +302,7 @@ class RefinedLayer:
             "looked_at": np.array(self.looked_at),
             **({} if self.follows is None else {"follows": np.array(self.follows)}),
             "probe_waits": np.array(self.probe_waits),
+            "network_excess": np.array(self.network_excess),
             "basis": np.array(self.basis.to_json()),
         }
 

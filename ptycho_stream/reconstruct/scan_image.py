@@ -7,9 +7,7 @@ without any daemon.  Where it stands is saved in one file beside the scan's fram
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +21,7 @@ from ptycho_stream.reconstruct.generation import Generation, GenerationIdentity
 from ptycho_stream.reconstruct.groups import GroupFormer
 from ptycho_stream.reconstruct.ledger import PairLedger
 from ptycho_stream.reconstruct.lending import Loan, Made
-from ptycho_stream.reconstruct.live_misfit import newest_misfit
+from ptycho_stream.reconstruct.live_misfit import MAX_START_EXCESS, newest_misfit
 from ptycho_stream.reconstruct.patches import (
     PHOTON_FRAMES,
     Patches,
@@ -33,6 +31,7 @@ from ptycho_stream.reconstruct.patches import (
 from ptycho_stream.reconstruct.predict import Predictor
 from ptycho_stream.reconstruct.recipe import Recipe
 from ptycho_stream.reconstruct.refined_layer import RefinedLayer, basis_of, restored
+from ptycho_stream.reconstruct.renewal import RenewedProbe, explains_more, renewed_probe
 from ptycho_stream.reconstruct.saved_image import image_state, load_state, write_state
 from ptycho_stream.reconstruct.scan_pairs import ScanPairs
 from ptycho_stream.reconstruct.shown_frames import ShownFrames
@@ -45,35 +44,13 @@ from ptycho_stream.settings import RefinementSettings
 _log = logging.getLogger(__name__)
 
 _START_FRAMES = 16
-_MAX_START_EXCESS = 0.1
-"""After so many frames (twice as many, and so on, where none lies inside the image yet) the
-network's image must explain the newest ones so well, or refinement does without it: made with a
-wrong probe it costs more sweeps than it saves, and puts a wall of phase where it begins."""
+"""After so many frames (twice as many, and so on, where none lies inside the image yet) it is asked
+whether the network's image is one to begin refinement from."""
 _GOOD_PROBE_EXCESS = 0.03
 """Below it the probe is good: on the siemens star 0.015 to 0.025 with the probe of the scan before,
 0.04 with one that is defocused a little, 0.24 with a guess."""
 _FEED = 512
 """Pairs given to the refined layer at once: their frames' checksums are verified."""
-_RENEW_FRAMES, _RENEW_SWEEPS = 32, 3.0
-"""Where the network's image is not followed, so many frames, visited so often on average, have made
-a better probe, and the network predicts the scan again with it: on the siemens star from the file's
-guess the excess of its image falls from 0.27 to 0.03."""
-_RENEW_GROWTH, _RENEW_LAST = 1.4, 256
-"""Again when there are so many times as many frames, but not after so many: it is good by then."""
-_RENEWAL_SHARE = 4
-"""It takes over with every so manieth frame, and the others follow."""
-_RENEW_SECONDS = 5.0
-"""Of refinement after the scan: with less the image may end less refined than it was before."""
-_RENEW_MOST_FRAMES = 1024
-"""Of more frames the prediction is not made again: it would take too long."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Renewed:
-    """A probe as it was after refinement with ``frames`` frames."""
-
-    probe: Probe
-    frames: int
 
 
 class ScanImage:
@@ -92,6 +69,7 @@ class ScanImage:
 
     Attributes:
         refined: the refined layer of ``current``, if there is one.
+        renewal_waits: asked whether the network should not be given the refined probe yet.
         patches_collapsed: of the last step: collapsed, though in the image (see ``collapse.py``).
         patches_not_finite: of the last step: no numbers, and left out.
     """
@@ -115,8 +93,9 @@ class ScanImage:
         self._recipe = recipe
         self._refinement = refinement
         self._gave_up: GenerationIdentity | None = None
-        self._renewed: _Renewed | None = None  # waits for its generation
-        self._renewal_failed = False
+        self._renewed: RenewedProbe | None = None  # waits for its generation
+        self._renewal_failed: tuple[GenerationIdentity, int] | None = None
+        self.renewal_waits: Callable[[], bool] = lambda: False
         self._seen_below = 0  # pairs that subscribers saw before a renewal took over
         saved = load_state(reader, recipe.device)
         self.current, self.following = saved.current, saved.following
@@ -129,7 +108,7 @@ class ScanImage:
 
     def use(self, recipe: Recipe) -> None:
         """Go on with ``recipe``; the next step opens a generation for it."""
-        self._recipe, self._renewed, self._renewal_failed = recipe, None, False
+        self._recipe, self._renewed = recipe, None
 
     @property
     def viewed(self) -> ViewedScan:
@@ -246,14 +225,15 @@ class ScanImage:
         if self.refined is not None:  # it may be ahead of the network
             seen = max(seen, self.refined.looked_at)
         try:
-            better = self._is_better(renewal, current, seen)
+            better = explains_more(self.viewed, renewal, current, seen, self._recipe)
         except PtychoStreamError as error:
             _log.error("scan %s goes on with the probe as it was: %s", self.reader.scan_id, error)
             better = False
         if better is None:
             return np.empty(0, np.int64)
         if not better:
-            self.following, self._renewal_failed = None, True
+            self._renewal_failed = basis_of(current.identity), renewal.identity.probe_frames
+            self.following = None
             self._forget(renewal)
             return np.empty(0, np.int64)
         self._take_over(renewal)
@@ -390,7 +370,8 @@ class ScanImage:
             if not self.refined.has_work:
                 return 0
             visits = self.refined.work(self.current.canvas, budget_s)
-            self._renew_if_due(self.refined, self.current)
+            if self._renewed is None and self.following is None:
+                self._renew_if_due(self.refined, self.current)
             return visits
         except PtychoStreamError:
             self._gave_up = basis_of(self.current.identity)
@@ -404,7 +385,8 @@ class ScanImage:
             return
         misfit = newest_misfit(self.viewed, generation, self._recipe.device)
         if misfit.frames or last:
-            refined.follows = bool(misfit.frames) and misfit.excess <= _MAX_START_EXCESS
+            refined.network_excess = misfit.excess
+            refined.follows = bool(misfit.frames) and misfit.excess <= MAX_START_EXCESS
             as_told = not generation.identity.probe_frames
             refined.probe_waits = as_told and misfit.excess <= _GOOD_PROBE_EXCESS
             _log.info(
@@ -420,29 +402,18 @@ class ScanImage:
 
     def _renew_if_due(self, refined: RefinedLayer, generation: Generation) -> None:
         """Have the scan predicted again with the refined probe, if that is much better by now."""
-        frames, before = len(refined.pairs), generation.identity.probe_frames
-        settings = self._refinement
-        if (
-            settings is None
-            or not settings.probe
-            or settings.positions
-            or settings.seconds < _RENEW_SECONDS
-            or not self._recipe.network.uses_probe
-            or self._renewal_failed
-            or self.following is not None
-            or (refined.follows and not before)  # the network knows the beam
-            or refined.sweeps < _RENEW_SWEEPS
-            or before >= _RENEW_LAST
-            or not max(_RENEW_FRAMES, _RENEW_GROWTH * before) <= frames <= _RENEW_MOST_FRAMES
-            or not self._is_present(generation)
-        ):
+        if self.renewal_waits() or not self._is_present(generation):
             return
-        _log.info(
-            "scan %s: the network predicts it again with the probe refined with %d frames",
-            self.reader.scan_id,
-            frames,
-        )
-        self._renewed = _Renewed(refined.probe, frames)
+        settings = self._refinement or RefinementSettings()
+        failed, failed_frames = self._renewal_failed or (None, 0)
+        beyond = failed_frames if failed == basis_of(generation.identity) else 0
+        self._renewed = renewed_probe(refined, generation, self._recipe, settings, beyond)
+        if self._renewed is not None:
+            _log.info(
+                "scan %s: the network predicts it again with the probe refined with %d frames",
+                self.reader.scan_id,
+                self._renewed.frames,
+            )
 
     @property
     def _renewing(self) -> bool:
@@ -456,38 +427,6 @@ class ScanImage:
         return (
             current is not None and generation.identity.probe_frames > current.identity.probe_frames
         )
-
-    def _is_better(self, renewal: Generation, current: Generation, seen: int) -> bool | None:
-        """Whether a generation with a refined probe explains frames as well as the current one.
-
-        None: it does not cover enough yet of the ``seen`` pairs in what subscribers see.
-        """
-        covers = renewal.ledger.taken >= seen
-        # Groups go through the scan from its start, and cover it only in the end.
-        share = _RENEWAL_SHARE if self._recipe.network.group_frames == 1 else 1
-        if renewal.ledger.taken < seen / share:
-            return None
-        made, before = self._excess(renewal), self._excess(current)
-        good = current.identity.probe_frames > 0 and made <= _MAX_START_EXCESS
-        if (good or made <= before) and len(renewal.ledger.added):
-            return True if math.isfinite(made) or covers else None
-        if not covers:
-            return None
-        _log.warning(
-            "scan %s: the refined probe explains frames worse than the one before (excess R %.3f, "
-            "%.3f) and is not used for the network",
-            self.reader.scan_id,
-            made,
-            before,
-        )
-        return False
-
-    def _excess(self, generation: Generation) -> float:
-        """Excess R of a generation's image under its newest frames; infinite if not known."""
-        if not len(generation.ledger.added):
-            return math.inf
-        misfit = newest_misfit(self.viewed, generation, self._recipe.device)
-        return misfit.excess if misfit.frames else math.inf
 
     def _feed(self, refined: RefinedLayer, generation: Generation) -> None:
         """Give the refined layer the pairs that have come since."""

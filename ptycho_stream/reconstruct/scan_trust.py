@@ -131,6 +131,16 @@ class ScanTrust:
         return self._view_time.left(running=wanted) and wanted
 
     @property
+    def looks_first(self) -> bool:
+        """Whether the pattern is to be looked at before the probe is another one.
+
+        A refined probe makes up for a wrong centre, so that it would not be found any more.
+        """
+        version = self._image.reader.header.view.version
+        to_look = self._settings.diagnosis != "off" and not self._pattern.has_looked(version)
+        return to_look or self.view_wanted is not None
+
+    @property
     def suggestions(self) -> tuple[str, ...]:
         """What to set differently for the next scan, in words."""
         return self._pattern.suggestions
