@@ -57,17 +57,25 @@ def excess(image: ScanImage) -> float:
     return newest_misfit(image.viewed, generation(image)).excess
 
 
-def turns(image: ScanImage, most: int = 2000) -> None:
-    """What the stage does while there is anything to do: a batch, else a step of refinement."""
-    for _ in range(most):
-        if image.has_work:
-            image.step(16, list[int]().extend)
-        elif image.wants_refinement:
-            image.refine(0.0)
-        else:
+def turn(image: ScanImage, limit: int) -> int:
+    """A batch, else a step of refinement; how many pairs are new to subscribers."""
+    if image.has_work:
+        return len(image.step(limit, list[int]().extend))
+    if image.wants_refinement:
+        image.refine(0.0)
+    return 0
+
+
+def turns(image: ScanImage, limit: int = 16) -> int:
+    """What the stage does while there is anything to do; how many pairs were new."""
+    told = 0
+    for _ in range(2000):
+        if not (image.has_work or image.wants_refinement):
             break
+        told += turn(image, limit)
     assert image.refined is not None
     image.refined.show()
+    return told
 
 
 def generation(image: ScanImage) -> Generation:
@@ -140,16 +148,8 @@ def test_while_it_is_predicted_again_new_frames_come_and_none_is_lost(bench):
     told = 0
     for first in range(0, FRAMES, 4):
         bench.write(range(first, first + 4))
-        for _ in range(12):
-            if image.has_work:
-                told += len(image.step(4, list[int]().extend))
-            elif image.wants_refinement:
-                image.refine(0.0)
-    while image.has_work or image.wants_refinement:
-        if image.has_work:
-            told += len(image.step(4, list[int]().extend))
-        else:
-            image.refine(0.0)
+        told += sum(turn(image, 4) for _ in range(12))
+    told += turns(image, 4)
     assert renewed_with(image) >= 32 and generation(image).number > 2
     assert told == FRAMES  # each is new to subscribers once
     assert sorted(image.frames.number.tolist()) == list(range(FRAMES))

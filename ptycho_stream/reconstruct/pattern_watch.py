@@ -57,7 +57,7 @@ class PatternWatch:
             StoreError: frames cannot be read.
         """
         image, version = self._image, generation.identity.view_version
-        if version == self._view_version:
+        if self.has_looked(version):
             return
         frames, size = image.frames, image.reader.header.size_px
         chosen = chosen_frames(frames.position_yx_m, generation.identity.pixel_yx_m, size)

@@ -50,14 +50,14 @@ class RenewedProbe:
     frames: int
 
 
-def renewed_probe(
+def is_due(
     refined: RefinedLayer,
     generation: Generation,
     recipe: Recipe,
     settings: RefinementSettings,
     failed_frames: int,
-) -> RenewedProbe | None:
-    """The refined probe, if the network should predict the scan again with it; None: not now.
+) -> bool:
+    """Whether the network should predict the scan again with the probe as it is refined now.
 
     Args:
         refined: layer of the generation.
@@ -70,13 +70,11 @@ def renewed_probe(
     wanted = settings.probe and not settings.positions and settings.seconds >= _SECONDS
     poor = before > 0 or refined.network_excess > _POOR_EXCESS
     if not wanted or not recipe.network.uses_probe or not poor:
-        return None
+        return False
     if refined.sweeps < _SWEEPS or before >= _LAST:
-        return None
+        return False
     least = max(_FRAMES, _GROWTH * before, _GROWTH_AFTER_FAILURE * failed_frames)
-    if not least <= frames <= _MOST_FRAMES:
-        return None
-    return RenewedProbe(refined.probe, frames)
+    return least <= frames <= _MOST_FRAMES
 
 
 def explains_more(

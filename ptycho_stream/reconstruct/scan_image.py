@@ -31,7 +31,7 @@ from ptycho_stream.reconstruct.patches import (
 from ptycho_stream.reconstruct.predict import Predictor
 from ptycho_stream.reconstruct.recipe import Recipe
 from ptycho_stream.reconstruct.refined_layer import RefinedLayer, basis_of, restored
-from ptycho_stream.reconstruct.renewal import RenewedProbe, explains_more, renewed_probe
+from ptycho_stream.reconstruct.renewal import RenewedProbe, explains_more, is_due
 from ptycho_stream.reconstruct.saved_image import image_state, load_state, write_state
 from ptycho_stream.reconstruct.scan_pairs import ScanPairs
 from ptycho_stream.reconstruct.shown_frames import ShownFrames
@@ -370,8 +370,7 @@ class ScanImage:
             if not self.refined.has_work:
                 return 0
             visits = self.refined.work(self.current.canvas, budget_s)
-            if self._renewed is None and self.following is None:
-                self._renew_if_due(self.refined, self.current)
+            self._renew_if_due(self.refined, self.current)
             return visits
         except PtychoStreamError:
             self._gave_up = basis_of(self.current.identity)
@@ -402,18 +401,21 @@ class ScanImage:
 
     def _renew_if_due(self, refined: RefinedLayer, generation: Generation) -> None:
         """Have the scan predicted again with the refined probe, if that is much better by now."""
-        if self.renewal_waits() or not self._is_present(generation):
+        if self.following is not None:
             return
         settings = self._refinement or RefinementSettings()
         failed, failed_frames = self._renewal_failed or (None, 0)
         beyond = failed_frames if failed == basis_of(generation.identity) else 0
-        self._renewed = renewed_probe(refined, generation, self._recipe, settings, beyond)
-        if self._renewed is not None:
-            _log.info(
-                "scan %s: the network predicts it again with the probe refined with %d frames",
-                self.reader.scan_id,
-                self._renewed.frames,
-            )
+        if not is_due(refined, generation, self._recipe, settings, beyond):
+            return
+        if self.renewal_waits() or not self._is_present(generation):
+            return
+        self._renewed = RenewedProbe(refined.probe, len(refined.pairs))
+        _log.info(
+            "scan %s: the network predicts it again with the probe refined with %d frames",
+            self.reader.scan_id,
+            self._renewed.frames,
+        )
 
     @property
     def _renewing(self) -> bool:
