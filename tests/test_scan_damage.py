@@ -167,6 +167,8 @@ def test_a_tail_overwritten_from_any_byte_of_the_last_record(
         crashed_copy(source, root)
         rest = len(whole) - at
         tail = rng.randbytes(rest) if filler is None else filler * rest
+        if tail == whole[at:]:
+            continue  # a checksum of any run may end like this: nothing is damaged
         (root / "scans" / scan_id / log).write_bytes(whole[:at] + tail)
         writer, report = ScanWriter.recover(root, scan_id)
         with writer:
