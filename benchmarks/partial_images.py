@@ -59,13 +59,15 @@ def covered(image: Image) -> np.ndarray:
 
 
 def score(image: Image, args: argparse.Namespace) -> dict[str, float]:
-    """What the tool says of the covered part of an image."""
+    """What the tool says of the covered part of an image; it may be NaN where that is small."""
     well = covered(image)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "object.npz"
         np.savez(path, object=np.where(well, image.object_yx, np.nan))
         command = [sys.executable, args.score_tool, path, args.data / REFERENCE]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        said = subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout
+    if not said:  # the covered part is too small to be laid over the reference; it says so itself
+        return dict.fromkeys(("nrmse", "phase_ssim", "frc_half"), float("nan"))
     return {name: float(value) for name, value in (line.split() for line in said.splitlines())}
 
 

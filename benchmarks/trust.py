@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ptycho_stream.models.registry import ModelRegistry
 from ptycho_stream.networks.network import Network
-from ptycho_stream.reconstruct.suspicion import defocused_probe
+from ptycho_stream.physics.probe import defocused
 from ptycho_stream.reconstruct.trust import object_windows
 from ptycho_stream.reconstruct.trust_watch import Shown, TrustWatch
 from ptycho_stream.results import Tile
@@ -112,7 +112,7 @@ def faulty(scan: Scan, seed: int) -> list[tuple[str, Scan]]:
     return [
         ("sound", scan),
         ("another probe", scan.told(probe=other)),
-        ("defocus of 4 rad", scan.told(probe=defocused_probe(scan.beam, 4.0))),
+        ("defocus of 4 rad", scan.told(probe=defocused(scan.beam, 4.0))),
         ("half the photons", scan.told(probe=scan.beam.normalised(scan.beam.photons / 2))),
         ("positions off by 2 px rms", scan.told(position_yx_m=scan.position_yx_m + off)),
         ("5 % other frames", spoiled(scan, "other frames", which)),

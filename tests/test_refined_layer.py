@@ -149,7 +149,7 @@ def test_refinement_goes_ahead_of_a_network_that_cannot_keep_up(bench):
 @pytest.mark.parametrize("good", [True, False])
 def test_a_good_probe_is_fitted_later_than_one_that_is_not(bench, monkeypatch, good):
     excess = 10.0 if good else 0.0
-    monkeypatch.setattr("ptycho_stream.reconstruct.scan_image._GOOD_PROBE_EXCESS", excess)
+    monkeypatch.setattr("ptycho_stream.reconstruct.scan_image.GOOD_PROBE_EXCESS", excess)
     bench.write(range(FRAMES))
     image = bench.open(settings=replace_settings(sweeps=24))
     predict(image)
@@ -171,7 +171,7 @@ def test_a_good_probe_is_fitted_later_than_one_that_is_not(bench, monkeypatch, g
 
 @pytest.mark.parametrize("expected", [None, 2 * FRAMES])
 def test_a_good_probe_waits_for_the_end_of_a_scan_only_if_it_is_known(bench, monkeypatch, expected):
-    monkeypatch.setattr("ptycho_stream.reconstruct.scan_image._GOOD_PROBE_EXCESS", 10.0)
+    monkeypatch.setattr("ptycho_stream.reconstruct.scan_image.GOOD_PROBE_EXCESS", 10.0)
     bench.writer.update_header(expected_frames=expected)
     bench.write(range(FRAMES))
     image = bench.open()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ptycho_stream.geometry import patch_corners
 from ptycho_stream.networks.network import Network
 from ptycho_stream.physics.forward import intensity
-from ptycho_stream.physics.probe import Probe
+from ptycho_stream.physics.probe import Probe, defocused
 from ptycho_stream.reconstruct.canvas import Canvas, divide, half_of
 from ptycho_stream.reconstruct.halves import CanvasHalves, frames_of_halves, refining_halves
 from ptycho_stream.reconstruct.misfit_map import MisfitMap
@@ -31,7 +31,6 @@ from ptycho_stream.reconstruct.resolution import (
     ring_correlation,
     shown_correlation,
 )
-from ptycho_stream.reconstruct.suspicion import defocused_probe
 from ptycho_stream.reconstruct.trust import FrameFigures, FrameJudge, held_out, object_windows
 from ptycho_stream.simulate.experiment import SimulatedExperiment, simulate_experiment
 
@@ -176,7 +175,7 @@ def spoiled(scan: Scan, fault: str, which: np.ndarray) -> Scan:
         position[which] += 5 * pixel * np.stack([np.sin(angle), np.cos(angle)], 1)
     if fault == "probe":
         windows = torch.as_tensor(scan.windows(scan.true_image)[which])
-        wrong = torch.as_tensor(defocused_probe(scan.beam, 4.0).modes)[None]
+        wrong = torch.as_tensor(defocused(scan.beam, 4.0).modes)[None]
         expected = intensity(wrong, windows).double().numpy()
         counts[which] = np.fft.fftshift(rng.poisson(expected), axes=(-2, -1))
     return scan.told(counts=counts, position_yx_m=position)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ptycho_stream.errors import ProbeError
+from ptycho_stream.geometry import wavelength_m
 from ptycho_stream.physics.fourier import fft2_ortho, frequencies, ifft2_ortho
 
 _NPZ_KEYS = ("probe", "probeGuess")
@@ -125,6 +126,36 @@ def _read_hdf5(path: Path) -> NDArray[Any]:
             raise KeyError("'probe' is a group, not a dataset")
         held = cast("Any", dataset)
         return held[:1] if held.ndim == 4 else held[()]
+
+
+def square_frequency(probe: Probe) -> float:
+    """Mean square frequency of the light, square cycles a pixel."""
+    frequency = np.fft.fftfreq(probe.size_px)
+    power = (np.abs(np.fft.fft2(probe.modes.astype(np.complex128))) ** 2).sum(0)
+    squared = frequency[:, None] ** 2 + frequency**2
+    return float((power * squared).sum() / power.sum())
+
+
+def defocused(probe: Probe, phase_rad: float) -> Probe:
+    """The probe some way along the beam: ``phase_rad`` more at its root mean square frequency.
+
+    Over a distance z downstream that is -pi wavelength z times the mean square frequency, square
+    cycles a metre (Fresnel's transfer function; Goodman, Introduction to Fourier Optics, 3rd ed.
+    2005, eq. 4-21).
+    """
+    frequency = np.fft.fftfreq(probe.size_px)
+    squared = (frequency[:, None] ** 2 + frequency**2) / max(square_frequency(probe), 1e-12)
+    spectrum = np.fft.fft2(probe.modes.astype(np.complex128))
+    moved = np.fft.ifft2(spectrum * np.exp(1j * phase_rad * squared))
+    return Probe(moved.astype(np.complex64))
+
+
+def distance_m(
+    probe: Probe, phase_rad: float, photon_energy_eV: float, pixel_yx_m: tuple[float, float]
+) -> float:
+    """How far downstream :func:`defocused` moves the probe, metres."""
+    square = square_frequency(probe) / (pixel_yx_m[0] * pixel_yx_m[1])
+    return -phase_rad / (np.pi * wavelength_m(photon_energy_eV) * square)
 
 
 def spectrum_of(probe: Probe, device: torch.device | str = "cpu") -> Tensor:

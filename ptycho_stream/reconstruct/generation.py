@@ -33,8 +33,9 @@ class GenerationIdentity:
         photon_frames: how many frames that was measured from; 0: it is from the settings.
         corrected_below: corrections of positions up to this pair are in the image.
         neighbours: among so many a frame's group was sought; 0 where the network takes single ones.
-        probe_frames: with so many frames the probe was refined before the network got it; 0: it is
-            the one that the image began with.
+        probe_frames: to so many frames the probe was fitted, or refined with them, before the
+            network got it; 0: it is the one that the image began with.
+        probe_settled: whether it is so good that there will be no other.
     """
 
     software: str
@@ -49,6 +50,7 @@ class GenerationIdentity:
     corrected_below: int
     neighbours: int
     probe_frames: int = 0
+    probe_settled: bool = False
 
     @classmethod
     def from_json(cls, text: str) -> GenerationIdentity:

@@ -31,6 +31,9 @@ NEWEST = 32
 MAX_START_EXCESS = 0.1
 """The network's image must explain the newest frames so well, or refinement does without it: made
 with a wrong probe it costs more sweeps than it saves, and puts a wall of phase where it begins."""
+GOOD_PROBE_EXCESS = 0.03
+"""Below it the probe is good: on the siemens star 0.015 to 0.025 with the probe of the scan before,
+0.04 with one that is defocused a little, 0.24 with a guess."""
 
 
 def live_misfit(image: ScanImage, device: torch.device | str = "cpu") -> Misfit | None:

@@ -91,7 +91,7 @@ class OpenScan:
             mask_pixels=settings.view.hot_pixels == "auto",
         )
         if trust.enabled:
-            image.renewal_waits = lambda: judge.looks_first
+            image.renewals.waits = lambda: judge.looks_first
         return cls(
             image,
             lease,

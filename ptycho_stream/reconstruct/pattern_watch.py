@@ -43,6 +43,11 @@ class PatternWatch:
         """In words, with the settings to change."""
         return self._advice.suggestions
 
+    @property
+    def center_is_off(self) -> bool:
+        """Whether another centre of the pattern is among them."""
+        return self._advice.center_yx_px is not None
+
     def has_looked(self, view_version: int) -> bool:
         """Whether the frames of a view were looked at."""
         return self._view_version == view_version

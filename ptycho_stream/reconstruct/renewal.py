@@ -1,38 +1,49 @@
-"""When a scan is predicted again with the probe that refinement has made of it meanwhile.
+"""When a scan is predicted again with a better probe than it began with, and with which.
 
-Where the network does not know the beam its image is of no use, and the probe refined with a few
-dozen frames is (docs/decisions/0024). Rules only, for :class:`~.scan_image.ScanImage`, which makes
-the generation and lets it take over.
+Where the network does not know the beam its image is of no use, and a probe fitted to a few dozen
+frames, or refined with them, is (docs/decisions/0024). Owned by
+:class:`~.scan_image.ScanImage`, which makes the generation and lets it take over.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import time
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from ptycho_stream.physics.probe import Probe
-from ptycho_stream.reconstruct.generation import Generation
-from ptycho_stream.reconstruct.live_misfit import MAX_START_EXCESS, newest_misfit
+from ptycho_stream.errors import GeometryError, ProbeError
+from ptycho_stream.physics.probe import Probe, distance_m
+from ptycho_stream.reconstruct.generation import Generation, GenerationIdentity
+from ptycho_stream.reconstruct.live_misfit import GOOD_PROBE_EXCESS, MAX_START_EXCESS, newest_misfit
+from ptycho_stream.reconstruct.neighbourhood import Neighbours, nearest_frames
+from ptycho_stream.reconstruct.probe_fit import CLEARLY, FITS, FittedProbe, fitting
 from ptycho_stream.reconstruct.recipe import Recipe
-from ptycho_stream.reconstruct.refined_layer import RefinedLayer
+from ptycho_stream.reconstruct.refined_layer import RefinedLayer, basis_of
+from ptycho_stream.scans.header import ScanHeader
+from ptycho_stream.scans.records import positions_of
 from ptycho_stream.scans.viewed_scan import ViewedScan
 from ptycho_stream.settings import RefinementSettings
 
 _log = logging.getLogger(__name__)
 
 _POOR_EXCESS = 0.15
-"""The network's image with the probe of the scan's start must be so bad: on the siemens star with
-the file's guess it is 0.27, and 0.03 with the refined one. Where few frames are there yet it may be
-0.11 with a true probe."""
+"""So bad must the network's image be with the probe of the scan's start, where none could be fitted
+and a refined one is taken: on the siemens star with the file's guess it is 0.27, and 0.03 with the
+refined one. Where few frames are there yet it may be 0.11 with a true probe."""
 _CLEARLY = 0.5
-"""With a refined probe it must be this share of that, or the refined one is not used."""
+"""With the better probe it must be this share of that, or that probe is not used."""
+_TOLD_RAD = 0.5
+"""Of defocus, or more, people are told."""
 _FRAMES, _SWEEPS = 32, 3.0
-"""So many frames, visited so often on average, have made a better probe."""
+"""So many frames tell of a better probe; a refined one when visited so often on average."""
 _GROWTH, _LAST = 1.4, 256
-"""Again when there are so many times as many frames, but not after so many: it is good by then."""
+"""Again when there are so many times as many frames, but of no more than so many: the image would
+stand still for long, and what is refined does not need it by then."""
 _GROWTH_AFTER_FAILURE = 2
 _SHARE = 4
 """It takes over with every so manieth frame, and the others follow."""
@@ -44,46 +55,195 @@ _MOST_FRAMES = 1024
 
 @dataclass(frozen=True, slots=True)
 class RenewedProbe:
-    """A probe as it was after refinement with ``frames`` frames."""
+    """A probe that was fitted to ``frames`` frames, or refined with them.
+
+    ``settled`` if it is so good that none is to be found that is better.
+    """
 
     probe: Probe
     frames: int
+    settled: bool = False
 
 
-def is_due(
-    refined: RefinedLayer,
-    generation: Generation,
-    recipe: Recipe,
-    settings: RefinementSettings,
-    failed_frames: int,
-) -> bool:
-    """Whether the network should predict the scan again with the probe as it is refined now.
+@dataclass(slots=True)
+class _Fit:
+    """A probe that is being fitted for generations of one basis."""
+
+    basis: GenerationIdentity
+    steps: Generator[None, None, FittedProbe]
+
+
+class Renewals:
+    """Which better probe one scan should be predicted again with.
 
     Args:
-        refined: layer of the generation.
-        generation: what subscribers see.
-        recipe: whose network it is.
-        settings: of the refinement.
-        failed_frames: a probe refined with so many was no better; 0: none was.
+        settings: of the refinement; None: there is none.
+
+    Attributes:
+        waits: asked whether it is too early, because the frames were not looked at yet.
+        found: the probe for the next generation; None: there is none.
+        suggestions: what was found to be wrong with the probe, in words.
     """
-    frames, before = len(refined.pairs), generation.identity.probe_frames
-    wanted = settings.probe and not settings.positions and settings.seconds >= _SECONDS
-    poor = before > 0 or refined.network_excess > _POOR_EXCESS
-    if not wanted or not recipe.network.uses_probe or not poor:
-        return False
-    if refined.sweeps < _SWEEPS or before >= _LAST:
-        return False
-    least = max(_FRAMES, _GROWTH * before, _GROWTH_AFTER_FAILURE * failed_frames)
-    return least <= frames <= _MOST_FRAMES
+
+    def __init__(self, settings: RefinementSettings | None) -> None:
+        self._settings = settings or RefinementSettings()
+        self.waits: Callable[[], bool] = lambda: False
+        self.found: RenewedProbe | None = None
+        self.suggestions: tuple[str, ...] = ()
+        self._failed: tuple[GenerationIdentity, int] | None = None
+        self._fit: _Fit | None = None
+        self._fitted: GenerationIdentity | None = None
+
+    def failed(self, current: Generation, renewal: Generation) -> None:
+        """The generation with the better probe explains the frames no better."""
+        self._failed = basis_of(current.identity), renewal.identity.probe_frames
+        self.suggestions = ()
+
+    def look(
+        self, scan: ViewedScan, refined: RefinedLayer, generation: Generation, recipe: Recipe
+    ) -> None:
+        """Take the refined probe if it is time to, or begin to fit one to the first frames.
+
+        Args:
+            scan: as its frames are looked at.
+            refined: layer of the generation.
+            generation: what subscribers see, with the present recipe.
+            recipe: whose network it is.
+
+        Raises:
+            StoreError: the frames cannot be read.
+        """
+        self._fit = None  # of another basis
+        if not self._possible(refined, generation, recipe):
+            return
+        fit = self._should_fit(refined, generation)
+        if not (fit or self._should_take(refined, generation)) or self.waits():
+            return
+        if fit:
+            self._fit = self._begun(scan, refined, generation, recipe)
+            return
+        self.found = RenewedProbe(refined.probe, len(refined.pairs))
+        _log.info(
+            "scan %s: the network predicts it again with the probe refined with %d frames",
+            scan.reader.scan_id,
+            self.found.frames,
+        )
+
+    def _possible(self, refined: RefinedLayer, generation: Generation, recipe: Recipe) -> bool:
+        settings, frames = self._settings, len(refined.pairs)
+        wanted = settings.probe and not settings.positions and settings.seconds >= _SECONDS
+        return (
+            wanted
+            and recipe.network.uses_probe
+            and not generation.identity.probe_settled
+            and _FRAMES <= frames <= _MOST_FRAMES
+        )
+
+    def _should_fit(self, refined: RefinedLayer, generation: Generation) -> bool:
+        """Whether the network may not know the beam, and no probe was fitted yet."""
+        identity = generation.identity
+        knows_beam = refined.network_excess <= MAX_START_EXCESS  # not if that is unknown
+        return not knows_beam and not identity.probe_frames and self._fitted != basis_of(identity)
+
+    def _should_take(self, refined: RefinedLayer, generation: Generation) -> bool:
+        """Whether the probe as it is refined now is likely to be much better."""
+        before, now = generation.identity.probe_frames, len(refined.pairs)
+        poor = refined.network_excess > (GOOD_PROBE_EXCESS if before else _POOR_EXCESS)
+        if not poor or refined.sweeps < _SWEEPS or now > (_LAST if before else _MOST_FRAMES):
+            return False
+        basis, frames = self._failed or (None, 0)
+        beyond = frames if basis == basis_of(generation.identity) else 0
+        return now >= max(_GROWTH * before, _GROWTH_AFTER_FAILURE * beyond)
+
+    def _begun(
+        self, scan: ViewedScan, refined: RefinedLayer, generation: Generation, recipe: Recipe
+    ) -> _Fit:
+        indices = refined.pairs[: 2 * _FRAMES]
+        pairs = scan.reader.pairs(int(indices.min()), int(indices.max()) + 1)
+        pairs = pairs[indices - indices.min()]
+        position_yx_px = positions_of(pairs) / np.asarray(generation.identity.pixel_yx_m)
+        near = nearest_frames(position_yx_px, _FRAMES)
+        counts = scan.counts(pairs["slot"][near])
+        blank = np.ones(counts.shape, np.complex64)
+        frames = Neighbours(counts, position_yx_px[near], blank, scan.valid)
+        steps = fitting(frames, Probe(generation.probe), recipe.device)
+        return _Fit(basis_of(generation.identity), steps)
+
+    def fits(self, generation: Generation) -> bool:
+        """Whether a probe is being fitted that is of use for this generation."""
+        return self._fit is not None and self._fit.basis == basis_of(generation.identity)
+
+    def fit(self, header: ScanHeader, budget_s: float) -> None:
+        """Go on with it for about ``budget_s``; ``header``: of the scan."""
+        assert self._fit is not None
+        until_s = time.monotonic() + budget_s
+        try:
+            while True:
+                next(self._fit.steps)
+                if time.monotonic() >= until_s:
+                    return
+        except StopIteration as end:
+            self._judge(header, end.value)
+        except (GeometryError, ProbeError, RuntimeError) as error:
+            _log.error("scan %s: no probe could be fitted: %s", header.scan_id, error)
+        self._fitted, self._fit = self._fit.basis, None
+
+    def _judge(self, header: ScanHeader, fitted: FittedProbe) -> None:
+        if not fitted.excess < CLEARLY * fitted.told_excess:
+            _log.info(
+                "scan %s: no other defocus or far field explains the first frames much better than "
+                "the probe does (excess R %.3f, and %.3f)",
+                header.scan_id,
+                fitted.excess,
+                fitted.told_excess,
+            )
+            return
+        if fitted.rather_turned:
+            _log.info(
+                "scan %s: a detector turned by 180 degrees explains the first frames as well as "
+                "another defocus does: the probe stays as it is",
+                header.scan_id,
+            )
+            return
+        self.found = RenewedProbe(fitted.probe, _FRAMES, fitted.excess <= FITS)
+        self.suggestions = (_words(header, fitted),)
+        _log.warning(
+            "scan %s: %s; the network predicts it again with such a probe",
+            header.scan_id,
+            self.suggestions[0],
+        )
+
+
+def _words(header: ScanHeader, fitted: FittedProbe) -> str:
+    """What was found, and what to do about it."""
+    wrong: list[str] = []
+    if abs(fitted.defocus_rad) >= _TOLD_RAD:
+        wrong.append(_defocus_words(header, fitted))
+    if fitted.far_field == "as measured":
+        wrong.append("its far field is not that of the frames")
+    return (
+        f"the probe that the scan began with is wrong: {' and '.join(wrong) or 'a little'} "
+        f"(excess R of {_FRAMES} frames {fitted.told_excess:.3f}, and {fitted.excess:.3f} with a "
+        "corrected one): correct what [probe] names, or give the refined probe of this scan"
+    )
+
+
+def _defocus_words(header: ScanHeader, fitted: FittedProbe) -> str:
+    energy_eV, pixel_yx_m = header.geometry.photon_energy_eV, header.pixel_yx_m
+    if energy_eV is None or pixel_yx_m is None:
+        return f"it is {abs(fitted.defocus_rad):.1f} rad out of focus"
+    further_m = distance_m(fitted.probe, fitted.defocus_rad, energy_eV, pixel_yx_m)
+    where = "downstream" if further_m > 0 else "upstream"
+    return f"the sample lies {1e6 * abs(further_m):.3g} um further {where} of the focus"
 
 
 def explains_more(
     scan: ViewedScan, renewal: Generation, current: Generation, seen: int, recipe: Recipe
 ) -> bool | None:
-    """Whether a generation with a refined probe should be seen instead of the current one.
+    """Whether a generation with a better probe should be seen instead of the current one.
 
-    The first one must explain the frames much better; after that it is enough that refinement may
-    begin from it.
+    The first one must explain the frames much better; after that, and where it is not known how
+    well the current one does, it is enough that refinement may begin from it.
 
     Args:
         scan: as its frames are looked at.
@@ -105,13 +265,18 @@ def explains_more(
         return None
     made = _excess(scan, renewal, recipe.device)
     before = _excess(scan, current, recipe.device)
-    again = current.identity.probe_frames > 0
-    if made <= (max(before, MAX_START_EXCESS) if again else _CLEARLY * before) < math.inf:
+    if not math.isfinite(before):
+        most = MAX_START_EXCESS
+    elif current.identity.probe_frames:
+        most = max(before, MAX_START_EXCESS)
+    else:
+        most = _CLEARLY * before
+    if made <= most:
         return True
     if not covers:
         return None
     _log.warning(
-        "scan %s: the refined probe does not explain the frames better (excess R %.3f, before "
+        "scan %s: the new probe does not explain the frames better (excess R %.3f, before "
         "%.3f) and is not used for the network",
         scan.reader.scan_id,
         made,

@@ -21,7 +21,7 @@ from ptycho_stream.reconstruct.generation import Generation, GenerationIdentity
 from ptycho_stream.reconstruct.groups import GroupFormer
 from ptycho_stream.reconstruct.ledger import PairLedger
 from ptycho_stream.reconstruct.lending import Loan, Made
-from ptycho_stream.reconstruct.live_misfit import MAX_START_EXCESS, newest_misfit
+from ptycho_stream.reconstruct.live_misfit import GOOD_PROBE_EXCESS, MAX_START_EXCESS, newest_misfit
 from ptycho_stream.reconstruct.patches import (
     PHOTON_FRAMES,
     Patches,
@@ -31,7 +31,7 @@ from ptycho_stream.reconstruct.patches import (
 from ptycho_stream.reconstruct.predict import Predictor
 from ptycho_stream.reconstruct.recipe import Recipe
 from ptycho_stream.reconstruct.refined_layer import RefinedLayer, basis_of, restored
-from ptycho_stream.reconstruct.renewal import RenewedProbe, explains_more, is_due
+from ptycho_stream.reconstruct.renewal import Renewals, explains_more
 from ptycho_stream.reconstruct.saved_image import image_state, load_state, write_state
 from ptycho_stream.reconstruct.scan_pairs import ScanPairs
 from ptycho_stream.reconstruct.shown_frames import ShownFrames
@@ -46,9 +46,6 @@ _log = logging.getLogger(__name__)
 _START_FRAMES = 16
 """After so many frames (twice as many, and so on, where none lies inside the image yet) it is asked
 whether the network's image is one to begin refinement from."""
-_GOOD_PROBE_EXCESS = 0.03
-"""Below it the probe is good: on the siemens star 0.015 to 0.025 with the probe of the scan before,
-0.04 with one that is defocused a little, 0.24 with a guess."""
 _FEED = 512
 """Pairs given to the refined layer at once: their frames' checksums are verified."""
 
@@ -69,7 +66,7 @@ class ScanImage:
 
     Attributes:
         refined: the refined layer of ``current``, if there is one.
-        renewal_waits: asked whether the network should not be given the refined probe yet.
+        renewals: whether the network should be given a better probe.
         patches_collapsed: of the last step: collapsed, though in the image (see ``collapse.py``).
         patches_not_finite: of the last step: no numbers, and left out.
     """
@@ -93,9 +90,7 @@ class ScanImage:
         self._recipe = recipe
         self._refinement = refinement
         self._gave_up: GenerationIdentity | None = None
-        self._renewed: RenewedProbe | None = None  # waits for its generation
-        self._renewal_failed: tuple[GenerationIdentity, int] | None = None
-        self.renewal_waits: Callable[[], bool] = lambda: False
+        self.renewals = Renewals(refinement)
         self._seen_below = 0  # pairs that subscribers saw before a renewal took over
         saved = load_state(reader, recipe.device)
         self.current, self.following = saved.current, saved.following
@@ -108,7 +103,7 @@ class ScanImage:
 
     def use(self, recipe: Recipe) -> None:
         """Go on with ``recipe``; the next step opens a generation for it."""
-        self._recipe, self._renewed = recipe, None
+        self._recipe, self.renewals.found = recipe, None
 
     @property
     def viewed(self) -> ViewedScan:
@@ -232,7 +227,7 @@ class ScanImage:
         if better is None:
             return np.empty(0, np.int64)
         if not better:
-            self._renewal_failed = basis_of(current.identity), renewal.identity.probe_frames
+            self.renewals.failed(current, renewal)
             self.following = None
             self._forget(renewal)
             return np.empty(0, np.int64)
@@ -328,7 +323,8 @@ class ScanImage:
         refined = self.refined
         if refined is None:
             return generation.ledger.taken >= min(_START_FRAMES, self.reader.pair_count)
-        return refined.has_work or refined.looked_at < self._refinable(refined, generation)
+        waiting = refined.looked_at < self._refinable(refined, generation)
+        return refined.has_work or waiting or self.renewals.fits(generation)
 
     @property
     def in_the_wake(self) -> bool:
@@ -367,10 +363,15 @@ class ScanImage:
             if self.refined.follows is None:
                 self._decide_to_follow(self.refined, self.current)
             self._feed(self.refined, self.current)
+            settled = self.following is None and self._is_present(self.current)
+            if settled and self.renewals.fits(self.current):
+                self.renewals.fit(self.reader.header, budget_s)
+                return 0
             if not self.refined.has_work:
                 return 0
             visits = self.refined.work(self.current.canvas, budget_s)
-            self._renew_if_due(self.refined, self.current)
+            if settled:
+                self.renewals.look(self.viewed, self.refined, self.current, self._recipe)
             return visits
         except PtychoStreamError:
             self._gave_up = basis_of(self.current.identity)
@@ -387,7 +388,8 @@ class ScanImage:
             refined.network_excess = misfit.excess
             refined.follows = bool(misfit.frames) and misfit.excess <= MAX_START_EXCESS
             as_told = not generation.identity.probe_frames
-            refined.probe_waits = as_told and misfit.excess <= _GOOD_PROBE_EXCESS
+            good = as_told and misfit.excess <= GOOD_PROBE_EXCESS
+            refined.probe_waits = good or generation.identity.probe_settled
             _log.info(
                 "scan %s: the network's image of %d frames explains %d of them with an excess R of "
                 "%.3f: refinement %s",
@@ -399,29 +401,13 @@ class ScanImage:
             )
         refined.judged_again_at = 2 * taken
 
-    def _renew_if_due(self, refined: RefinedLayer, generation: Generation) -> None:
-        """Have the scan predicted again with the refined probe, if that is much better by now."""
-        if self.following is not None:
-            return
-        settings = self._refinement or RefinementSettings()
-        failed, failed_frames = self._renewal_failed or (None, 0)
-        beyond = failed_frames if failed == basis_of(generation.identity) else 0
-        if not is_due(refined, generation, self._recipe, settings, beyond):
-            return
-        if self.renewal_waits() or not self._is_present(generation):
-            return
-        self._renewed = RenewedProbe(refined.probe, len(refined.pairs))
-        _log.info(
-            "scan %s: the network predicts it again with the probe refined with %d frames",
-            self.reader.scan_id,
-            self._renewed.frames,
-        )
-
     @property
     def _renewing(self) -> bool:
         """Whether a generation with a better probe is to be made, or is being made."""
         following = self.following
-        return self._renewed is not None or (following is not None and self._is_renewal(following))
+        return self.renewals.found is not None or (
+            following is not None and self._is_renewal(following)
+        )
 
     def _is_renewal(self, generation: Generation) -> bool:
         """Whether a generation is as the current one, with a probe refined with more frames."""
@@ -477,9 +463,9 @@ class ScanImage:
         recipe = self._recipe
         if identity.probe_frames:
             assert newest is not None
-            renewed = self._renewed
+            renewed = self.renewals.found
             recipe = recipe.with_probe(Probe(newest.probe) if renewed is None else renewed.probe)
-        self._renewed = None
+        self.renewals.found = None
         maker = PatchMaker(self.viewed, recipe, photons)
         if newest is None or newest.identity != identity:
             self._last_number += 1
@@ -520,6 +506,7 @@ class ScanImage:
         """What the newest generation should be made with, given the one there is."""
         header, recipe = self.reader.header, self._recipe
         assert header.pixel_yx_m is not None
+        probe_frames, probe_settled = self._better_probe(held)
         return GenerationIdentity(
             software=__version__,
             model=recipe.model,
@@ -532,22 +519,27 @@ class ScanImage:
             tile_px=self._tile_px,
             corrected_below=self._corrected_below(held),
             neighbours=recipe.neighbours if recipe.network.group_frames > 1 else 0,
-            probe_frames=self._probe_frames(held),
+            probe_frames=probe_frames,
+            probe_settled=probe_settled,
         )
 
-    def _probe_frames(self, held: Generation | None) -> int:
-        """With how many frames the probe was refined that the network should be given.
+    def _better_probe(self, held: Generation | None) -> tuple[int, bool]:
+        """To how many frames the probe was fitted that the network should get, and if for good.
 
-        One that was refined as frames are no longer looked at, or from another one, is of no use.
+        One that was made for frames that are looked at otherwise, or from another one, is of no
+        use.
         """
         if held is None:
-            return 0
+            return 0, False
         identity, view = held.identity, self.reader.header.view
         if identity.probe_digest != self._recipe.probe_digest:
-            return 0
+            return 0, False
         if identity.view_version != view.version:
-            return 0
-        return identity.probe_frames if self._renewed is None else self._renewed.frames
+            return 0, False
+        found = self.renewals.found
+        if found is None:
+            return identity.probe_frames, identity.probe_settled
+        return found.frames, found.settled
 
     def _photon_frames(self, held: Generation | None) -> int:
         """How many frames, the first of the scan, the photon count should be measured from.

@@ -143,7 +143,9 @@ class ScanTrust:
     @property
     def suggestions(self) -> tuple[str, ...]:
         """What to set differently for the next scan, in words."""
-        return self._pattern.suggestions
+        if self._pattern.center_is_off:  # the probe that was fitted makes up for it
+            return self._pattern.suggestions
+        return (*self._pattern.suggestions, *self._image.renewals.suggestions)
 
     @property
     def view_wanted(self) -> dict[str, Any] | None:

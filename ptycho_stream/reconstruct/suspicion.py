@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ptycho_stream.physics.probe import Probe
+from ptycho_stream.physics.probe import Probe, defocused
 from ptycho_stream.reconstruct.neighbourhood import Neighbours, Refinement, refining
 from ptycho_stream.reconstruct.refine_settings import RefineSettings
 from ptycho_stream.reconstruct.trust import total
@@ -99,22 +99,22 @@ def suspecting(
     free = yield from refining(frames, probe, moving, _FREE_SWEEPS, device)
     learning = replace(fixed, probe_step=1.0, modes=max(_MODES, len(probe.modes)))
     other = yield from refining(frames, probe, learning, _FREE_SWEEPS, device)
-    stretched, defocused = {1.0: _excess(free)}, {0.0: _excess(other)}
-    if min(stretched[1.0], defocused[0.0]) > ENOUGH_EXCESS:
+    stretched, refocused = {1.0: _excess(free)}, {0.0: _excess(other)}
+    if min(stretched[1.0], refocused[0.0]) > ENOUGH_EXCESS:
         for stretch in STRETCHES:
             changed = _stretched(frames, stretch)
             done = yield from refining(changed, probe, fixed, SWEEPS, device)
             stretched[stretch] = _excess(done)
         for phase in DEFOCUS_RAD:
-            changed = defocused_probe(probe, phase)
+            changed = defocused(probe, phase)
             done = yield from refining(frames, changed, fixed, SWEEPS, device)
-            defocused[phase] = _excess(done)
+            refocused[phase] = _excess(done)
     stretch = min(stretched, key=lambda s: stretched[s])
-    defocus = min(defocused, key=lambda d: defocused[d])
+    defocus = min(refocused, key=lambda d: refocused[d])
     return replace(
         known,
         with_positions=min(stretched[stretch], excess),
-        with_probe=min(defocused[defocus], excess),
+        with_probe=min(refocused[defocus], excess),
         moved_px=free.moved_px,
         stretch=stretch,
         defocus_rad=defocus,
@@ -125,17 +125,6 @@ def _stretched(frames: Neighbours, factor: float) -> Neighbours:
     middle = frames.position_yx_px.mean(0)
     moved = middle + factor * (frames.position_yx_px - middle)
     return replace(frames, position_yx_px=moved)
-
-
-def defocused_probe(probe: Probe, phase_rad: float) -> Probe:
-    """The probe some way along the beam: ``phase_rad`` more at its root mean square frequency."""
-    spectrum = np.fft.fft2(probe.modes.astype(np.complex128))
-    frequency = np.fft.fftfreq(probe.size_px)
-    squared = frequency[:, None] ** 2 + frequency**2
-    power = (np.abs(spectrum) ** 2).sum(0)
-    mean = float((power * squared).sum() / power.sum())
-    moved = np.fft.ifft2(spectrum * np.exp(1j * phase_rad * squared / max(mean, 1e-12)))
-    return Probe(moved.astype(np.complex64))
 
 
 def _excess(refined: Refinement) -> float:

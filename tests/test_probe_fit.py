@@ -1,0 +1,120 @@
+"""A probe is fitted to a few frames: its defocus, and the light in its far field."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from image_bench import SIZE
+
+from ptycho_stream.errors import ProbeError
+from ptycho_stream.geometry import ORIENTATIONS, View
+from ptycho_stream.physics.optics_probe import probe_of_optics
+from ptycho_stream.physics.probe import Probe, defocused, distance_m
+from ptycho_stream.reconstruct.neighbourhood import Neighbours, finished, nearest_frames
+from ptycho_stream.reconstruct.pattern import far_field_yx
+from ptycho_stream.reconstruct.probe_fit import CLEARLY, fitting, with_far_field
+from ptycho_stream.settings import ZonePlateSettings
+from ptycho_stream.simulate.experiment import simulate_experiment
+
+FRAMES = 32
+
+
+def overlap(one: Probe, other: Probe) -> float:
+    """Of leading modes, 0 to 1, whatever their shift and phase."""
+    first, second = (np.fft.fft2(p.modes[0].astype(np.complex128)) for p in (one, other))
+    match = np.abs(np.fft.ifft2(first * second.conj())).max() * first.size
+    return float(match / (np.linalg.norm(first) * np.linalg.norm(second)))
+
+
+def some_frames(seed: int) -> tuple[Neighbours, Probe]:
+    """Frames of a simulated scan that lie together, and their probe."""
+    experiment = simulate_experiment(seed=seed, frames=80, size_px=SIZE)
+    position_yx_px = experiment.positions_yx_m / np.asarray(experiment.pixel_yx_m)
+    near = nearest_frames(position_yx_px, FRAMES)
+    counts = np.asarray(experiment.counts)[near]
+    blank = np.ones(counts.shape, np.complex64)
+    return Neighbours(counts, position_yx_px[near], blank), experiment.probe
+
+
+@pytest.mark.parametrize(("seed", "phase_rad"), [(5, 2.0), (6, -3.0), (7, 6.0), (8, -2.0)])
+def test_the_defocus_is_found(seed: int, phase_rad: float) -> None:
+    frames, probe = some_frames(seed)
+    told = defocused(probe, phase_rad)
+    found = finished(fitting(frames, told))
+    assert found.far_field == "as told" and not found.rather_turned
+    assert found.excess < 0.5 * found.told_excess
+    assert overlap(found.probe, probe) > 0.97 > overlap(told, probe) + 0.05
+    assert found.probe.photons == pytest.approx(told.photons, rel=1e-3)
+
+
+@pytest.mark.parametrize("further_m", [60e-6, -90e-6])
+def test_defocus_in_metres_is_that_of_the_optics(further_m: float) -> None:
+    energy_eV, pixel_yx_m, told_m = 8000.0, (20e-9, 20e-9), 300e-6
+    told, true = (
+        probe_of_optics(
+            ZonePlateSettings(diameter_m=120e-6, outer_zone_width_m=60e-9, defocus_m=defocus_m),
+            energy_eV,
+            pixel_yx_m,
+            SIZE,
+        )
+        for defocus_m in (told_m, told_m + further_m)
+    )
+    phase_rad = further_m / distance_m(told, 1.0, energy_eV, pixel_yx_m)
+    assert overlap(defocused(told, phase_rad), true) > 0.99 > 0.95 > overlap(told, true)
+
+
+def dimmed(probe: Probe) -> Probe:
+    """With light in a small part of the aperture only."""
+    frequency = np.fft.fftfreq(probe.size_px)
+    k2 = frequency[:, None] ** 2 + frequency[None, :] ** 2
+    modes = np.fft.ifft2(np.fft.fft2(probe.modes) * np.exp(-k2 / (2 * 0.06**2)))
+    return Probe(modes.astype(np.complex64)).normalised(probe.photons)
+
+
+def test_the_far_field_is_taken_from_the_frames() -> None:
+    frames, probe = some_frames(7)
+    told = dimmed(probe)
+    found = finished(fitting(frames, told))
+    assert found.far_field == "as measured" and abs(found.defocus_rad) < 1
+    assert not found.rather_turned
+    assert found.excess < 0.7 * found.told_excess
+    assert overlap(found.probe, probe) > overlap(told, probe) + 0.1
+
+
+@pytest.mark.parametrize("seed", [5, 6, 7])
+def test_nothing_is_better_than_a_true_probe(seed: int) -> None:
+    frames, probe = some_frames(seed)
+    found = finished(fitting(frames, probe))
+    assert found.excess > 0.9 * found.told_excess
+
+
+@pytest.mark.parametrize("seed", [5, 7])
+def test_a_detector_that_is_turned_is_not_taken_for_another_probe(seed: int) -> None:
+    frames, probe = some_frames(seed)
+    for orientation in ORIENTATIONS[1:]:
+        view = View(SIZE, orientation=orientation)
+        found = finished(fitting(replace(frames, counts=view.apply(frames.counts)), probe))
+        assert found.rather_turned or found.excess > CLEARLY * found.told_excess
+
+
+def test_pixels_that_do_not_measure_keep_the_far_field_of_the_probe() -> None:
+    frames, probe = some_frames(5)
+    valid = np.ones((SIZE, SIZE), bool)
+    valid[:, SIZE // 2 - 1 : SIZE // 2 + 2] = False
+    counts = frames.counts.copy()
+    counts[:, ~valid] = 60_000
+    far = far_field_yx(with_far_field(probe, counts, valid))
+    told, mean = far_field_yx(probe), frames.counts.mean(0)
+    shares = [a[valid] / a[valid].sum() for a in (far, mean)]
+    np.testing.assert_allclose(shares[0], shares[1], atol=1e-6)
+    shares = [a[~valid] / a[~valid].sum() for a in (far, told)]
+    np.testing.assert_allclose(shares[0], shares[1], atol=1e-6)
+    assert far[~valid].sum() / far.sum() == pytest.approx(told[~valid].sum() / told.sum(), rel=1e-3)
+
+
+def test_dark_frames_tell_of_no_far_field() -> None:
+    frames, probe = some_frames(5)
+    with pytest.raises(ProbeError):
+        with_far_field(probe, np.zeros_like(frames.counts))
