@@ -65,8 +65,11 @@ def score(image: Image, args: argparse.Namespace) -> dict[str, float]:
         path = Path(folder) / "object.npz"
         np.savez(path, object=np.where(well, image.object_yx, np.nan))
         command = [sys.executable, args.score_tool, path, args.data / REFERENCE]
-        said = subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout
-    if not said:  # the covered part is too small to be laid over the reference; it says so itself
+        done = subprocess.run(command, capture_output=True, text=True)
+    said = done.stdout
+    if not said and "share too little" not in done.stderr:
+        raise SystemExit(f"{args.score_tool}: {done.stderr}")
+    if not said:  # the covered part is too small to be laid over the reference
         return dict.fromkeys(("nrmse", "phase_ssim", "frc_half"), float("nan"))
     return {name: float(value) for name, value in (line.split() for line in said.splitlines())}
 

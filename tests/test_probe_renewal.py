@@ -125,7 +125,7 @@ def test_a_scan_that_begins_out_of_focus_is_predicted_again_with_a_fitted_probe(
     predict(image)
     before = excess(image)
     turns(image)
-    said = image.renewals.suggestions[0]
+    said = generation(image).identity.probe_finding
     assert said.startswith("the probe that the scan began with is wrong: it is 2.2 rad out of")
     assert said in caplog.text
     assert renewed_with(image) == 32 and generation(image).identity.probe_settled
@@ -214,7 +214,11 @@ def test_a_probe_that_has_got_worse_is_not_used(bench, monkeypatch, caplog):
     turns(image)
     assert renewed_with(image) == 0 and image.following is None
     assert "does not explain the frames better" in caplog.text
-    assert not image.renewals.suggestions
+    assert not generation(image).identity.probe_finding
+    assert not any(
+        record.levelname == "WARNING" and "began with" in record.message
+        for record in caplog.records
+    )
     assert image.refined is not None and image.refined.sweeps >= LONGER.sweeps
 
 
@@ -278,6 +282,43 @@ def test_another_view_of_the_frames_begins_with_the_probe_that_was_told(bench):
     assert renewed_with(image) == 0 and generation(image).identity.probe_digest == told
     scale = generation(image).probe / bench.recipe.probe.modes
     np.testing.assert_allclose(scale, scale.flat[0], rtol=1e-3)
+
+
+def test_what_was_found_is_told_as_long_as_such_a_probe_is_used(astigmatic, experiment):
+    bench: Bench = astigmatic
+    bench.write(range(FRAMES))
+    image = bench.open(settings=LONGER)
+    turns(image)
+    assert renewed_with(image) > 32  # refined since
+    finding = generation(image).identity.probe_finding
+    assert "rad out of focus" in finding
+    image.save()
+    again = bench.open(settings=LONGER)
+    assert generation(again).identity.probe_finding == finding
+    again.use(replace(bench.recipe, probe=experiment.probe))
+    turns(again)
+    assert renewed_with(again) == 0 and not generation(again).identity.probe_finding
+
+
+def test_another_model_in_the_midst_of_a_fit_begins_anew(bench):
+    bench.write(range(FRAMES))
+    image = bench.open(settings=LONGER)
+    until_renewal(image)
+    image.use(replace(bench.recipe, model="another"))
+    turns(image)
+    assert renewed_with(image) == 32 and generation(image).identity.probe_settled
+    assert generation(image).identity.model == "another"
+
+
+def test_a_detector_that_is_turned_is_left_to_the_diagnosis(bench, experiment, caplog):
+    caplog.set_level("INFO")
+    bench.writer.update_header(views=(View(SIZE), View(SIZE).next(orientation="rotate180")))
+    bench.write(range(FRAMES))
+    image = bench.open(recipe=shipped_recipe(experiment), settings=LONGER)
+    turns(image)
+    assert "a detector turned by 180 degrees explains the first frames as well" in caplog.text
+    assert "predicts it again" not in caplog.text
+    assert renewed_with(image) == 0 and generation(image).number == 1
 
 
 def test_the_network_gets_as_many_modes_as_the_settings_say(astigmatic):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +18,7 @@ from ptycho_stream.geometry import View
 from ptycho_stream.physics.probe import Probe
 from ptycho_stream.reconstruct.misfit import Misfit
 from ptycho_stream.reconstruct.recipe import Recipe
+from ptycho_stream.reconstruct.refined_layer import restored
 from ptycho_stream.reconstruct.saved_image import STATE_FILE
 from ptycho_stream.reconstruct.scan_image import ScanImage
 from ptycho_stream.reconstruct.shown_frames import ShownFrames
@@ -213,6 +215,21 @@ def test_a_network_image_of_which_nothing_is_known_is_not_followed(bench, monkey
         assert image.reader.refresh()
         refine(image, sweeps=2)
         assert image.refined.follows is False
+
+
+def test_a_layer_of_a_former_version_is_taken_on(bench):
+    """Whose generations knew nothing of what was found about the probe."""
+    bench.write(range(FRAMES))
+    image = bench.open()
+    predict(image)
+    refine(image, sweeps=1)
+    assert image.current is not None and image.refined is not None
+    state = image.refined.state()
+    known = json.loads(str(state["basis"]))
+    del known["probe_settled"], known["probe_finding"]
+    state["basis"] = np.array(json.dumps(known))
+    layer = restored(image.reader, image.current, SETTINGS, torch.device("cpu"), state)
+    assert layer is not None and layer.sweeps == image.refined.sweeps
 
 
 def test_a_restart_goes_on_where_it_was(bench):

@@ -128,23 +128,29 @@ def _read_hdf5(path: Path) -> NDArray[Any]:
         return held[:1] if held.ndim == 4 else held[()]
 
 
-def square_frequency(probe: Probe) -> float:
-    """Mean square frequency of the light, square cycles a pixel."""
-    frequency = np.fft.fftfreq(probe.size_px)
+def _squared(size_px: int, pixel_yx: tuple[float, float]) -> NDArray[np.float64]:
+    """Squared frequencies (N, N), zero first, of pixels of that size."""
+    ky, kx = (np.fft.fftfreq(size_px, pixel) for pixel in pixel_yx)
+    return ky[:, None] ** 2 + kx**2
+
+
+def square_frequency(probe: Probe, pixel_yx: tuple[float, float] = (1.0, 1.0)) -> float:
+    """Mean square frequency of the light, in the unit of the pixels' size."""
     power = (np.abs(np.fft.fft2(probe.modes.astype(np.complex128))) ** 2).sum(0)
-    squared = frequency[:, None] ** 2 + frequency**2
-    return float((power * squared).sum() / power.sum())
+    return float((power * _squared(probe.size_px, pixel_yx)).sum() / power.sum())
 
 
-def defocused(probe: Probe, phase_rad: float) -> Probe:
+def defocused(probe: Probe, phase_rad: float, pixel_yx: tuple[float, float] = (1.0, 1.0)) -> Probe:
     """The probe some way along the beam: ``phase_rad`` more at its root mean square frequency.
+
+    ``pixel_yx`` are sizes of its pixels in any unit.
 
     Over a distance z downstream that is -pi wavelength z times the mean square frequency, square
     cycles a metre (Fresnel's transfer function; Goodman, Introduction to Fourier Optics, 3rd ed.
     2005, eq. 4-21).
     """
-    frequency = np.fft.fftfreq(probe.size_px)
-    squared = (frequency[:, None] ** 2 + frequency**2) / max(square_frequency(probe), 1e-12)
+    squared = _squared(probe.size_px, pixel_yx)
+    squared /= max(square_frequency(probe, pixel_yx), 1e-9 * squared.max())
     spectrum = np.fft.fft2(probe.modes.astype(np.complex128))
     moved = np.fft.ifft2(spectrum * np.exp(1j * phase_rad * squared))
     return Probe(moved.astype(np.complex64))
@@ -154,7 +160,7 @@ def distance_m(
     probe: Probe, phase_rad: float, photon_energy_eV: float, pixel_yx_m: tuple[float, float]
 ) -> float:
     """How far downstream :func:`defocused` moves the probe, metres."""
-    square = square_frequency(probe) / (pixel_yx_m[0] * pixel_yx_m[1])
+    square = square_frequency(probe, pixel_yx_m)
     return -phase_rad / (np.pi * wavelength_m(photon_energy_eV) * square)
 
 

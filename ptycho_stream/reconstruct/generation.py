@@ -36,6 +36,8 @@ class GenerationIdentity:
         probe_frames: to so many frames the probe was fitted, or refined with them, before the
             network got it; 0: it is the one that the image began with.
         probe_settled: whether it is so good that there will be no other.
+        probe_finding: what is wrong with the one that the image began with, in words; empty: it is
+            not known.
     """
 
     software: str
@@ -51,6 +53,7 @@ class GenerationIdentity:
     neighbours: int
     probe_frames: int = 0
     probe_settled: bool = False
+    probe_finding: str = ""
 
     @classmethod
     def from_json(cls, text: str) -> GenerationIdentity:

@@ -64,7 +64,10 @@ class FittedProbe:
 
 
 def fitting(
-    frames: Neighbours, told: Probe, device: torch.device | str = "cpu"
+    frames: Neighbours,
+    told: Probe,
+    pixel_yx_m: tuple[float, float],
+    device: torch.device | str = "cpu",
 ) -> Generator[None, None, FittedProbe]:
     """Find the probe; yields after every step of a few frames.
 
@@ -73,6 +76,7 @@ def fitting(
     Args:
         frames: some dozens near each other, with finite positions.
         told: in photons.
+        pixel_yx_m: of the object.
         device: where to compute.
 
     Raises:
@@ -90,7 +94,7 @@ def fitting(
 
     def compare(far_field: str, phases_rad: Iterable[float]) -> Generator[None, None, None]:
         for phase_rad in phases_rad:
-            probe = defocused(beams[far_field], phase_rad)
+            probe = defocused(beams[far_field], phase_rad, pixel_yx_m)
             excess = yield from _leaving(frames, probe, _COMPARING_SWEEPS, device)
             tried[far_field, phase_rad] = excess
 
@@ -103,10 +107,13 @@ def fitting(
         _, phase_rad = _least(tried)
         yield from compare(far_field, (phase_rad - step_rad, phase_rad + step_rad))
     far_field, phase_rad = _least(tried)
-    probe = defocused(beams[far_field], phase_rad)
+    probe = defocused(beams[far_field], phase_rad, pixel_yx_m)
     excess = yield from _leaving(frames, probe, _JUDGING_SWEEPS, device)
-    turned = yield from _leaving(_turned(frames), told, _JUDGING_SWEEPS, device)
-    return FittedProbe(probe, far_field, phase_rad, excess, told_excess, excess > CLEARLY * turned)
+    turned_excess = np.inf
+    if far_field == "as told":
+        turned_excess = yield from _leaving(_turned(frames), told, _JUDGING_SWEEPS, device)
+    rather_turned = excess > CLEARLY * turned_excess
+    return FittedProbe(probe, far_field, phase_rad, excess, told_excess, rather_turned)
 
 
 def with_far_field(
@@ -123,11 +130,14 @@ def with_far_field(
         valid: bool (N, N), of the counts; None: every pixel is.
     """
     good = np.ones(counts.shape[1:], bool) if valid is None else valid
-    mean = counts.mean(0, dtype=np.float64)
+    measured = np.isfinite(counts) & (counts >= 0)
+    known = measured.sum(0)
+    good = good & (known > 0)
+    mean = np.where(measured, counts, 0).sum(0, dtype=np.float64) / np.maximum(known, 1)
     own = far_field_yx(probe.leading(1))
     lit = own[good].sum()
     scaled = own * (mean[good].sum() / lit if lit > 0 else 0.0)
-    power = np.fft.ifftshift(np.where(good, np.maximum(mean, 0), scaled))
+    power = np.fft.ifftshift(np.where(good, mean, scaled))
     spectrum = np.fft.fft2(probe.modes[:1].astype(np.complex128))
     modes = np.fft.ifft2(np.sqrt(power) * np.exp(1j * np.angle(spectrum)))
     return Probe(modes.astype(np.complex64)).normalised(probe.photons)

@@ -319,7 +319,8 @@ def restored(
     It is derived data: one of another basis, or of another version, costs the time to make it.
     """
     try:
-        if str(state["basis"]) != basis_of(generation.identity).to_json():
+        basis = GenerationIdentity.from_json(str(state["basis"]))
+        if basis != basis_of(generation.identity):
             return None
         return RefinedLayer(reader, generation, settings, device, state)
     except (PtychoStreamError, KeyError, ValueError, TypeError, IndexError) as error:

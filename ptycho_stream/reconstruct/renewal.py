@@ -42,10 +42,12 @@ _TOLD_RAD = 0.5
 _FRAMES, _SWEEPS = 32, 3.0
 """So many frames tell of a better probe; a refined one when visited so often on average."""
 _GROWTH, _LAST = 1.4, 256
-"""Again when there are so many times as many frames, but of no more than so many: the image would
-stand still for long, and what is refined does not need it by then."""
+"""Again when there are so many times as many frames. Of more than so many not while the scan runs:
+the image would stand still for long."""
+_LATE_SWEEPS = 5.0
+"""And after the scan when they were visited so often: by then the image is good."""
 _GROWTH_AFTER_FAILURE = 2
-_SHARE = 4
+_SHARE = 8
 """It takes over with every so manieth frame, and the others follow."""
 _SECONDS = 5.0
 """Of refinement after the scan: with less the image may end less refined than it was before."""
@@ -57,12 +59,14 @@ _MOST_FRAMES = 1024
 class RenewedProbe:
     """A probe that was fitted to ``frames`` frames, or refined with them.
 
-    ``settled`` if it is so good that none is to be found that is better.
+    ``settled`` if it is so good that none is to be found that is better; ``finding``: what is
+    wrong with the one that the scan began with, in words, or empty.
     """
 
     probe: Probe
     frames: int
     settled: bool = False
+    finding: str = ""
 
 
 @dataclass(slots=True)
@@ -82,22 +86,24 @@ class Renewals:
     Attributes:
         waits: asked whether it is too early, because the frames were not looked at yet.
         found: the probe for the next generation; None: there is none.
-        suggestions: what was found to be wrong with the probe, in words.
     """
 
     def __init__(self, settings: RefinementSettings | None) -> None:
         self._settings = settings or RefinementSettings()
         self.waits: Callable[[], bool] = lambda: False
         self.found: RenewedProbe | None = None
-        self.suggestions: tuple[str, ...] = ()
         self._failed: tuple[GenerationIdentity, int] | None = None
         self._fit: _Fit | None = None
         self._fitted: GenerationIdentity | None = None
+        self._rather_turned: GenerationIdentity | None = None
+
+    def forget(self) -> None:
+        """Begin anew, with another recipe."""
+        self.found = self._fit = self._fitted = self._rather_turned = None
 
     def failed(self, current: Generation, renewal: Generation) -> None:
         """The generation with the better probe explains the frames no better."""
         self._failed = basis_of(current.identity), renewal.identity.probe_frames
-        self.suggestions = ()
 
     def look(
         self, scan: ViewedScan, refined: RefinedLayer, generation: Generation, recipe: Recipe
@@ -117,7 +123,8 @@ class Renewals:
         if not self._possible(refined, generation, recipe):
             return
         fit = self._should_fit(refined, generation)
-        if not (fit or self._should_take(refined, generation)) or self.waits():
+        over = scan.reader.header.sealed
+        if not (fit or self._should_take(refined, generation, over=over)) or self.waits():
             return
         if fit:
             self._fit = self._begun(scan, refined, generation, recipe)
@@ -134,6 +141,7 @@ class Renewals:
         wanted = settings.probe and not settings.positions and settings.seconds >= _SECONDS
         return (
             wanted
+            and self._rather_turned != basis_of(generation.identity)
             and recipe.network.uses_probe
             and not generation.identity.probe_settled
             and _FRAMES <= frames <= _MOST_FRAMES
@@ -145,11 +153,12 @@ class Renewals:
         knows_beam = refined.network_excess <= MAX_START_EXCESS  # not if that is unknown
         return not knows_beam and not identity.probe_frames and self._fitted != basis_of(identity)
 
-    def _should_take(self, refined: RefinedLayer, generation: Generation) -> bool:
-        """Whether the probe as it is refined now is likely to be much better."""
+    def _should_take(self, refined: RefinedLayer, generation: Generation, *, over: bool) -> bool:
+        """Whether the refined probe is likely to be much better; ``over``: the scan is."""
         before, now = generation.identity.probe_frames, len(refined.pairs)
         poor = refined.network_excess > (GOOD_PROBE_EXCESS if before else _POOR_EXCESS)
-        if not poor or refined.sweeps < _SWEEPS or now > (_LAST if before else _MOST_FRAMES):
+        late = before > 0 and now > _LAST
+        if not poor or refined.sweeps < (_LATE_SWEEPS if late else _SWEEPS) or (late and not over):
             return False
         basis, frames = self._failed or (None, 0)
         beyond = frames if basis == basis_of(generation.identity) else 0
@@ -164,9 +173,10 @@ class Renewals:
         position_yx_px = positions_of(pairs) / np.asarray(generation.identity.pixel_yx_m)
         near = nearest_frames(position_yx_px, _FRAMES)
         counts = scan.counts(pairs["slot"][near])
-        blank = np.ones(counts.shape, np.complex64)
+        blank = np.broadcast_to(np.complex64(1), counts.shape)
         frames = Neighbours(counts, position_yx_px[near], blank, scan.valid)
-        steps = fitting(frames, Probe(generation.probe), recipe.device)
+        pixel_yx_m = generation.identity.pixel_yx_m
+        steps = fitting(frames, Probe(generation.probe), pixel_yx_m, recipe.device)
         return _Fit(basis_of(generation.identity), steps)
 
     def fits(self, generation: Generation) -> bool:
@@ -189,6 +199,13 @@ class Renewals:
         self._fitted, self._fit = self._fit.basis, None
 
     def _judge(self, header: ScanHeader, fitted: FittedProbe) -> None:
+        if fitted.told_excess <= FITS:
+            _log.info(
+                "scan %s: its probe fits the first frames (excess R %.3f)",
+                header.scan_id,
+                fitted.told_excess,
+            )
+            return
         if not fitted.excess < CLEARLY * fitted.told_excess:
             _log.info(
                 "scan %s: no other defocus or far field explains the first frames much better than "
@@ -199,18 +216,21 @@ class Renewals:
             )
             return
         if fitted.rather_turned:
+            assert self._fit is not None
+            self._rather_turned = self._fit.basis
             _log.info(
                 "scan %s: a detector turned by 180 degrees explains the first frames as well as "
                 "another defocus does: the probe stays as it is",
                 header.scan_id,
             )
             return
-        self.found = RenewedProbe(fitted.probe, _FRAMES, fitted.excess <= FITS)
-        self.suggestions = (_words(header, fitted),)
-        _log.warning(
-            "scan %s: %s; the network predicts it again with such a probe",
+        finding = _words(header, fitted)
+        self.found = RenewedProbe(fitted.probe, _FRAMES, fitted.excess <= FITS, finding)
+        _log.info(
+            "scan %s: the network predicts it again with a probe fitted to %d frames, because %s",
             header.scan_id,
-            self.suggestions[0],
+            _FRAMES,
+            finding,
         )
 
 

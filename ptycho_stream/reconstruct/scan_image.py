@@ -103,7 +103,8 @@ class ScanImage:
 
     def use(self, recipe: Recipe) -> None:
         """Go on with ``recipe``; the next step opens a generation for it."""
-        self._recipe, self.renewals.found = recipe, None
+        self._recipe = recipe
+        self.renewals.forget()
 
     @property
     def viewed(self) -> ViewedScan:
@@ -231,6 +232,8 @@ class ScanImage:
             self.following = None
             self._forget(renewal)
             return np.empty(0, np.int64)
+        if renewal.identity.probe_finding != current.identity.probe_finding:
+            _log.warning("scan %s: %s", self.reader.scan_id, renewal.identity.probe_finding)
         self._take_over(renewal)
         self._seen_below = max(self._seen_below, seen)
         added = renewal.ledger.added
@@ -324,7 +327,15 @@ class ScanImage:
         if refined is None:
             return generation.ledger.taken >= min(_START_FRAMES, self.reader.pair_count)
         waiting = refined.looked_at < self._refinable(refined, generation)
-        return refined.has_work or waiting or self.renewals.fits(generation)
+        return refined.has_work or waiting or self._fits(generation)
+
+    def _fits(self, generation: Generation) -> bool:
+        """Whether a probe is being fitted that could be given to the network."""
+        return self.renewals.fits(generation) and self._settled(generation)
+
+    def _settled(self, generation: Generation) -> bool:
+        """Whether no other generation is on its way."""
+        return self.following is None and self._is_present(generation)
 
     @property
     def in_the_wake(self) -> bool:
@@ -363,14 +374,14 @@ class ScanImage:
             if self.refined.follows is None:
                 self._decide_to_follow(self.refined, self.current)
             self._feed(self.refined, self.current)
-            settled = self.following is None and self._is_present(self.current)
-            if settled and self.renewals.fits(self.current):
+            fits = self._fits(self.current)
+            if fits:  # the image goes on meanwhile
+                budget_s /= 2
                 self.renewals.fit(self.reader.header, budget_s)
-                return 0
             if not self.refined.has_work:
                 return 0
             visits = self.refined.work(self.current.canvas, budget_s)
-            if settled:
+            if not fits and self._settled(self.current):
                 self.renewals.look(self.viewed, self.refined, self.current, self._recipe)
             return visits
         except PtychoStreamError:
@@ -506,7 +517,6 @@ class ScanImage:
         """What the newest generation should be made with, given the one there is."""
         header, recipe = self.reader.header, self._recipe
         assert header.pixel_yx_m is not None
-        probe_frames, probe_settled = self._better_probe(held)
         return GenerationIdentity(
             software=__version__,
             model=recipe.model,
@@ -519,27 +529,32 @@ class ScanImage:
             tile_px=self._tile_px,
             corrected_below=self._corrected_below(held),
             neighbours=recipe.neighbours if recipe.network.group_frames > 1 else 0,
-            probe_frames=probe_frames,
-            probe_settled=probe_settled,
+            **self._better_probe(held),
         )
 
-    def _better_probe(self, held: Generation | None) -> tuple[int, bool]:
-        """To how many frames the probe was fitted that the network should get, and if for good.
+    def _better_probe(self, held: Generation | None) -> dict[str, Any]:
+        """What an identity says of the probe that the network should get, if it is a better one.
 
         One that was made for frames that are looked at otherwise, or from another one, is of no
         use.
         """
         if held is None:
-            return 0, False
+            return {}
         identity, view = held.identity, self.reader.header.view
         if identity.probe_digest != self._recipe.probe_digest:
-            return 0, False
+            return {}
         if identity.view_version != view.version:
-            return 0, False
+            return {}
         found = self.renewals.found
         if found is None:
-            return identity.probe_frames, identity.probe_settled
-        return found.frames, found.settled
+            frames, settled, finding = identity.probe_frames, identity.probe_settled, ""
+        else:
+            frames, settled, finding = found.frames, found.settled, found.finding
+        return {
+            "probe_frames": frames,
+            "probe_settled": settled,
+            "probe_finding": finding or identity.probe_finding,
+        }
 
     def _photon_frames(self, held: Generation | None) -> int:
         """How many frames, the first of the scan, the photon count should be measured from.

@@ -143,9 +143,11 @@ class ScanTrust:
     @property
     def suggestions(self) -> tuple[str, ...]:
         """What to set differently for the next scan, in words."""
-        if self._pattern.center_is_off:  # the probe that was fitted makes up for it
+        current = self._image.current
+        finding = "" if current is None else current.identity.probe_finding
+        if not finding or self._pattern.center_is_off:  # which the fitted probe makes up for
             return self._pattern.suggestions
-        return (*self._pattern.suggestions, *self._image.renewals.suggestions)
+        return (*self._pattern.suggestions, finding)
 
     @property
     def view_wanted(self) -> dict[str, Any] | None:
