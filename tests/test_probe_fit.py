@@ -39,7 +39,7 @@ def some_frames(seed: int) -> tuple[Neighbours, Probe]:
     return Neighbours(counts, position_yx_px[near], blank), experiment.probe
 
 
-@pytest.mark.parametrize(("seed", "phase_rad"), [(5, 2.0), (6, -3.0), (7, 6.0), (8, -2.0)])
+@pytest.mark.parametrize(("seed", "phase_rad"), [(5, 2.0), (6, -3.0), (7, 6.0)])
 def test_the_defocus_is_found(seed: int, phase_rad: float) -> None:
     frames, probe = some_frames(seed)
     told = defocused(probe, phase_rad)
@@ -90,7 +90,7 @@ def test_the_far_field_is_taken_from_the_frames() -> None:
 
 @pytest.mark.parametrize("seed", [5, 6, 7])
 def test_nothing_is_better_than_a_true_probe(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ptycho_stream.reconstruct.probe_fit.FITS", -1.0)  # try all the same
+    monkeypatch.setattr("ptycho_stream.reconstruct.probe_fit.POOR", -1.0)  # try all the same
     frames, probe = some_frames(seed)
     found = finished(fitting(frames, probe, PIXEL_YX))
     assert found.excess > 0.9 * found.told_excess

@@ -26,6 +26,8 @@ from ptycho_stream.reconstruct.trust import total
 CLEARLY = 0.7
 """A better probe must leave this share of what the one told leaves, at most: 0.23 on the siemens
 star with the file's guess, 2.1 with its true probe."""
+POOR = 0.05
+"""One that leaves no more is kept: it is good, or something else is wrong, too."""
 FITS = 0.02
 """A probe that leaves no more is as good as any from some dozens of frames: 0.01 on the siemens
 star with its true probe, 0.006 to 0.02 on simulated scans with theirs."""
@@ -71,7 +73,7 @@ def fitting(
 ) -> Generator[None, None, FittedProbe]:
     """Find the probe; yields after every step of a few frames.
 
-    If the one told leaves no more than ``FITS``, no other is sought.
+    If the one told leaves no more than ``POOR``, no other is sought.
 
     Args:
         frames: some dozens near each other, with finite positions.
@@ -84,7 +86,7 @@ def fitting(
         ProbeError: the steps have left the range of numbers.
     """
     told_excess = yield from _leaving(frames, told, _JUDGING_SWEEPS, device)
-    if told_excess <= FITS:
+    if told_excess <= POOR:
         return FittedProbe(told, "as told", 0.0, told_excess, told_excess)
     beams = {
         "as told": told,

@@ -21,7 +21,7 @@ from ptycho_stream.physics.probe import Probe, distance_m
 from ptycho_stream.reconstruct.generation import Generation, GenerationIdentity
 from ptycho_stream.reconstruct.live_misfit import GOOD_PROBE_EXCESS, MAX_START_EXCESS, newest_misfit
 from ptycho_stream.reconstruct.neighbourhood import Neighbours, nearest_frames
-from ptycho_stream.reconstruct.probe_fit import CLEARLY, FITS, FittedProbe, fitting
+from ptycho_stream.reconstruct.probe_fit import CLEARLY, FITS, POOR, FittedProbe, fitting
 from ptycho_stream.reconstruct.recipe import Recipe
 from ptycho_stream.reconstruct.refined_layer import RefinedLayer, basis_of
 from ptycho_stream.scans.header import ScanHeader
@@ -199,7 +199,7 @@ class Renewals:
         self._fitted, self._fit = self._fit.basis, None
 
     def _judge(self, header: ScanHeader, fitted: FittedProbe) -> None:
-        if fitted.told_excess <= FITS:
+        if fitted.told_excess <= POOR:
             _log.info(
                 "scan %s: its probe fits the first frames (excess R %.3f)",
                 header.scan_id,
