@@ -87,6 +87,16 @@ def turns(image: ScanImage, limit: int = 16) -> int:
     return told
 
 
+def whole_scan(bench: Bench) -> tuple[ScanImage, float]:
+    """A scan after all turns, and the excess that its frames had with the probe as told."""
+    bench.write(range(FRAMES))
+    image = bench.open(settings=LONGER)
+    predict(image)
+    before = excess(image)
+    turns(image)
+    return image, before
+
+
 def generation(image: ScanImage) -> Generation:
     """What subscribers see."""
     assert image.current is not None
@@ -120,11 +130,7 @@ def without_probe(recipe: Recipe) -> Recipe:
 
 def test_a_scan_that_begins_out_of_focus_is_predicted_again_with_a_fitted_probe(bench, caplog):
     caplog.set_level("INFO")
-    bench.write(range(FRAMES))
-    image = bench.open(settings=LONGER)
-    predict(image)
-    before = excess(image)
-    turns(image)
+    image, before = whole_scan(bench)
     said = generation(image).identity.probe_finding
     assert said.startswith("the probe that the scan began with is wrong: it is 2.2 rad out of")
     assert said in caplog.text
@@ -144,11 +150,7 @@ def test_a_scan_that_begins_out_of_focus_is_predicted_again_with_a_fitted_probe(
 def test_a_probe_that_no_defocus_makes_better_is_refined_first(bench, monkeypatch, caplog):
     monkeypatch.setattr("ptycho_stream.reconstruct.renewal.CLEARLY", 0.0)
     caplog.set_level("INFO")
-    bench.write(range(FRAMES))
-    image = bench.open(settings=LONGER)
-    predict(image)
-    before = excess(image)
-    turns(image)
+    image, before = whole_scan(bench)
     assert "no other defocus or far field explains the first frames" in caplog.text
     assert renewed_with(image) > 32 and not generation(image).identity.probe_settled
     assert excess(image) < before / 2

@@ -19,7 +19,7 @@ from ptycho_stream.physics.probe import Probe
 from ptycho_stream.reconstruct.canvas import divide
 from ptycho_stream.reconstruct.refine import Refiner
 from ptycho_stream.reconstruct.refine_settings import RefineSettings
-from ptycho_stream.reconstruct.trust import FrameFigures, FrameJudge, object_windows
+from ptycho_stream.reconstruct.trust import FrameFigures, FrameJudge, object_windows, total
 
 _Result = TypeVar("_Result")
 
@@ -75,6 +75,12 @@ class Refinement:
     object_yx: NDArray[np.complex64]
     weight_yx: NDArray[np.float32]
     moved_px: float
+
+    @property
+    def excess(self) -> float:
+        """R beyond that of noise, of all frames together; infinite where nothing can be told."""
+        found = total(self.figures).excess
+        return found if np.isfinite(found) else np.inf
 
 
 def refining(

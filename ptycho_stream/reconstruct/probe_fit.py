@@ -21,7 +21,6 @@ from ptycho_stream.physics.probe import Probe, defocused
 from ptycho_stream.reconstruct.neighbourhood import Neighbours, refining
 from ptycho_stream.reconstruct.pattern import far_field_yx
 from ptycho_stream.reconstruct.refine_settings import RefineSettings
-from ptycho_stream.reconstruct.trust import total
 
 CLEARLY = 0.7
 """A better probe must leave this share of what the one told leaves, at most: 0.23 on the siemens
@@ -151,8 +150,7 @@ def _leaving(
     """Excess R of the frames, refined with a probe that stays."""
     settings = RefineSettings(modes=len(probe.modes), probe_step=0.0)
     done = yield from refining(frames, probe, settings, sweeps, device)
-    found = total(done.figures).excess
-    return found if np.isfinite(found) else np.inf
+    return done.excess
 
 
 def _turned(frames: Neighbours) -> Neighbours:

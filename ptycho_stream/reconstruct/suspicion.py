@@ -17,7 +17,6 @@ import torch
 from ptycho_stream.physics.probe import Probe, defocused
 from ptycho_stream.reconstruct.neighbourhood import Neighbours, Refinement, refining
 from ptycho_stream.reconstruct.refine_settings import RefineSettings
-from ptycho_stream.reconstruct.trust import total
 
 MAX_FRAMES = 32
 """More take longer and tell no more."""
@@ -90,7 +89,7 @@ def suspecting(
         return Suspicion(count, problem=f"{count} frames are too few to refine by themselves")
     fixed = RefineSettings(modes=len(probe.modes), probe_step=0.0)
     told = yield from refining(frames, probe, fixed, SWEEPS, device)
-    excess = _excess(told)
+    excess = told.excess
     brightness, contrast = _look(told)
     known = Suspicion(count, excess, excess, excess, brightness=brightness, contrast=contrast)
     if not excess > ENOUGH_EXCESS:
@@ -99,16 +98,16 @@ def suspecting(
     free = yield from refining(frames, probe, moving, _FREE_SWEEPS, device)
     learning = replace(fixed, probe_step=1.0, modes=max(_MODES, len(probe.modes)))
     other = yield from refining(frames, probe, learning, _FREE_SWEEPS, device)
-    stretched, refocused = {1.0: _excess(free)}, {0.0: _excess(other)}
+    stretched, refocused = {1.0: free.excess}, {0.0: other.excess}
     if min(stretched[1.0], refocused[0.0]) > ENOUGH_EXCESS:
         for stretch in STRETCHES:
             changed = _stretched(frames, stretch)
             done = yield from refining(changed, probe, fixed, SWEEPS, device)
-            stretched[stretch] = _excess(done)
+            stretched[stretch] = done.excess
         for phase in DEFOCUS_RAD:
             changed = defocused(probe, phase)
             done = yield from refining(frames, changed, fixed, SWEEPS, device)
-            refocused[phase] = _excess(done)
+            refocused[phase] = done.excess
     stretch = min(stretched, key=lambda s: stretched[s])
     defocus = min(refocused, key=lambda d: refocused[d])
     return replace(
@@ -125,11 +124,6 @@ def _stretched(frames: Neighbours, factor: float) -> Neighbours:
     middle = frames.position_yx_px.mean(0)
     moved = middle + factor * (frames.position_yx_px - middle)
     return replace(frames, position_yx_px=moved)
-
-
-def _excess(refined: Refinement) -> float:
-    found = total(refined.figures).excess
-    return found if np.isfinite(found) else np.inf
 
 
 def _look(refined: Refinement) -> tuple[float, float]:
