@@ -68,7 +68,7 @@ def excess(image: ScanImage) -> float:
 
 def turn(image: ScanImage, limit: int) -> int:
     """A batch, else a step of refinement; how many pairs are new to subscribers."""
-    if image.has_work:
+    if image.can_step:
         return len(image.step(limit, list[int]().extend))
     if image.wants_refinement:
         image.refine(0.0)
@@ -117,7 +117,7 @@ def renewed_with_next(image: ScanImage) -> int:
 def until_renewal(image: ScanImage) -> None:
     """Predict and refine until the scan is to be predicted again."""
     predict(image)
-    while not image.has_work:
+    while not image.can_step:
         image.refine(0.0)
 
 
@@ -134,7 +134,7 @@ def test_a_scan_that_begins_out_of_focus_is_predicted_again_with_a_fitted_probe(
     said = generation(image).identity.probe_finding
     assert said.startswith("the probe that the scan began with is wrong: it is 2.2 rad out of")
     assert said in caplog.text
-    assert renewed_with(image) == 32 and generation(image).identity.probe_settled
+    assert renewed_with(image) == 64 and generation(image).identity.probe_settled
     assert generation(image).number == 2  # and not a third time
     assert excess(image) < before / 2
     assert image.refined is not None and image.refined.follows and image.refined.probe_waits
@@ -148,7 +148,7 @@ def test_a_scan_that_begins_out_of_focus_is_predicted_again_with_a_fitted_probe(
 
 
 def test_a_probe_that_no_defocus_makes_better_is_refined_first(bench, monkeypatch, caplog):
-    monkeypatch.setattr("ptycho_stream.reconstruct.renewal.CLEARLY", 0.0)
+    monkeypatch.setattr("ptycho_stream.reconstruct.probe_fit.CLEARLY", 0.0)
     caplog.set_level("INFO")
     image, before = whole_scan(bench)
     assert "no other defocus or far field explains the first frames" in caplog.text
@@ -308,7 +308,7 @@ def test_another_model_in_the_midst_of_a_fit_begins_anew(bench):
     until_renewal(image)
     image.use(replace(bench.recipe, model="another"))
     turns(image)
-    assert renewed_with(image) == 32 and generation(image).identity.probe_settled
+    assert renewed_with(image) == 64 and generation(image).identity.probe_settled
     assert generation(image).identity.model == "another"
 
 

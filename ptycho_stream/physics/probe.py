@@ -79,6 +79,12 @@ class Probe:
             raise ProbeError(f"the probe has {len(self.modes)} modes, {count} were asked for")
         return type(self)(self.modes[:count])
 
+    def overlap(self, other: Self) -> float:
+        """How alike the leading modes are, whatever their photons and phases: 0 to 1."""
+        one, two = (p.modes[0].astype(np.complex128).ravel() for p in (self, other))
+        lengths = np.linalg.norm(one) * np.linalg.norm(two)
+        return float(np.abs(np.vdot(one, two)) / lengths) if lengths > 0 else 0.0
+
 
 def load_probe(path: Path | str) -> Probe:
     """Read a probe from an NPZ (``probe`` or ``probeGuess``) or a ptychodus product (HDF5).

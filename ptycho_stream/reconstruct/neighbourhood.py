@@ -59,6 +59,11 @@ class Neighbours:
     start: NDArray[np.complex64]
     valid: NDArray[np.bool_] | None = None
 
+    def first(self, limit: int) -> Neighbours:
+        """Those at the start of the arrays."""
+        k = slice(limit)
+        return Neighbours(self.counts[k], self.position_yx_px[k], self.start[k], self.valid)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Refinement:
@@ -69,12 +74,14 @@ class Refinement:
         object_yx: complex64 (H, W), NaN where unseen.
         weight_yx: float32 (H, W), illumination, 1 = one frame at the probe's peak.
         moved_px: root mean square by which positions moved, apart from a common shift.
+        probe: as it is then, in photons.
     """
 
     figures: FrameFigures
     object_yx: NDArray[np.complex64]
     weight_yx: NDArray[np.float32]
     moved_px: float
+    probe: Probe
 
     @property
     def excess(self) -> float:
@@ -108,7 +115,7 @@ def refining(
     windows = object_windows(image.object_yx, corner - np.asarray(image.corner_yx_px), size)
     figures = FrameJudge(refiner.probe, frames.valid, device).judge(windows, shift, frames.counts)
     apart = float(np.sqrt(np.square(moved - moved.mean(0)).sum(1).mean()))
-    return Refinement(figures, image.object_yx, image.weight_yx, apart)
+    return Refinement(figures, image.object_yx, image.weight_yx, apart, refiner.probe)
 
 
 def _laid(

@@ -3,7 +3,8 @@
 What a guess of the beam gets wrong is how far the sample is out of focus, and how the light lies
 over the aperture. A few dozen frames tell both before there is an image: the far field is what the
 frames show on average, and of all distances from focus the right one leaves the least when the
-frames are refined with it. Used while a scan runs, where the network does not know the beam.
+frames are refined with it. What is found is then refined on more of them. Used while a scan runs,
+where the network does not know the beam.
 """
 
 from __future__ import annotations
@@ -34,11 +35,17 @@ _COMPARING_SWEEPS = 1
 """Enough to tell which is best: on 32 frames of the siemens star excess R is then 0.055 at the
 right distance and 0.075 at 2.5 rad to either side."""
 _JUDGING_SWEEPS = 3
+_COMPARED = 32
+"""So many frames tell which is best."""
+_POLISHING_SWEEPS = 6
+"""Of all frames, with a probe that moves: a visit of a frame takes a twentieth of the network's time
+for it, and the network's excess goes from 0.065 to 0.047 with 32 frames of the siemens star, to
+0.039 with 64; 20 sweeps lead to 0.042 and 0.034."""
 _NEAR_RAD = (0.0, -2.5, 2.5)
 _FAR_RAD = (-10.0, -7.5, -5.0, 5.0, 7.5, 10.0)
 _FAR_ABOVE = 0.5
 """Far ones are tried unless a near one leaves less than this share of what the one told does."""
-_FINER_RAD = (1.25, 0.625, 0.3125)
+_FINER_RAD = (1.25, 0.625)
 """Steps around the best so far, one after the other."""
 
 
@@ -47,10 +54,10 @@ class FittedProbe:
     """What was found.
 
     Attributes:
-        probe: with the photons of the one told.
+        probe: with the photons of the one told; refined with all frames if it is ``better``.
         far_field: ``as told``, or ``as measured``, of one mode then.
         defocus_rad: phase that it has more than the one told, at its root mean square frequency.
-        excess: R beyond that of noise, of the frames refined with it.
+        excess: R beyond that of noise, of the frames refined with it before it was refined itself.
         told_excess: the same with the probe as told.
         rather_turned: whether a detector turned by 180 degrees explains the frames about as well
             with the probe as told: there a beam before its focus looks like one behind it.
@@ -63,28 +70,47 @@ class FittedProbe:
     told_excess: float
     rather_turned: bool = False
 
+    @property
+    def needed(self) -> bool:
+        """Whether the probe as told explains the frames badly."""
+        return self.told_excess > POOR
+
+    @property
+    def clear(self) -> bool:
+        """Whether this one explains them much better."""
+        return self.excess < CLEARLY * self.told_excess
+
+    @property
+    def better(self) -> bool:
+        """Whether it should be used instead of the probe as told."""
+        return self.needed and self.clear and not self.rather_turned
+
 
 def fitting(
     frames: Neighbours,
     told: Probe,
     pixel_yx_m: tuple[float, float],
     device: torch.device | str = "cpu",
+    modes: int = 1,
 ) -> Generator[None, None, FittedProbe]:
     """Find the probe; yields after every step of a few frames.
 
     If the one told leaves no more than ``POOR``, no other is sought.
 
     Args:
-        frames: some dozens near each other, with finite positions.
+        frames: some dozens near each other, with finite positions; the first ones, the nearest,
+            tell which probe is best, and all refine it.
         told: in photons.
         pixel_yx_m: of the object.
         device: where to compute.
+        modes: that a better probe is refined with, or more if the one told has more.
 
     Raises:
         GeometryError: the positions span more pixels than are refined.
         ProbeError: the steps have left the range of numbers.
     """
-    told_excess = yield from _leaving(frames, told, _JUDGING_SWEEPS, device)
+    few = frames.first(_COMPARED)
+    told_excess = yield from _leaving(few, told, _JUDGING_SWEEPS, device)
     if told_excess <= POOR:
         return FittedProbe(told, "as told", 0.0, told_excess, told_excess)
     beams = {
@@ -96,7 +122,7 @@ def fitting(
     def compare(far_field: str, phases_rad: Iterable[float]) -> Generator[None, None, None]:
         for phase_rad in phases_rad:
             probe = defocused(beams[far_field], phase_rad, pixel_yx_m)
-            excess = yield from _leaving(frames, probe, _COMPARING_SWEEPS, device)
+            excess = yield from _leaving(few, probe, _COMPARING_SWEEPS, device)
             tried[far_field, phase_rad] = excess
 
     for far_field in beams:
@@ -109,12 +135,17 @@ def fitting(
         yield from compare(far_field, (phase_rad - step_rad, phase_rad + step_rad))
     far_field, phase_rad = _least(tried)
     probe = defocused(beams[far_field], phase_rad, pixel_yx_m)
-    excess = yield from _leaving(frames, probe, _JUDGING_SWEEPS, device)
+    excess = yield from _leaving(few, probe, _JUDGING_SWEEPS, device)
     turned_excess = np.inf
     if far_field == "as told":
-        turned_excess = yield from _leaving(_turned(frames), told, _JUDGING_SWEEPS, device)
+        turned_excess = yield from _leaving(_turned(few), told, _JUDGING_SWEEPS, device)
     rather_turned = excess > CLEARLY * turned_excess
-    return FittedProbe(probe, far_field, phase_rad, excess, told_excess, rather_turned)
+    found = FittedProbe(probe, far_field, phase_rad, excess, told_excess, rather_turned)
+    if not found.better:
+        return found
+    settings = RefineSettings(modes=max(modes, len(probe.modes)))
+    done = yield from refining(frames, probe, settings, _POLISHING_SWEEPS, device)
+    return replace(found, probe=done.probe)
 
 
 def with_far_field(

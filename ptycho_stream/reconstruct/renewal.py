@@ -19,9 +19,9 @@ import torch
 from ptycho_stream.errors import GeometryError, ProbeError
 from ptycho_stream.physics.probe import Probe, distance_m
 from ptycho_stream.reconstruct.generation import Generation, GenerationIdentity
-from ptycho_stream.reconstruct.live_misfit import GOOD_PROBE_EXCESS, MAX_START_EXCESS, newest_misfit
+from ptycho_stream.reconstruct.live_misfit import MAX_START_EXCESS, newest_misfit
 from ptycho_stream.reconstruct.neighbourhood import Neighbours, nearest_frames
-from ptycho_stream.reconstruct.probe_fit import CLEARLY, FITS, POOR, FittedProbe, fitting
+from ptycho_stream.reconstruct.probe_fit import FITS, FittedProbe, fitting
 from ptycho_stream.reconstruct.recipe import Recipe
 from ptycho_stream.reconstruct.refined_layer import RefinedLayer, basis_of
 from ptycho_stream.scans.header import ScanHeader
@@ -41,12 +41,17 @@ _TOLD_RAD = 0.5
 """Of defocus, or more, people are told."""
 _FRAMES, _SWEEPS = 32, 3.0
 """So many frames tell of a better probe; a refined one when visited so often on average."""
+_MOST_FITTED = 64
+"""Of the first frames, as many as there are by then: with more it is a better probe, but later."""
 _GROWTH, _LAST = 1.4, 256
 """Again when there are so many times as many frames. Of more than so many not while the scan runs:
 the image would stand still for long."""
 _LATE_SWEEPS = 5.0
 """And after the scan when they were visited so often: by then the image is good."""
 _GROWTH_AFTER_FAILURE = 2
+_ALIKE, _GROWTH_WHILE_ALIKE = 0.98, 1.2
+"""A refined probe that overlaps so much with the network's is no better; it is looked at again when
+there are so many times as many frames."""
 _SHARE = 8
 """It takes over with every so manieth frame, and the others follow."""
 _SECONDS = 5.0
@@ -74,6 +79,7 @@ class _Fit:
     """A probe that is being fitted for generations of one basis."""
 
     basis: GenerationIdentity
+    frames: int
     steps: Generator[None, None, FittedProbe]
 
 
@@ -96,9 +102,11 @@ class Renewals:
         self._fit: _Fit | None = None
         self._fitted: GenerationIdentity | None = None
         self._rather_turned: GenerationIdentity | None = None
+        self._alike_at = 0
 
     def forget(self) -> None:
         """Begin anew, with another recipe."""
+        self._alike_at = 0
         self.found = self._fit = self._fitted = self._rather_turned = None
 
     def failed(self, current: Generation, renewal: Generation) -> None:
@@ -156,28 +164,36 @@ class Renewals:
     def _should_take(self, refined: RefinedLayer, generation: Generation, *, over: bool) -> bool:
         """Whether the refined probe is likely to be much better; ``over``: the scan is."""
         before, now = generation.identity.probe_frames, len(refined.pairs)
-        poor = refined.network_excess > (GOOD_PROBE_EXCESS if before else _POOR_EXCESS)
-        late = before > 0 and now > _LAST
-        if not poor or refined.sweeps < (_LATE_SWEEPS if late else _SWEEPS) or (late and not over):
+        if refined.sweeps < _SWEEPS or (before and now > _LAST):
             return False
         basis, frames = self._failed or (None, 0)
         beyond = frames if basis == basis_of(generation.identity) else 0
-        return now >= max(_GROWTH * before, _GROWTH_AFTER_FAILURE * beyond)
+        if now < max(_GROWTH * before, _GROWTH_AFTER_FAILURE * beyond):
+            return False
+        if not before:
+            return refined.network_excess > _POOR_EXCESS
+        if now < _GROWTH_WHILE_ALIKE * self._alike_at:
+            return False
+        if refined.probe.overlap(Probe(generation.probe)) < _ALIKE:
+            return True
+        self._alike_at = now
+        return False
 
     def _begun(
         self, scan: ViewedScan, refined: RefinedLayer, generation: Generation, recipe: Recipe
     ) -> _Fit:
-        indices = refined.pairs[: 2 * _FRAMES]
+        indices = refined.pairs[:_MOST_FITTED]
         pairs = scan.reader.pairs(int(indices.min()), int(indices.max()) + 1)
         pairs = pairs[indices - indices.min()]
         position_yx_px = positions_of(pairs) / np.asarray(generation.identity.pixel_yx_m)
-        near = nearest_frames(position_yx_px, _FRAMES)
+        near = nearest_frames(position_yx_px, _MOST_FITTED)
         counts = scan.counts(pairs["slot"][near])
         blank = np.broadcast_to(np.complex64(1), counts.shape)
         frames = Neighbours(counts, position_yx_px[near], blank, scan.valid)
         pixel_yx_m = generation.identity.pixel_yx_m
-        steps = fitting(frames, Probe(generation.probe), pixel_yx_m, recipe.device)
-        return _Fit(basis_of(generation.identity), steps)
+        probe, modes = Probe(generation.probe), self._settings.modes
+        steps = fitting(frames, probe, pixel_yx_m, recipe.device, modes)
+        return _Fit(basis_of(generation.identity), len(near), steps)
 
     def fits(self, generation: Generation) -> bool:
         """Whether a probe is being fitted that is of use for this generation."""
@@ -199,14 +215,14 @@ class Renewals:
         self._fitted, self._fit = self._fit.basis, None
 
     def _judge(self, header: ScanHeader, fitted: FittedProbe) -> None:
-        if fitted.told_excess <= POOR:
+        assert self._fit is not None
+        if not fitted.needed:
             _log.info(
                 "scan %s: its probe fits the first frames (excess R %.3f)",
                 header.scan_id,
                 fitted.told_excess,
             )
-            return
-        if not fitted.excess < CLEARLY * fitted.told_excess:
+        elif not fitted.clear:
             _log.info(
                 "scan %s: no other defocus or far field explains the first frames much better than "
                 "the probe does (excess R %.3f, and %.3f)",
@@ -214,24 +230,23 @@ class Renewals:
                 fitted.excess,
                 fitted.told_excess,
             )
-            return
-        if fitted.rather_turned:
-            assert self._fit is not None
+        elif fitted.rather_turned:
             self._rather_turned = self._fit.basis
             _log.info(
                 "scan %s: a detector turned by 180 degrees explains the first frames as well as "
                 "another defocus does: the probe stays as it is",
                 header.scan_id,
             )
-            return
-        finding = _words(header, fitted)
-        self.found = RenewedProbe(fitted.probe, _FRAMES, fitted.excess <= FITS, finding)
-        _log.info(
-            "scan %s: the network predicts it again with a probe fitted to %d frames, because %s",
-            header.scan_id,
-            _FRAMES,
-            finding,
-        )
+        else:
+            finding, settled = _words(header, fitted), fitted.excess <= FITS
+            self.found = RenewedProbe(fitted.probe, self._fit.frames, settled, finding)
+            _log.info(
+                "scan %s: the network predicts it again with a probe fitted to %d frames, because "
+                "%s",
+                header.scan_id,
+                self._fit.frames,
+                finding,
+            )
 
 
 def _words(header: ScanHeader, fitted: FittedProbe) -> str:
@@ -243,7 +258,7 @@ def _words(header: ScanHeader, fitted: FittedProbe) -> str:
         wrong.append("its far field is not that of the frames")
     return (
         f"the probe that the scan began with is wrong: {' and '.join(wrong) or 'a little'} "
-        f"(excess R of {_FRAMES} frames {fitted.told_excess:.3f}, and {fitted.excess:.3f} with a "
+        f"(excess R of the first frames {fitted.told_excess:.3f}, and {fitted.excess:.3f} with a "
         "corrected one): correct what [probe] names, or give the refined probe of this scan"
     )
 

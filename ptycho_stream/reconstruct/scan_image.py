@@ -143,10 +143,15 @@ class ScanImage:
 
     @property
     def can_step(self) -> bool:
-        """Whether :meth:`step` would do something; not where all that is left is lent."""
+        """Whether :meth:`step` should be called; not where all that is left is lent.
+
+        And not while a probe is fitted for the network, as long as the scan runs.
+        """
         newest = self._newest
         if not self.has_work or newest is None or not self._is_present(newest):
             return self.has_work
+        if self._network_waits:
+            return False
         return self._workable(newest.ledger) > newest.ledger.lent_count
 
     def _workable(self, ledger: PairLedger) -> int:
@@ -333,6 +338,14 @@ class ScanImage:
         """Whether a probe is being fitted that could be given to the network."""
         return self.renewals.fits(generation) and self._settled(generation)
 
+    @property
+    def _network_waits(self) -> bool:
+        """Whether the network is about to get another probe: its image is of little use now."""
+        current = self.current
+        if current is None or self.reader.header.sealed or not self._fits(current):
+            return False
+        return self.wants_refinement
+
     def _settled(self, generation: Generation) -> bool:
         """Whether no other generation is on its way."""
         return self.following is None and self._is_present(generation)
@@ -375,6 +388,9 @@ class ScanImage:
                 self._decide_to_follow(self.refined, self.current)
             self._feed(self.refined, self.current)
             fits = self._fits(self.current)
+            if fits and self._network_waits:
+                self.renewals.fit(self.reader.header, budget_s)
+                return 0
             if fits:  # the image goes on meanwhile
                 budget_s /= 2
                 self.renewals.fit(self.reader.header, budget_s)
