@@ -55,8 +55,18 @@ def bench(experiment: SimulatedExperiment, recipe: Recipe, tmp_path: Path) -> It
 
 
 @pytest.fixture
-def astigmatic(experiment: SimulatedExperiment, recipe: Recipe, tmp_path: Path) -> Iterator[Bench]:
-    """With a probe that another defocus makes better, and refinement better still."""
+def astigmatic(
+    experiment: SimulatedExperiment,
+    recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Bench]:
+    """With a probe that another defocus makes better, and refinement of more frames better still.
+
+    However alike they are, so that the refined one takes the fitted one's place.
+    """
+    monkeypatch.setattr("ptycho_stream.reconstruct.renewal._MOST_FITTED", 32)
+    monkeypatch.setattr("ptycho_stream.reconstruct.renewal._ALIKE", 1.1)
     wrong = defocused(experiment.probe, 2.0, astigmatism=0.5)
     with running_scan(tmp_path, experiment, replace(recipe, probe=wrong)) as made:
         yield made
@@ -132,7 +142,7 @@ def test_a_scan_that_begins_out_of_focus_is_predicted_again_with_a_fitted_probe(
     caplog.set_level("INFO")
     image, before = whole_scan(bench)
     said = generation(image).identity.probe_finding
-    assert said.startswith("the probe that the scan began with is wrong: it is 2.2 rad out of")
+    assert said.startswith("the probe that the scan began with is wrong: it is 2.1 rad out of")
     assert said in caplog.text
     assert renewed_with(image) == 64 and generation(image).identity.probe_settled
     assert generation(image).number == 2  # and not a third time
@@ -187,6 +197,37 @@ def test_while_it_is_predicted_again_new_frames_come_and_none_is_lost(beam, requ
     assert sorted(image.frames.number.tolist()) == list(range(FRAMES))
     assert len(generation(image).ledger.added) == FRAMES
     assert image.backlog == 0 and image.following is None
+
+
+def test_a_refined_probe_that_is_like_the_fitted_one_does_not_take_its_place(
+    astigmatic, monkeypatch
+):
+    monkeypatch.setattr("ptycho_stream.reconstruct.renewal._ALIKE", 0.5)
+    astigmatic.write(range(FRAMES))
+    image = astigmatic.open(settings=LONGER)
+    turns(image)
+    assert renewed_with(image) == 32 and not generation(image).identity.probe_settled
+    assert image.refined is not None and image.refined.sweeps >= LONGER.sweeps
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_the_network_waits_for_the_probe_that_is_fitted_while_the_scan_runs(bench, sealed):
+    bench.write(range(40))
+    image = bench.open(settings=LONGER)
+    predict(image)
+    while not image.renewals.fits(generation(image)):
+        image.refine(0.0)
+    bench.write(range(40, 60))
+    if sealed:
+        bench.writer.seal("complete", {})
+        assert image.reader.refresh()
+    assert image.has_work and image.can_step == sealed
+    while image.renewals.fits(generation(image)):
+        image.refine(0.0)
+    assert image.refined is not None and image.refined.looked_at == 60  # the image goes on
+    assert image.can_step
+    turns(image)
+    assert renewed_with(image) == 40 and len(image.frames) == 60
 
 
 def test_a_restart_in_the_midst_of_it_goes_on_with_that_probe(bench):

@@ -186,6 +186,21 @@ def test_a_good_probe_waits_for_the_end_of_a_scan_only_if_it_is_known(bench, mon
     assert kept == (expected is not None)
 
 
+@pytest.mark.parametrize("few", [True, False])
+def test_a_probe_that_nobody_knows_of_is_not_fitted_to_few_frames(bench, monkeypatch, few):
+    monkeypatch.setattr(ScanImage, "_decide_to_follow", lambda *_: None)  # the network's image is
+    bench.writer.update_header(expected_frames=2 * FRAMES)  # nowhere looked at
+    bench.write(range(40 if few else FRAMES))
+    image = bench.open()
+    predict(image)
+    refine(image)
+    assert image.current is not None and image.refined is not None
+    assert image.refined.sweeps >= SETTINGS.sweeps
+    given = np.abs(image.current.probe)
+    kept = np.allclose(np.abs(image.refined.shown_probe), given, atol=1e-4 * given.max())
+    assert kept == few
+
+
 def test_a_layer_that_is_saved_undecided_decides_later(bench):
     bench.write(range(60))
     image = bench.open()

@@ -44,6 +44,8 @@ for some visits take a tenth of a good one, and the images of the whole scan get
 _SHOW_EVERY_S = 0.25
 _SHOW_BYTES_PER_S = 50e6
 """Every sweep changes every tile: images are shown so seldom that subscribers get no more."""
+_SHOW_SHARE = 0.1
+"""And so seldom that it takes no more of the time."""
 
 
 class RefinedLayer:
@@ -117,7 +119,7 @@ class RefinedLayer:
         self.judged_again_at = 0
         self._predicted: Canvas | None = None
         self._started_from: dict[TileIndex, int] = {}
-        self._shown_at_s = float("-inf")
+        self._shown_at_s, self._show_took_s = float("-inf"), 0.0
         self._stuck = self._lost = False
         self._visits = self._shown_visits = 0
         self._image: RefinedImage | None = None
@@ -231,7 +233,9 @@ class RefinedLayer:
         if not self.unshown:
             return False
         size_bytes = 0 if self._image is None else 3 * self._image.weight_yx.nbytes
-        wait_s = max(_SHOW_EVERY_S, size_bytes / _SHOW_BYTES_PER_S)
+        wait_s = max(
+            _SHOW_EVERY_S, size_bytes / _SHOW_BYTES_PER_S, self._show_took_s / _SHOW_SHARE
+        )
         return time.monotonic() - self._shown_at_s >= wait_s
 
     def show(self) -> None:
@@ -245,6 +249,7 @@ class RefinedLayer:
             self._lost = True
             _log.error("scan %s is not refined any more: %s", self._reader.scan_id, error)
             return
+        self._show_took_s = time.monotonic() - self._shown_at_s
         self._image, self.shown_probe = image, probe.modes
         self.shown_sweeps = self.sweeps
         self.shown_pairs = self.pairs[self._refiner.visits > 0]

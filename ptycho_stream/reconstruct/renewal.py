@@ -44,10 +44,8 @@ _FRAMES, _SWEEPS = 32, 3.0
 _MOST_FITTED = 64
 """Of the first frames, as many as there are by then: with more it is a better probe, but later."""
 _GROWTH, _LAST = 1.4, 256
-"""Again when there are so many times as many frames. Of more than so many not while the scan runs:
-the image would stand still for long."""
-_LATE_SWEEPS = 5.0
-"""And after the scan when they were visited so often: by then the image is good."""
+"""Again when there are so many times as many frames; of more than so many not: the image would
+stand still for long, and be no better after it than with as many more visits."""
 _GROWTH_AFTER_FAILURE = 2
 _ALIKE, _GROWTH_WHILE_ALIKE = 0.98, 1.2
 """A refined probe that overlaps so much with the network's is no better; it is looked at again when
@@ -131,8 +129,7 @@ class Renewals:
         if not self._possible(refined, generation, recipe):
             return
         fit = self._should_fit(refined, generation)
-        over = scan.reader.header.sealed
-        if not (fit or self._should_take(refined, generation, over=over)) or self.waits():
+        if not (fit or self._should_take(refined, generation)) or self.waits():
             return
         if fit:
             self._fit = self._begun(scan, refined, generation, recipe)
@@ -161,8 +158,8 @@ class Renewals:
         knows_beam = refined.network_excess <= MAX_START_EXCESS  # not if that is unknown
         return not knows_beam and not identity.probe_frames and self._fitted != basis_of(identity)
 
-    def _should_take(self, refined: RefinedLayer, generation: Generation, *, over: bool) -> bool:
-        """Whether the refined probe is likely to be much better; ``over``: the scan is."""
+    def _should_take(self, refined: RefinedLayer, generation: Generation) -> bool:
+        """Whether the refined probe is likely to be much better."""
         before, now = generation.identity.probe_frames, len(refined.pairs)
         if refined.sweeps < _SWEEPS or (before and now > _LAST):
             return False

@@ -46,6 +46,8 @@ _log = logging.getLogger(__name__)
 _START_FRAMES = 16
 """After so many frames (twice as many, and so on, where none lies inside the image yet) it is asked
 whether the network's image is one to begin refinement from."""
+_FIT_SHARE = 0.75
+"""Of refinement's time is for a probe that is being fitted."""
 _FEED = 512
 """Pairs given to the refined layer at once: their frames' checksums are verified."""
 
@@ -91,7 +93,7 @@ class ScanImage:
         self._refinement = refinement
         self._gave_up: GenerationIdentity | None = None
         self.renewals = Renewals(refinement)
-        self._seen_below = 0  # pairs that subscribers saw before a renewal took over
+        self._told = np.empty(0, np.int64)  # pairs that were seen before a renewal took over
         saved = load_state(reader, recipe.device)
         self.current, self.following = saved.current, saved.following
         held = (one for one in (self.current, self.following) if one is not None)
@@ -240,7 +242,7 @@ class ScanImage:
         if renewal.identity.probe_finding != current.identity.probe_finding:
             _log.warning("scan %s: %s", self.reader.scan_id, renewal.identity.probe_finding)
         self._take_over(renewal)
-        self._seen_below = max(self._seen_below, seen)
+        self._told = np.union1d(self._told, current.ledger.added)
         added = renewal.ledger.added
         return self._paired_ns(added, self._pairs.at(added))
 
@@ -257,7 +259,8 @@ class ScanImage:
 
     def _paired_ns(self, indices: NDArray[np.int64], pairs: NDArray[Any]) -> NDArray[np.int64]:
         """When pairs that subscribers have not seen before became complete."""
-        return pairs["paired_monotonic_ns"][indices >= self._seen_below].astype(np.int64)
+        fresh = ~np.isin(indices, self._told)
+        return pairs["paired_monotonic_ns"][fresh].astype(np.int64)
 
     # -- helpers ------------------------------------------------------------------------------
 
@@ -388,12 +391,9 @@ class ScanImage:
                 self._decide_to_follow(self.refined, self.current)
             self._feed(self.refined, self.current)
             fits = self._fits(self.current)
-            if fits and self._network_waits:
-                self.renewals.fit(self.reader.header, budget_s)
-                return 0
             if fits:  # the image goes on meanwhile
-                budget_s /= 2
-                self.renewals.fit(self.reader.header, budget_s)
+                self.renewals.fit(self.reader.header, _FIT_SHARE * budget_s)
+                budget_s *= 1 - _FIT_SHARE
             if not self.refined.has_work:
                 return 0
             visits = self.refined.work(self.current.canvas, budget_s)
