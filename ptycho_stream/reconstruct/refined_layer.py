@@ -233,9 +233,7 @@ class RefinedLayer:
         if not self.unshown:
             return False
         size_bytes = 0 if self._image is None else 3 * self._image.weight_yx.nbytes
-        wait_s = max(
-            _SHOW_EVERY_S, size_bytes / _SHOW_BYTES_PER_S, self._show_took_s / _SHOW_SHARE
-        )
+        wait_s = max(_SHOW_EVERY_S, size_bytes / _SHOW_BYTES_PER_S, self._show_took_s / _SHOW_SHARE)
         return time.monotonic() - self._shown_at_s >= wait_s
 
     def show(self) -> None:
