@@ -47,8 +47,8 @@ _START_FRAMES = 16
 """After so many frames (twice as many, and so on, where none lies inside the image yet) it is asked
 whether the network's image is one to begin refinement from."""
 _FIT_S = 0.06
-"""For a probe that is being fitted, before every slice of refinement. One step of that takes 0.015 s
-on a slow core: with less the fit would have half of the time."""
+"""For a probe that is being fitted, before each slice of refinement. That has steps of 0.015 s on a
+slow core: with less the fit would have half of the time."""
 _FEED = 512
 """Pairs given to the refined layer at once: their frames' checksums are verified."""
 
