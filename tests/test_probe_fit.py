@@ -22,13 +22,6 @@ FRAMES = 32
 PIXEL_YX = (1.0, 1.0)
 
 
-def overlap(one: Probe, other: Probe) -> float:
-    """Of leading modes, 0 to 1, whatever their shift and phase."""
-    first, second = (np.fft.fft2(p.modes[0].astype(np.complex128)) for p in (one, other))
-    match = np.abs(np.fft.ifft2(first * second.conj())).max() * first.size
-    return float(match / (np.linalg.norm(first) * np.linalg.norm(second)))
-
-
 def some_frames(seed: int) -> tuple[Neighbours, Probe]:
     """Frames of a simulated scan that lie together, and their probe."""
     experiment = simulate_experiment(seed=seed, frames=80, size_px=SIZE)
@@ -46,8 +39,10 @@ def test_the_defocus_is_found(seed: int, phase_rad: float) -> None:
     found = finished(fitting(frames, told, PIXEL_YX))
     assert found.far_field == "as told" and not found.rather_turned
     assert found.excess < 0.5 * found.told_excess
-    assert overlap(found.probe, probe) > 0.97 > overlap(told, probe) + 0.05
-    assert found.probe.photons == pytest.approx(told.photons, rel=1e-3)
+    assert found.probe.overlap(probe) > 0.97 > told.overlap(probe) + 0.05
+    assert found.refined.overlap(probe) > 0.97
+    for fitted in (found.probe, found.refined):
+        assert fitted.photons == pytest.approx(told.photons, rel=1e-3)
 
 
 @pytest.mark.parametrize("pixel_yx_m", [(20e-9, 20e-9), (20e-9, 30e-9)])
@@ -67,7 +62,14 @@ def test_defocus_in_metres_is_that_of_the_optics(
     )
     phase_rad = further_m / distance_m(told, 1.0, energy_eV, pixel_yx_m)
     moved = defocused(told, phase_rad, pixel_yx_m)
-    assert overlap(moved, true) > 0.99 > 0.985 > overlap(told, true)
+    assert moved.overlap(true) > 0.99 > 0.985 > told.overlap(true)
+
+
+def test_probes_overlap_whatever_their_photons_phase_and_place() -> None:
+    _, probe = some_frames(5)
+    alike = Probe(np.roll(probe.modes, (3, -5), axis=(1, 2)) * np.complex64(2j))
+    assert alike.overlap(probe) == pytest.approx(1.0, abs=1e-5)
+    assert defocused(probe, 4.0).overlap(probe) < 0.9
 
 
 def dimmed(probe: Probe) -> Probe:
@@ -85,7 +87,7 @@ def test_the_far_field_is_taken_from_the_frames() -> None:
     assert found.far_field == "as measured" and abs(found.defocus_rad) < 1
     assert not found.rather_turned
     assert found.excess < 0.7 * found.told_excess
-    assert overlap(found.probe, probe) > overlap(told, probe) + 0.1
+    assert found.probe.overlap(probe) > told.overlap(probe) + 0.1
 
 
 @pytest.mark.parametrize("seed", [5, 6, 7])

@@ -197,31 +197,47 @@ def test_a_device_without_room_for_a_model_is_an_error_of_the_package(monkeypatc
         recipe.warm_up()
 
 
-def test_a_scan_that_cannot_say_whether_it_is_ready_waits_and_no_other_does(monkeypatch):
-    def unreadable(*_args: object) -> bool:
-        raise StoreError("the flat field of the view cannot be read")
+def open_scan(name: str, **told: object) -> SimpleNamespace:
+    """What the stage asks an open scan that runs and has a batch ready."""
+    asked = {"ready": lambda *_: True, "to_rebuild": False, "waits": False, "faults": 0} | told
+    reader = SimpleNamespace(scan_id=name, header=SimpleNamespace(sealed=False))
+    return SimpleNamespace(reader=reader, refresh=lambda: None, **asked)
 
-    stage = object.__new__(ReconstructStage)
-    parked, worked = list[str](), list[str]()
-    scans = {
-        name: SimpleNamespace(
-            reader=SimpleNamespace(scan_id=name, header=SimpleNamespace(sealed=False)),
-            refresh=lambda: None,
-            ready=ready,
-            to_rebuild=False,
-            faults=0,
-            park=lambda name=name: parked.append(name),
-        )
-        for name, ready in (("2", unreadable), ("1", lambda *_: True))
-    }
+
+def stage_of(
+    monkeypatch: pytest.MonkeyPatch, *scans: SimpleNamespace
+) -> tuple[ReconstructStage, list[str]]:
+    """A stage without a process, and the scans that it takes steps for."""
+    stage, worked = object.__new__(ReconstructStage), list[str]()
     for name, value in (
-        ("_open", scans),
+        ("_open", {scan.reader.scan_id: scan for scan in scans}),
         ("_frame_s", 0.0),
         ("_metrics", ReconstructMetrics()),
         ("_settings", SimpleNamespace(reconstruct=ReconstructSettings())),
         ("_step", lambda scan, _limit: worked.append(scan.reader.scan_id)),
     ):
         monkeypatch.setattr(stage, name, value, raising=False)
+    return stage, worked
+
+
+def test_a_scan_that_cannot_say_whether_it_is_ready_waits_and_no_other_does(monkeypatch):
+    def unreadable(*_args: object) -> bool:
+        raise StoreError("the flat field of the view cannot be read")
+
+    parked = list[str]()
+    faulty = open_scan("2", ready=unreadable, park=lambda: parked.append("2"))
+    stage, worked = stage_of(monkeypatch, faulty, open_scan("1"))
     assert stage._work()
     assert parked == ["2"] and worked == ["1"]
     assert "flat field" in stage._problem
+
+
+def test_what_older_scans_want_comes_after_the_fit_that_a_network_waits_for(monkeypatch):
+    waiting = open_scan("2", ready=lambda *_: False, waits=True)
+    stage, worked = stage_of(monkeypatch, open_scan("1"), waiting)
+    assert not stage._work()  # the time goes to the fit
+    waiting.waits = False
+    assert stage._work() and worked == ["1"]
+    stage, worked = stage_of(monkeypatch, waiting, open_scan("3"))
+    waiting.waits = True
+    assert stage._work() and worked == ["3"]

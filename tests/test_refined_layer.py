@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from ptycho_stream.geometry import View
 from ptycho_stream.physics.probe import Probe
 from ptycho_stream.reconstruct.misfit import Misfit
 from ptycho_stream.reconstruct.recipe import Recipe
+from ptycho_stream.reconstruct.refine import RefinedImage, Refiner
 from ptycho_stream.reconstruct.refined_layer import restored
 from ptycho_stream.reconstruct.saved_image import STATE_FILE
 from ptycho_stream.reconstruct.scan_image import ScanImage
@@ -199,6 +201,28 @@ def test_a_probe_that_nobody_knows_of_is_not_fitted_to_few_frames(bench, monkeyp
     given = np.abs(image.current.probe)
     kept = np.allclose(np.abs(image.refined.shown_probe), given, atol=1e-4 * given.max())
     assert kept == few
+
+
+def test_an_image_that_takes_long_to_compute_is_shown_seldom(bench, monkeypatch):
+    given = Refiner.image
+
+    def slowly(refiner: Refiner) -> RefinedImage:
+        time.sleep(0.2)
+        return given(refiner)
+
+    monkeypatch.setattr(Refiner, "image", slowly)
+    monkeypatch.setattr("ptycho_stream.reconstruct.refined_layer._SHOW_EVERY_S", 0.0)
+    bench.write(range(40))
+    image = bench.open()
+    predict(image)
+    image.refine(0.0)
+    layer = image.refined
+    assert layer is not None and layer.show_due
+    layer.show()
+    image.refine(0.0)
+    assert layer.unshown and not layer.show_due
+    monkeypatch.setattr("ptycho_stream.reconstruct.refined_layer._SHOW_WAITS_S", 0.0)
+    assert layer.show_due
 
 
 def test_a_layer_that_is_saved_undecided_decides_later(bench):

@@ -307,6 +307,8 @@ class ReconstructStage:
         for scan_id in newest_first:
             self._guarded(scan_id, self._open[scan_id].refresh)
         scans = [self._open[scan_id] for scan_id in newest_first if scan_id in self._open]
+        waiting = (i for i, s in enumerate(scans) if self._asked(s, lambda s=s: s.waits))
+        scans = scans[: next(waiting, None)]  # the fit comes before what older scans want
         waited_for = (s for s in scans if self._asked(s, partial(s.ready, limit, deadline_ns)))
         to_rebuild = (s for s in scans if self._asked(s, lambda s=s: s.to_rebuild))
         scan = next(waited_for, None) or next(to_rebuild, None)

@@ -80,10 +80,11 @@ class Probe:
         return type(self)(self.modes[:count])
 
     def overlap(self, other: Self) -> float:
-        """How alike the leading modes are, whatever their photons and phases: 0 to 1."""
-        one, two = (p.modes[0].astype(np.complex128).ravel() for p in (self, other))
+        """How alike the leading modes are, 0 to 1, whatever their photons, phase and place."""
+        one, two = (np.fft.fft2(p.modes[0].astype(np.complex128)) for p in (self, other))
         lengths = np.linalg.norm(one) * np.linalg.norm(two)
-        return float(np.abs(np.vdot(one, two)) / lengths) if lengths > 0 else 0.0
+        match = np.abs(np.fft.ifft2(one * two.conj())).max() * one.size
+        return float(match / lengths)
 
 
 def load_probe(path: Path | str) -> Probe:

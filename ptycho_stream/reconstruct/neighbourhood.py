@@ -1,7 +1,7 @@
 """Refine a few frames of one neighbourhood by themselves, and say how well they fit then.
 
 For questions that need an image of one's own: does another orientation fit better, would another
-probe or other positions explain the misfit? Used by diagnosis and suspicion.
+probe or other positions explain the misfit? Used by diagnosis, suspicion and the probe's fit.
 """
 
 from __future__ import annotations

@@ -124,6 +124,11 @@ class OpenScan:
         return in_time and self.image.wants_refinement
 
     @property
+    def waits(self) -> bool:
+        """Whether the network waits for a probe that is fitted for this scan."""
+        return not self.parked and self.refining and self.image.network_waits
+
+    @property
     def judging(self) -> bool:
         """Whether trust in the image is to be looked at, and there is time left for it."""
         if self.trust is None:

@@ -54,16 +54,18 @@ class FittedProbe:
     """What was found.
 
     Attributes:
-        probe: with the photons of the one told; refined with all frames if it is ``better``.
+        probe: with the photons of the one told, and modes of that or a single one.
+        refined: the same, refined with all frames if it is ``better`` and not ``settled``.
         far_field: ``as told``, or ``as measured``, of one mode then.
         defocus_rad: phase that it has more than the one told, at its root mean square frequency.
-        excess: R beyond that of noise, of the frames refined with it before it was refined itself.
+        excess: R beyond that of noise, of the frames refined with ``probe``.
         told_excess: the same with the probe as told.
         rather_turned: whether a detector turned by 180 degrees explains the frames about as well
             with the probe as told: there a beam before its focus looks like one behind it.
     """
 
     probe: Probe
+    refined: Probe
     far_field: str
     defocus_rad: float
     excess: float
@@ -84,6 +86,11 @@ class FittedProbe:
     def better(self) -> bool:
         """Whether it should be used instead of the probe as told."""
         return self.needed and self.clear and not self.rather_turned
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is so good that some dozens of frames would not refine it."""
+        return self.excess <= FITS
 
 
 def fitting(
@@ -112,7 +119,7 @@ def fitting(
     few = frames.first(_COMPARED)
     told_excess = yield from _leaving(few, told, _JUDGING_SWEEPS, device)
     if told_excess <= POOR:
-        return FittedProbe(told, "as told", 0.0, told_excess, told_excess)
+        return FittedProbe(told, told, "as told", 0.0, told_excess, told_excess)
     beams = {
         "as told": told,
         "as measured": with_far_field(told, frames.counts, frames.valid),
@@ -141,12 +148,12 @@ def fitting(
     if far_field == "as told":
         turned_excess = yield from _leaving(_turned(few), told, _JUDGING_SWEEPS, device)
     rather_turned = excess > CLEARLY * turned_excess
-    found = FittedProbe(probe, far_field, phase_rad, excess, told_excess, rather_turned)
-    if not found.better:
+    found = FittedProbe(probe, probe, far_field, phase_rad, excess, told_excess, rather_turned)
+    if not found.better or found.settled:
         return found
     settings = RefineSettings(modes=max(modes, len(probe.modes)))
     done = yield from refining(frames, probe, settings, _POLISHING_SWEEPS, device)
-    return replace(found, probe=done.probe)
+    return replace(found, refined=done.probe)
 
 
 def with_far_field(

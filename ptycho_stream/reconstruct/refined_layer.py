@@ -44,8 +44,8 @@ for some visits take a tenth of a good one, and the images of the whole scan get
 _SHOW_EVERY_S = 0.25
 _SHOW_BYTES_PER_S = 50e6
 """Every sweep changes every tile: images are shown so seldom that subscribers get no more."""
-_SHOW_SHARE = 0.1
-"""And so seldom that it takes no more of the time."""
+_SHOW_SHARE, _SHOW_WAITS_S = 0.1, 2.0
+"""And so seldom that computing them takes no more of the time, unless that is a longer wait."""
 
 
 class RefinedLayer:
@@ -233,7 +233,8 @@ class RefinedLayer:
         if not self.unshown:
             return False
         size_bytes = 0 if self._image is None else 3 * self._image.weight_yx.nbytes
-        wait_s = max(_SHOW_EVERY_S, size_bytes / _SHOW_BYTES_PER_S, self._show_took_s / _SHOW_SHARE)
+        rested_s = min(self._show_took_s / _SHOW_SHARE, _SHOW_WAITS_S)
+        wait_s = max(_SHOW_EVERY_S, size_bytes / _SHOW_BYTES_PER_S, rested_s)
         return time.monotonic() - self._shown_at_s >= wait_s
 
     def show(self) -> None:

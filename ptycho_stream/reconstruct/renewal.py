@@ -21,7 +21,7 @@ from ptycho_stream.physics.probe import Probe, distance_m
 from ptycho_stream.reconstruct.generation import Generation, GenerationIdentity
 from ptycho_stream.reconstruct.live_misfit import MAX_START_EXCESS, newest_misfit
 from ptycho_stream.reconstruct.neighbourhood import Neighbours, nearest_frames
-from ptycho_stream.reconstruct.probe_fit import FITS, FittedProbe, fitting
+from ptycho_stream.reconstruct.probe_fit import FittedProbe, fitting
 from ptycho_stream.reconstruct.recipe import Recipe
 from ptycho_stream.reconstruct.refined_layer import RefinedLayer, basis_of
 from ptycho_stream.scans.header import ScanHeader
@@ -100,11 +100,10 @@ class Renewals:
         self._fit: _Fit | None = None
         self._fitted: GenerationIdentity | None = None
         self._rather_turned: GenerationIdentity | None = None
-        self._alike_at = 0
+        self._alike: tuple[GenerationIdentity, int] | None = None
 
     def forget(self) -> None:
         """Begin anew, with another recipe."""
-        self._alike_at = 0
         self.found = self._fit = self._fitted = self._rather_turned = None
 
     def failed(self, current: Generation, renewal: Generation) -> None:
@@ -163,17 +162,18 @@ class Renewals:
         before, now = generation.identity.probe_frames, len(refined.pairs)
         if refined.sweeps < _SWEEPS or (before and now > _LAST):
             return False
-        basis, frames = self._failed or (None, 0)
-        beyond = frames if basis == basis_of(generation.identity) else 0
-        if now < max(_GROWTH * before, _GROWTH_AFTER_FAILURE * beyond):
+        basis = basis_of(generation.identity)
+        failed, alike = (
+            known[1] if known and known[0] == basis else 0 for known in (self._failed, self._alike)
+        )
+        beyond = max(_GROWTH * before, _GROWTH_AFTER_FAILURE * failed, _GROWTH_WHILE_ALIKE * alike)
+        if now < beyond:
             return False
         if not before:
             return refined.network_excess > _POOR_EXCESS
-        if now < _GROWTH_WHILE_ALIKE * self._alike_at:
-            return False
         if refined.probe.overlap(Probe(generation.probe)) < _ALIKE:
             return True
-        self._alike_at = now
+        self._alike = basis, now
         return False
 
     def _begun(
@@ -206,13 +206,12 @@ class Renewals:
                 if time.monotonic() >= until_s:
                     return
         except StopIteration as end:
-            self._judge(header, end.value)
+            self._judge(header, self._fit, end.value)
         except (GeometryError, ProbeError, RuntimeError) as error:
             _log.error("scan %s: no probe could be fitted: %s", header.scan_id, error)
         self._fitted, self._fit = self._fit.basis, None
 
-    def _judge(self, header: ScanHeader, fitted: FittedProbe) -> None:
-        assert self._fit is not None
+    def _judge(self, header: ScanHeader, fit: _Fit, fitted: FittedProbe) -> None:
         if not fitted.needed:
             _log.info(
                 "scan %s: its probe fits the first frames (excess R %.3f)",
@@ -228,20 +227,20 @@ class Renewals:
                 fitted.told_excess,
             )
         elif fitted.rather_turned:
-            self._rather_turned = self._fit.basis
+            self._rather_turned = fit.basis
             _log.info(
                 "scan %s: a detector turned by 180 degrees explains the first frames as well as "
                 "another defocus does: the probe stays as it is",
                 header.scan_id,
             )
         else:
-            finding, settled = _words(header, fitted), fitted.excess <= FITS
-            self.found = RenewedProbe(fitted.probe, self._fit.frames, settled, finding)
+            finding = _words(header, fitted)
+            self.found = RenewedProbe(fitted.refined, fit.frames, fitted.settled, finding)
             _log.info(
                 "scan %s: the network predicts it again with a probe fitted to %d frames, because "
                 "%s",
                 header.scan_id,
-                self._fit.frames,
+                fit.frames,
                 finding,
             )
 

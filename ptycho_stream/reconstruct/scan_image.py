@@ -153,7 +153,7 @@ class ScanImage:
         newest = self._newest
         if not self.has_work or newest is None or not self._is_present(newest):
             return self.has_work
-        if self._network_waits:
+        if self.network_waits:
             return False
         return self._workable(newest.ledger) > newest.ledger.lent_count
 
@@ -276,7 +276,7 @@ class ScanImage:
         maker = None if target is None else self._makers.get(target.number)
         if target is None or maker is None or maker.group_frames > 1:
             return None
-        if not self._is_present(target):
+        if not self._is_present(target) or self.network_waits:
             return None
         indices = target.ledger.pending(self.reader.pair_count, limit)
         if not len(indices):
@@ -343,7 +343,7 @@ class ScanImage:
         return self.renewals.fits(generation) and self._settled(generation)
 
     @property
-    def _network_waits(self) -> bool:
+    def network_waits(self) -> bool:
         """Whether the network is about to get another probe: its image is of little use now."""
         current = self.current
         if current is None or self.reader.header.sealed or not self._fits(current):
