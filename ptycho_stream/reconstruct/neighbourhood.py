@@ -110,12 +110,13 @@ def refining(
     refiner.add(np.arange(len(frames.counts)), frames.position_yx_px)
     while refiner.sweeps < sweeps and refiner.step():
         yield
-    image, moved = refiner.image(), refiner.position_yx_px - frames.position_yx_px
+    image, refined = refiner.image(), refiner.probe
+    moved = refiner.position_yx_px - frames.position_yx_px
     corner, shift = patch_corners(refiner.position_yx_px, (1.0, 1.0), size)
     windows = object_windows(image.object_yx, corner - np.asarray(image.corner_yx_px), size)
-    figures = FrameJudge(refiner.probe, frames.valid, device).judge(windows, shift, frames.counts)
+    figures = FrameJudge(refined, frames.valid, device).judge(windows, shift, frames.counts)
     apart = float(np.sqrt(np.square(moved - moved.mean(0)).sum(1).mean()))
-    return Refinement(figures, image.object_yx, image.weight_yx, apart, refiner.probe)
+    return Refinement(figures, image.object_yx, image.weight_yx, apart, refined)
 
 
 def _laid(

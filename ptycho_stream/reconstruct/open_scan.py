@@ -126,7 +126,7 @@ class OpenScan:
     @property
     def waits(self) -> bool:
         """Whether the network waits for a probe that is fitted for this scan."""
-        return not self.parked and self.refining and self.image.network_waits
+        return self.image.network_waits and self.refining and not self.parked
 
     @property
     def judging(self) -> bool:

@@ -118,8 +118,9 @@ def fitting(
     """
     few = frames.first(_COMPARED)
     told_excess = yield from _leaving(few, told, _JUDGING_SWEEPS, device)
-    if told_excess <= POOR:
-        return FittedProbe(told, told, "as told", 0.0, told_excess, told_excess)
+    found = FittedProbe(told, told, "as told", 0.0, told_excess, told_excess)
+    if not found.needed:
+        return found
     beams = {
         "as told": told,
         "as measured": with_far_field(told, frames.counts, frames.valid),
