@@ -26,7 +26,7 @@ from ptycho_stream.reconstruct.scan_trust import ScanTrust
 from ptycho_stream.reconstruct.spare_time import SpareTime
 from ptycho_stream.reconstruct.trust_watch import TrustReport, TrustWatch
 from ptycho_stream.scans.catalogue import Catalogue
-from ptycho_stream.settings import TrustSettings
+from ptycho_stream.settings import Settings, TrustSettings
 from ptycho_stream.simulate.experiment import SimulatedExperiment, simulate_experiment
 from ptycho_streamd.reconstruct_metrics import ReconstructMetrics
 
@@ -133,22 +133,31 @@ def test_the_final_image_is_the_one_that_was_judged(bench):
     scan.close()
 
 
-def test_a_scan_that_is_closed_in_the_middle_of_a_look_is_let_go(bench):
+@pytest.mark.parametrize("refined", [False, True])
+def test_a_scan_that_is_closed_in_the_middle_of_a_look_is_let_go(bench, refined):
     """Its arrays are large, and the garbage collector seldom comes to objects so old."""
-    image = bench.open(settings=None)
-    predict(image)
-    lease = Catalogue(bench.root).lease(image.reader.scan_id, "reconstruct")
-    trust = judge(image, "suggest", share=1e-6)
-    scan = OpenScan(image, lease, trust=trust, refine_s=0.0, trust_s=60.0)
-    assert image.current is not None
-    canvas = weakref.ref(image.current.canvas)
+    settings = Settings.model_validate(
+        {
+            "probe": {"path": "given by the recipe"},
+            "refine": {"enabled": refined, "modes": 1, "sweeps": 2},
+            "trust": {"enabled": True, "diagnosis": "suggest", "share": 1e-6},
+        }
+    )
+    catalogue = Catalogue(bench.root)
+    lease = catalogue.lease(bench.writer.scan_id, "reconstruct")
+    scan = OpenScan.of(catalogue.open(bench.writer.scan_id), lease, bench.recipe, settings)
+    predict(scan.image)
+    if refined:
+        refine(scan.image)
+    assert scan.image.current is not None and scan.trust is not None
+    canvas = weakref.ref(scan.image.current.canvas)
     gc.collect()
     gc.disable()
     try:
-        trust.look(scan.state(final=False))
-        assert trust.due(hurried=True), "it was not in the middle of it"
+        scan.trust.look(scan.state(final=False))
+        assert scan.trust.due(hurried=True), "it was not in the middle of it"
         scan.close()
-        del image, trust, scan
+        del scan
         assert canvas() is None
     finally:
         gc.enable()

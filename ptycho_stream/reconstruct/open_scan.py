@@ -90,8 +90,6 @@ class OpenScan:
             positions_move=refinement.positions,
             mask_pixels=settings.view.hot_pixels == "auto",
         )
-        if trust.enabled:
-            image.renewals.waits = lambda: judge.looks_first
         return cls(
             image,
             lease,
@@ -122,6 +120,11 @@ class OpenScan:
         """Whether the image is to be refined, and there is time left for it."""
         in_time = self._refine_time.left(running=self.predicted)
         return in_time and self.image.wants_refinement
+
+    @property
+    def may_renew(self) -> bool:
+        """Whether a better probe may be sought: not before the pattern was looked at."""
+        return self.trust is None or not self.trust.looks_first
 
     @property
     def waits(self) -> bool:

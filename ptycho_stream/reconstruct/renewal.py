@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,13 +88,11 @@ class Renewals:
         settings: of the refinement; None: there is none.
 
     Attributes:
-        waits: asked whether it is too early, because the frames were not looked at yet.
         found: the probe for the next generation; None: there is none.
     """
 
     def __init__(self, settings: RefinementSettings | None) -> None:
         self._settings = settings or RefinementSettings()
-        self.waits: Callable[[], bool] = lambda: False
         self.found: RenewedProbe | None = None
         self._failed: tuple[GenerationIdentity, int] | None = None
         self._fit: _Fit | None = None
@@ -128,10 +126,9 @@ class Renewals:
         if not self._possible(refined, generation, recipe):
             return
         fit = self._should_fit(refined, generation)
-        if not (fit or self._should_take(refined, generation)) or self.waits():
-            return
         if fit:
             self._fit = self._begun(scan, refined, generation, recipe)
+        if fit or not self._should_take(refined, generation):
             return
         self.found = RenewedProbe(refined.probe, len(refined.pairs))
         _log.info(

@@ -371,8 +371,12 @@ class ScanImage:
         frames = max(self._refinable(self.refined, self.current), 1)
         return self.refined.sweeps * self.refined.looked_at / frames
 
-    def refine(self, budget_s: float) -> int:
+    def refine(self, budget_s: float, *, may_renew: bool = True) -> int:
         """Refine for about ``budget_s``; refinement must be wanted.
+
+        Args:
+            budget_s: seconds.
+            may_renew: whether a better probe may be sought for the network, too.
 
         Returns:
             How many visits of frames were made.
@@ -397,7 +401,7 @@ class ScanImage:
             if not self.refined.has_work:
                 return 0
             visits = self.refined.work(self.current.canvas, budget_s)
-            if not fits and self._settled(self.current):
+            if may_renew and not fits and self._settled(self.current):
                 self.renewals.look(self.viewed, self.refined, self.current, self._recipe)
             return visits
         except PtychoStreamError:

@@ -105,7 +105,7 @@ class SpareTime:
 
     def _refine(self, scan: OpenScan, budget_s: float) -> None:
         try:
-            visits = scan.image.refine(budget_s)
+            visits = scan.image.refine(budget_s, may_renew=scan.may_renew)
         except PtychoStreamError as error:
             log.error("scan %s is not refined any more: %s", scan.reader.scan_id, error)
             self._tally.refinement_failed()
