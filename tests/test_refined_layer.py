@@ -173,10 +173,10 @@ def test_a_good_probe_is_fitted_later_than_one_that_is_not(bench, monkeypatch, g
     assert not is_kept()
 
 
-@pytest.mark.parametrize("expected", [None, 2 * FRAMES])
-def test_a_good_probe_waits_for_the_end_of_a_scan_only_if_it_is_known(bench, monkeypatch, expected):
+@pytest.mark.parametrize("enough", [FRAMES // 2, 2 * FRAMES])
+def test_a_good_probe_waits_for_enough_frames(bench, monkeypatch, enough):
     monkeypatch.setattr("ptycho_stream.reconstruct.scan_image.GOOD_PROBE_EXCESS", 10.0)
-    bench.writer.update_header(expected_frames=expected)
+    monkeypatch.setattr("ptycho_stream.reconstruct.refined_layer._PROBE_WAITS_FRAMES", enough)
     bench.write(range(FRAMES))
     image = bench.open()
     predict(image)
@@ -185,13 +185,13 @@ def test_a_good_probe_waits_for_the_end_of_a_scan_only_if_it_is_known(bench, mon
     given = np.abs(image.current.probe)
     shown = np.abs(image.refined.shown_probe)
     kept = np.allclose(shown, given, atol=1e-4 * given.max())
-    assert kept == (expected is not None)
+    assert kept == (enough > FRAMES)
 
 
 @pytest.mark.parametrize("few", [True, False])
 def test_a_probe_that_nobody_knows_of_is_not_fitted_to_few_frames(bench, monkeypatch, few):
-    monkeypatch.setattr(ScanImage, "_decide_to_follow", lambda *_: None)  # the network's image is
-    bench.writer.update_header(expected_frames=2 * FRAMES)  # nowhere looked at
+    # The network's image is not looked at.
+    monkeypatch.setattr(ScanImage, "_decide_to_follow", lambda *_: None)
     bench.write(range(40 if few else FRAMES))
     image = bench.open()
     predict(image)

@@ -8,7 +8,6 @@ what it has over the predicted tiles.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -34,10 +33,11 @@ from ptycho_stream.settings import RefinementSettings
 _log = logging.getLogger(__name__)
 _POSITION_STEP = 2.0
 _PROBE_WAITS_SWEEPS = 6.0
-"""Visits of a frame, on average, before a probe that is good is fitted, and not before the scan has
-ended or, where nobody knows when it will, half of the sweeps are done: with an object that is still
-rough, or in part, it gets worse, and a visit takes 1.5 times as long (a quarter of the siemens
-star, after six visits: nrmse 0.085, and 0.074 if it waits)."""
+_PROBE_WAITS_FRAMES = 256
+"""Visits of a frame, on average, and frames before a probe that is good is fitted; at a scan's end
+the visits are enough. With an object that is still rough, or in part, it gets worse, and a visit
+takes 1.5 times as long (a quarter of the siemens star, after six visits: nrmse 0.085, and 0.074 if
+it waits)."""
 _PROBE_UNKNOWN_FRAMES = 64
 """It waits, too, while there are fewer and nobody knows whether it is good: thirty frames refined
 for some visits take a tenth of a good one, and the images of the whole scan get twice as bad."""
@@ -204,14 +204,7 @@ class RefinedLayer:
                     self._started_from[index] = version
                     corner = (index[0] * predicted.tile_px, index[1] * predicted.tile_px)
                     self._refiner.start_from(predicted.object_tile(index)[0], corner)
-            header, waits_for = self._reader.header, self._most_sweeps / 2
-            if header.sealed:
-                waits_for = min(_PROBE_WAITS_SWEEPS, waits_for)
-            elif header.expected_frames is not None:
-                waits_for = math.inf
-            unknown = self.follows is None and len(self.pairs) < _PROBE_UNKNOWN_FRAMES
-            may_wait = self.probe_waits or unknown
-            self._refiner.fits_probe = not may_wait or self.sweeps >= waits_for
+            self._refiner.fits_probe = not self._probe_waits
             visits = self._refiner.sweep(budget_s)
         except ProbeError:
             self._lost = True
@@ -221,6 +214,17 @@ class RefinedLayer:
         self._stuck = not visits
         self._visits += visits
         return visits
+
+    @property
+    def _probe_waits(self) -> bool:
+        """Whether the probe is left as it is for now."""
+        frames = len(self.pairs)
+        unknown = self.follows is None and frames < _PROBE_UNKNOWN_FRAMES
+        if not (self.probe_waits or unknown):
+            return False
+        if frames < _PROBE_WAITS_FRAMES and not self._reader.header.sealed:
+            return True
+        return self.sweeps < min(_PROBE_WAITS_SWEEPS, self._most_sweeps / 2)
 
     @property
     def unshown(self) -> bool:
