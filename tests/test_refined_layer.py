@@ -174,18 +174,48 @@ def test_a_good_probe_is_fitted_later_than_one_that_is_not(bench, monkeypatch, g
 
 
 @pytest.mark.parametrize("enough", [FRAMES // 2, 2 * FRAMES])
-def test_a_good_probe_waits_for_enough_frames(bench, monkeypatch, enough):
+def test_a_good_probe_waits_for_enough_frames_and_visits(bench, monkeypatch, enough):
     monkeypatch.setattr("ptycho_stream.reconstruct.scan_image.GOOD_PROBE_EXCESS", 10.0)
     monkeypatch.setattr("ptycho_stream.reconstruct.refined_layer._PROBE_WAITS_FRAMES", enough)
     bench.write(range(FRAMES))
     image = bench.open()
     predict(image)
-    refine(image)
-    assert image.current is not None and image.refined is not None
+    assert image.current is not None
     given = np.abs(image.current.probe)
-    shown = np.abs(image.refined.shown_probe)
-    kept = np.allclose(shown, given, atol=1e-4 * given.max())
-    assert kept == (enough > FRAMES)
+
+    def is_kept() -> bool:
+        assert image.refined is not None
+        return np.allclose(np.abs(image.refined.shown_probe), given, atol=1e-4 * given.max())
+
+    refine(image, sweeps=4)
+    assert is_kept()
+    refine(image)
+    assert is_kept() == (enough > FRAMES)
+    assert image.refined is not None
+    assert image.refined.sweeps < SETTINGS.sweeps or not is_kept(), "none are left for the probe"
+    bench.writer.seal("complete", {})
+    assert image.reader.refresh()
+    refine(image)
+    assert not is_kept() and image.refined.sweeps >= SETTINGS.sweeps
+
+
+def test_a_good_probe_is_fitted_for_good(bench, monkeypatch):
+    """Also where so many frames come that they were visited less on average than before."""
+    monkeypatch.setattr("ptycho_stream.reconstruct.scan_image.GOOD_PROBE_EXCESS", 10.0)
+    monkeypatch.setattr("ptycho_stream.reconstruct.refined_layer._PROBE_WAITS_FRAMES", 30)
+    bench.write(range(40))
+    image = bench.open()
+    predict(image)
+    refine(image, sweeps=8)
+    assert image.refined is not None
+    before = np.abs(image.refined.shown_probe)
+    bench.write(range(40, FRAMES))
+    predict(image)
+    image.refine(0.0)
+    assert image.refined.sweeps < 6
+    refine(image, sweeps=5)
+    now = np.abs(image.refined.shown_probe)
+    assert not np.allclose(now, before, atol=1e-4 * before.max())
 
 
 @pytest.mark.parametrize("few", [True, False])
@@ -197,7 +227,7 @@ def test_a_probe_that_nobody_knows_of_is_not_fitted_to_few_frames(bench, monkeyp
     predict(image)
     refine(image)
     assert image.current is not None and image.refined is not None
-    assert image.refined.sweeps >= SETTINGS.sweeps
+    assert image.refined.sweeps >= SETTINGS.sweeps / 2
     given = np.abs(image.current.probe)
     kept = np.allclose(np.abs(image.refined.shown_probe), given, atol=1e-4 * given.max())
     assert kept == few

@@ -13,7 +13,7 @@ import torch
 from daemon_harness import wait_for
 from image_bench import SETTINGS, SIZE, Bench, predict, refine, running_scan, shipped_recipe
 
-from ptycho_stream.errors import ModelError
+from ptycho_stream.errors import ModelError, StoreError
 from ptycho_stream.geometry import Orientation, View
 from ptycho_stream.physics.probe import Probe
 from ptycho_stream.reconstruct.allowance import Allowance
@@ -133,24 +133,31 @@ def test_the_final_image_is_the_one_that_was_judged(bench):
     scan.close()
 
 
-@pytest.mark.parametrize("refined", [False, True])
-def test_a_scan_that_is_closed_in_the_middle_of_a_look_is_let_go(bench, refined):
-    """Its arrays are large, and the garbage collector seldom comes to objects so old."""
+def opened(bench: Bench, *, refined: bool, share: float = 0.5) -> OpenScan:
+    """The bench's scan, as the reconstruct stage opens it."""
     settings = Settings.model_validate(
         {
             "probe": {"path": "given by the recipe"},
             "refine": {"enabled": refined, "modes": 1, "sweeps": 2},
-            "trust": {"enabled": True, "diagnosis": "suggest", "share": 1e-6},
+            "trust": {"enabled": True, "diagnosis": "suggest", "share": share},
         }
     )
     catalogue = Catalogue(bench.root)
     lease = catalogue.lease(bench.writer.scan_id, "reconstruct")
-    scan = OpenScan.of(catalogue.open(bench.writer.scan_id), lease, bench.recipe, settings)
+    return OpenScan.of(catalogue.open(bench.writer.scan_id), lease, bench.recipe, settings)
+
+
+@pytest.mark.parametrize("refined", [False, True])
+def test_a_scan_that_is_closed_in_the_middle_of_a_look_is_let_go(bench, refined):
+    """Its arrays are large, and the garbage collector seldom comes to objects so old."""
+    scan = opened(bench, refined=refined, share=1e-6)
     predict(scan.image)
     if refined:
         refine(scan.image)
     assert scan.image.current is not None and scan.trust is not None
-    canvas = weakref.ref(scan.image.current.canvas)
+    held = [weakref.ref(scan.image), weakref.ref(scan.image.current.canvas)]
+    if refined:
+        held.append(weakref.ref(scan.image.refined))
     gc.collect()
     gc.disable()
     try:
@@ -158,9 +165,39 @@ def test_a_scan_that_is_closed_in_the_middle_of_a_look_is_let_go(bench, refined)
         assert scan.trust.due(hurried=True), "it was not in the middle of it"
         scan.close()
         del scan
-        assert canvas() is None
+        assert [one() for one in held] == [None] * len(held)
     finally:
         gc.enable()
+
+
+def test_a_save_that_the_disk_refuses_leaves_nothing_behind(bench, monkeypatch):
+    def full(*_: object) -> None:
+        raise StoreError("there is no space left")
+
+    monkeypatch.setattr("ptycho_stream.reconstruct.open_scan.write_state", full)
+    scan = opened(bench, refined=False)
+    predict(scan.image)
+    image = weakref.ref(scan.image)
+    gc.collect()
+    gc.disable()
+    try:
+        scan.begin_save()
+        with pytest.raises(StoreError, match="no space"):
+            scan.end_save(wait=True)
+        scan.close()
+        del scan
+        assert image() is None
+    finally:
+        gc.enable()
+
+
+def test_no_better_probe_is_sought_before_the_pattern_was_looked_at(bench):
+    scan = opened(bench, refined=False)
+    predict(scan.image)
+    assert scan.trust is not None and not scan.may_renew
+    look_at(scan.image, scan.trust)
+    assert scan.may_renew
+    scan.close()
 
 
 def test_another_generation_is_judged_by_itself(bench):

@@ -27,6 +27,8 @@ class Scan:
     ) -> None:
         self.refining, self.judging, self._takes_s = refining, judging, takes_s
         self.parked = self.changed = self.unsaved = False
+        self.may_renew = True
+        self.renewed: list[bool] = []
         self.budgets_s: list[float] = []
         self.looks = 0
         self.fault: PtychoStreamError | None = None
@@ -41,11 +43,12 @@ class Scan:
         assert not final
         return object()
 
-    def _refine(self, budget_s: float) -> int:
+    def _refine(self, budget_s: float, *, may_renew: bool) -> int:
         if self.fault is not None:
             self.refining = False
             raise self.fault
         self.budgets_s.append(budget_s)
+        self.renewed.append(may_renew)
         time.sleep(self._takes_s)
         return 12
 
@@ -76,7 +79,11 @@ def sample(metrics: ReconstructMetrics, name: str) -> float | None:
 
 def test_where_there_is_time_it_is_used_in_slices(spare_time, metrics):
     scan = Scan(judging=True)
-    assert use(spare_time, a=scan) and use(spare_time, a=scan)
+    scan.may_renew = False
+    assert use(spare_time, a=scan)
+    scan.may_renew = True
+    assert use(spare_time, a=scan)
+    assert scan.renewed == [False, True]
     assert scan.budgets_s == [SLICE_S, SLICE_S] and scan.looks == 2
     assert sample(metrics, "frame_refinements_total") == 24
     scan.refining = scan.judging = False

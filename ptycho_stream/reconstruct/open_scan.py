@@ -83,17 +83,19 @@ class OpenScan:
             settings.reconstruct.tile_px,
             refinement if refinement.enabled else None,
         )
-        judge = ScanTrust(
-            image,
-            trust,
-            recipe.device,
-            positions_move=refinement.positions,
-            mask_pixels=settings.view.hot_pixels == "auto",
-        )
+        judge = None
+        if trust.enabled:
+            judge = ScanTrust(
+                image,
+                trust,
+                recipe.device,
+                positions_move=refinement.positions,
+                mask_pixels=settings.view.hot_pixels == "auto",
+            )
         return cls(
             image,
             lease,
-            trust=judge if trust.enabled else None,
+            trust=judge,
             refine_s=refinement.seconds,
             trust_s=trust.seconds,
         )
@@ -123,7 +125,7 @@ class OpenScan:
 
     @property
     def may_renew(self) -> bool:
-        """Whether a better probe may be sought: not before the pattern was looked at."""
+        """Whether a better probe may be sought: not while the pattern is still to be looked at."""
         return self.trust is None or not self.trust.looks_first
 
     @property
@@ -230,6 +232,8 @@ class OpenScan:
         except StoreError:
             self.unsaved = True
             raise
+        finally:
+            del saving  # else the error and what was to be saved refer to each other
         return time.monotonic() - self._saved_at_s
 
     def close(self) -> None:

@@ -68,8 +68,8 @@ class RefinedLayer:
         looked_at: how far in the log of pairs all have been taken in, or left out.
         pairs: int64 (n,), indices in that log of the frames that were taken in.
         follows: whether what the network made is good enough to start from; None: not known yet.
-        probe_waits: whether the probe is so good that it is fitted after a few sweeps only, and
-            after the scan.
+        probe_waits: whether the probe is so good that it is kept until there are enough frames, or
+            the scan has ended, and a few sweeps were made.
         network_excess: excess R of what the network made, when that was judged; NaN: not yet.
         judged_again_at: where it is not known whether to follow: from so many predicted frames on
             it may be.
@@ -153,9 +153,13 @@ class RefinedLayer:
 
     @property
     def has_work(self) -> bool:
-        """Whether more sweeps over the frames taken in are wanted."""
+        """Whether more sweeps over the frames taken in are wanted.
+
+        As long as the probe is kept for want of frames half of them, so that some are left for it.
+        """
         idle = self._stuck or self._lost
-        return len(self.pairs) > 0 and not idle and self.sweeps < self._most_sweeps
+        share = 0.5 if self._keeps_probe and self._awaits_frames else 1.0
+        return len(self.pairs) > 0 and not idle and self.sweeps < share * self._most_sweeps
 
     def add(self, indices: NDArray[np.int64], pairs: NDArray[Any], looked_at: int) -> None:
         """Take in frames; those held out are judged by, and not refined.
@@ -204,7 +208,10 @@ class RefinedLayer:
                     self._started_from[index] = version
                     corner = (index[0] * predicted.tile_px, index[1] * predicted.tile_px)
                     self._refiner.start_from(predicted.object_tile(index)[0], corner)
-            self._refiner.fits_probe = not self._probe_waits
+            enough = min(_PROBE_WAITS_SWEEPS, self._most_sweeps / 2)
+            if not self._awaits_frames and self.sweeps >= enough:
+                self.probe_waits = False  # for good, though with more frames sweeps are fewer again
+            self._refiner.fits_probe = not self._keeps_probe
             visits = self._refiner.sweep(budget_s)
         except ProbeError:
             self._lost = True
@@ -216,15 +223,15 @@ class RefinedLayer:
         return visits
 
     @property
-    def _probe_waits(self) -> bool:
+    def _keeps_probe(self) -> bool:
         """Whether the probe is left as it is for now."""
-        frames = len(self.pairs)
-        unknown = self.follows is None and frames < _PROBE_UNKNOWN_FRAMES
-        if not (self.probe_waits or unknown):
-            return False
-        if frames < _PROBE_WAITS_FRAMES and not self._reader.header.sealed:
-            return True
-        return self.sweeps < min(_PROBE_WAITS_SWEEPS, self._most_sweeps / 2)
+        unknown = self.follows is None and len(self.pairs) < _PROBE_UNKNOWN_FRAMES
+        return self.probe_waits or unknown
+
+    @property
+    def _awaits_frames(self) -> bool:
+        """Whether frames are still to come before a good probe is fitted."""
+        return len(self.pairs) < _PROBE_WAITS_FRAMES and not self._reader.header.sealed
 
     @property
     def unshown(self) -> bool:

@@ -125,10 +125,10 @@ class Renewals:
         self._fit = None  # of another basis
         if not self._possible(refined, generation, recipe):
             return
-        fit = self._should_fit(refined, generation)
-        if fit:
+        if self._should_fit(refined, generation):
             self._fit = self._begun(scan, refined, generation, recipe)
-        if fit or not self._should_take(refined, generation):
+            return
+        if not self._should_take(refined, generation):
             return
         self.found = RenewedProbe(refined.probe, len(refined.pairs))
         _log.info(
