@@ -156,6 +156,11 @@ def test_a_scan_that_begins_out_of_focus_is_predicted_again_with_a_fitted_probe(
     assert renewed_with(as_told) == 0
     assert bench.error(image) < 0.4 * bench.error(as_told)
 
+    bench.writer.seal("complete", {})
+    assert image.reader.refresh()
+    turns(image)
+    assert image.refined.sweeps >= LONGER.sweeps and generation(image).number == 2
+
 
 def test_a_probe_that_no_defocus_makes_better_is_refined_first(bench, monkeypatch, caplog):
     monkeypatch.setattr("ptycho_stream.reconstruct.probe_fit.CLEARLY", 0.0)

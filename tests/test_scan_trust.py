@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,6 +148,17 @@ def opened(bench: Bench, *, refined: bool, share: float = 0.5) -> OpenScan:
     return OpenScan.of(catalogue.open(bench.writer.scan_id), lease, bench.recipe, settings)
 
 
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """What is let go meanwhile is freed only where no circle of references holds it."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("refined", [False, True])
 def test_a_scan_that_is_closed_in_the_middle_of_a_look_is_let_go(bench, refined):
     """Its arrays are large, and the garbage collector seldom comes to objects so old."""
@@ -158,16 +170,12 @@ def test_a_scan_that_is_closed_in_the_middle_of_a_look_is_let_go(bench, refined)
     held = [weakref.ref(scan.image), weakref.ref(scan.image.current.canvas)]
     if refined:
         held.append(weakref.ref(scan.image.refined))
-    gc.collect()
-    gc.disable()
-    try:
+    with without_collector():
         scan.trust.look(scan.state(final=False))
         assert scan.trust.due(hurried=True), "it was not in the middle of it"
         scan.close()
         del scan
         assert [one() for one in held] == [None] * len(held)
-    finally:
-        gc.enable()
 
 
 def test_a_save_that_the_disk_refuses_leaves_nothing_behind(bench, monkeypatch):
@@ -178,17 +186,13 @@ def test_a_save_that_the_disk_refuses_leaves_nothing_behind(bench, monkeypatch):
     scan = opened(bench, refined=False)
     predict(scan.image)
     image = weakref.ref(scan.image)
-    gc.collect()
-    gc.disable()
-    try:
+    with without_collector():
         scan.begin_save()
         with pytest.raises(StoreError, match="no space"):
             scan.end_save(wait=True)
         scan.close()
         del scan
         assert image() is None
-    finally:
-        gc.enable()
 
 
 def test_no_better_probe_is_sought_before_the_pattern_was_looked_at(bench):
